@@ -1,0 +1,43 @@
+"""Errors a user can act on: each says where, what came, and what to do."""
+
+from __future__ import annotations
+
+
+class LlrflowError(Exception):
+    """Base of every error llrflow raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(LlrflowError):
+    """Wrong input: one line `where: got; fix`, exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, where: str, got: str, fix: str = "") -> None:
+        self.where, self.got, self.fix = where, got, fix
+        super().__init__(f"{where}: {got}" + (f"; {fix}" if fix else ""))
+
+
+class SpecError(InputError, ValueError):
+    """A spec (or a component's configuration) that cannot be used as it stands."""
+
+
+class DataError(InputError):
+    """A dataset that is missing, damaged or inconsistent with the spec."""
+
+
+class PluginError(InputError):
+    """A plugin that cannot be imported or breaks the component contract."""
+
+
+class CheckpointError(InputError):
+    """A run folder without an intact checkpoint, or one that does not fit the spec."""
+
+
+class ThreatError(LlrflowError, AssertionError):
+    """A perturbation left the threat model: always a bug in an attack, never bad input."""
+
+
+class NonFiniteError(LlrflowError):
+    """The training loss stopped being finite."""
