@@ -1,1 +1,36 @@
 """llrflow: one YAML file in; a robust classifier, an honest attack report and a resumable run folder out."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llrflow.attacks.run import attack
+    from llrflow.errors import SpecError
+    from llrflow.probe import Probe
+    from llrflow.program.compile import compile_spec as compile  # noqa: A004
+    from llrflow.registry import make
+    from llrflow.run.pipeline import load_model, run
+    from llrflow.spec.load import load_spec
+
+__all__ = ["Probe", "SpecError", "attack", "compile", "load_model", "load_spec", "make", "run"]
+
+_HOMES = {
+    "Probe": ("llrflow.probe", "Probe"),
+    "SpecError": ("llrflow.errors", "SpecError"),
+    "attack": ("llrflow.attacks.run", "attack"),
+    "compile": ("llrflow.program.compile", "compile_spec"),
+    "load_model": ("llrflow.run.pipeline", "load_model"),
+    "load_spec": ("llrflow.spec.load", "load_spec"),
+    "make": ("llrflow.registry", "make"),
+    "run": ("llrflow.run.pipeline", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import llrflow` starts neither JAX nor Ray."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llrflow' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import NoneType
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from llrflow.errors import PluginError, SpecError
@@ -36,7 +36,9 @@ class Component(BaseModel):
     `Annotated[float, Traced()]` when the compiled step should take it as an input instead of a constant.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     registered_as: ClassVar[tuple[str, str] | None] = None
     """(kind, type name), set by `register`."""
@@ -52,7 +54,9 @@ class Component(BaseModel):
         for key in raw:
             if key not in known:
                 raise_at((key,), raw[key], "unknown_key", f"is not a field of {cls.label()}; {suggest(key, known)}")
-        return {k: parse_number(v) if known[k].annotation is float and isinstance(v, str) else v for k, v in raw.items()}
+        return {
+            k: parse_number(v) if known[k].annotation is float and isinstance(v, str) else v for k, v in raw.items()
+        }
 
     @model_serializer(mode="wrap")
     def _with_type(self, handler: Any) -> dict[str, Any]:
@@ -64,6 +68,9 @@ class Component(BaseModel):
         """How messages call this block: `term local_linearity`, or the class name in lower case."""
         return " ".join(cls.registered_as) if cls.registered_as else cls.__name__.lower()
 
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")]
+"""A user's name for a term, perturbation, attack ...: part of dotted paths, metrics and file names."""
 
 ComponentT = TypeVar("ComponentT", bound=type[Component])
 
@@ -92,11 +99,15 @@ def register(kind: str, name: str) -> Callable[[ComponentT], ComponentT]:
         taken = _entries[kind].get(name)
         if taken is not None:
             raise PluginError(
-                cls.__qualname__, f"the {kind} name {name!r} is already registered by {taken.origin}", "choose another name"
+                cls.__qualname__,
+                f"the {kind} name {name!r} is already registered by {taken.origin}",
+                "choose another name",
             )
         reserved = {"type", *_entry_fields.get(kind, ())} & set(cls.model_fields)
         if reserved:
-            raise PluginError(cls.__qualname__, f"field {min(reserved)!r} is reserved for every {kind}", "rename the field")
+            raise PluginError(
+                cls.__qualname__, f"field {min(reserved)!r} is reserved for every {kind}", "rename the field"
+            )
         cls.registered_as = (kind, name)
         _entries[kind][name] = Entry(cls, _origin)
         return cls
@@ -197,6 +208,7 @@ class Chosen:
 
     @property
     def definition(self) -> str:
+        """Name of this choice in the JSON Schema's `$defs`."""
         return self.kind if self.entry is None else f"{self.kind}_in_{self.entry.__name__.lower()}"
 
 
@@ -294,7 +306,7 @@ def first_problem(error: ValidationError | PydanticCustomError) -> tuple[tuple[s
         message, _, fix = error.message().partition("; ")
         return (), message, fix
     problem = error.errors(include_url=False)[0]
-    path = tuple(problem["loc"])
+    path = tuple(part for part in problem["loc"] if part != "[key]")
     if problem["type"] == "missing":
         return path, "is missing", "add it"
     message, _, fix = problem["msg"].replace("Input should", "should", 1).partition("; ")

@@ -1,0 +1,250 @@
+"""The inner maximisation: one projected-ascent loop for training perturbations and for attacks.
+
+The loop is three pure methods (`begin`, `advance`, `finish`) over a `Carry`; `maximise` strings them
+together inside a compiled step, `llrflow.attacks` drives them from the host. Which of the two, and how the
+steps are repeated, is decided by `plan_steps` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from pydantic import Field
+
+from llrflow.probe import SearchProbe
+from llrflow.registry import Chosen, Component, Traced, make, register
+from llrflow.threat import Threat
+
+StepSize = Annotated[float | Literal["auto"], Traced(gt=0)]
+HOST_CHUNK = 8
+
+
+@register("start", "zero")
+class ZeroStart(Component):
+    """Start at the clean image."""
+
+    def __call__(self, threat: Threat, x: jax.Array, keys: jax.Array) -> jax.Array:
+        """delta [B,H,W,C]."""
+        return jnp.zeros_like(x)
+
+
+@register("start", "uniform")
+class UniformStart(Component):
+    """Start uniformly inside `radius` times the ball."""
+
+    radius: Annotated[float, Traced(gt=0)] = 1.0
+    """Radius in multiples of epsilon."""
+
+    def __call__(self, threat: Threat, x: jax.Array, keys: jax.Array) -> jax.Array:
+        """delta [B,H,W,C]."""
+        return self.radius * threat.uniform(keys, x)
+
+
+@register("start", "gaussian")
+class GaussianStart(Component):
+    """Start at scale * N(0, I): 0.001 is that of TRADES (Zhang et al. 2019)."""
+
+    scale: Annotated[float, Traced(gt=0)] = 0.001
+    """Standard deviation in pixel units."""
+
+    def __call__(self, threat: Threat, x: jax.Array, keys: jax.Array) -> jax.Array:
+        """delta [B,H,W,C]."""
+        return self.scale * jax.vmap(lambda key, image: jax.random.normal(key, image.shape, image.dtype))(keys, x)
+
+
+class _SizedStep(Component):
+    size: StepSize = "auto"
+    """Length of a step in pixel units; `auto` is 2.5 epsilon / steps (Madry et al. 2018)."""
+
+    def init(self, delta: jax.Array) -> tuple[()]:
+        """These steps keep no state."""
+        return ()
+
+    def move(self, gradient: jax.Array, state: tuple[()], threat: Threat, steps: int) -> tuple[jax.Array, tuple[()]]:
+        """(increment of delta [B,H,W,C], state)."""
+        size = 2.5 * threat.epsilon / steps if self.size == "auto" else self.size
+        return size * self.direction(gradient, threat), state
+
+    def direction(self, gradient: jax.Array, threat: Threat) -> jax.Array:
+        """Unit direction of ascent."""
+        raise NotImplementedError
+
+
+@register("step", "steepest")
+class SteepestStep(_SizedStep):
+    """The threat's steepest direction: sign(g) for linf, g / ||g||_2 for l2."""
+
+    def direction(self, gradient: jax.Array, threat: Threat) -> jax.Array:
+        """[B,H,W,C], unit length in the threat's norm."""
+        return threat.steepest(gradient)
+
+
+@register("step", "sign")
+class SignStep(_SizedStep):
+    """sign(g), whatever the norm of the threat."""
+
+    def direction(self, gradient: jax.Array, threat: Threat) -> jax.Array:
+        """[B,H,W,C]."""
+        return jnp.sign(gradient)
+
+
+@register("step", "normalized")
+class NormalizedStep(_SizedStep):
+    """g / ||g||_2, whatever the norm of the threat."""
+
+    def direction(self, gradient: jax.Array, threat: Threat) -> jax.Array:
+        """[B,H,W,C], unit length in l2."""
+        return Threat(norm="l2", epsilon=1.0).steepest(gradient)
+
+
+@register("step", "optax")
+class OptaxStep(Component):
+    """Any optax optimizer, ascending (Adam in Uesato et al. 2018 and Gowal et al. 2019)."""
+
+    optimizer: Annotated[Any, Chosen("optimizer")]
+    """An optimizer component, for example `{type: adam, learning_rate: 0.1}`."""
+
+    of: Literal["gradient", "steepest"] = "gradient"
+    """Feed the raw gradient, or its steepest unit direction."""
+
+    def init(self, delta: jax.Array) -> Any:
+        """The optimizer's state."""
+        return self.optimizer.build().init(delta)
+
+    def move(self, gradient: jax.Array, state: Any, threat: Threat, steps: int) -> tuple[jax.Array, Any]:
+        """(increment of delta [B,H,W,C], state)."""
+        ascent = gradient if self.of == "gradient" else threat.steepest(gradient)
+        return self.optimizer.build().update(-ascent, state)
+
+
+class Carry(NamedTuple):
+    """State of a search: the current and the best perturbation [B,H,W,C], and what is known of the best [B]."""
+
+    delta: jax.Array
+    step_state: Any
+    best: jax.Array
+    best_value: jax.Array
+    best_wrong: jax.Array
+
+
+ProbeFactory = Callable[[], SearchProbe]
+
+
+class Search(Component):
+    """max over delta in the threat's ball of a term, by projected ascent from a start inside it."""
+
+    maximize: Annotated[Any, Chosen("term")] = Field(default_factory=lambda: make("term", "cross_entropy"))
+    """The term to maximise."""
+
+    steps: int = Field(default=10, ge=1)
+    """Number of ascent steps."""
+
+    step: Annotated[Any, Chosen("step")] = Field(default_factory=lambda: make("step", "steepest"))
+    """How a gradient becomes a step."""
+
+    start: Annotated[Any, Chosen("start")] = Field(default_factory=lambda: make("start", "uniform"))
+    """Where the search starts; terms that are flat at zero (local_linearity) need a start inside the ball."""
+
+    restarts: int = Field(default=1, ge=1)
+    """Independent starts, of which each example keeps its best."""
+
+    keep: Literal["last", "best"] = "last"
+    """Keep the last iterate, or the best one visited (one more forward pass)."""
+
+    def begin(self, probe: SearchProbe, threat: Threat, keys: jax.Array) -> Carry:
+        """The state before the first step; keys [B] are this restart's."""
+        delta = threat.project(self.start(threat, probe.x, keys), probe.x)
+        nothing = jnp.full(len(probe.x), -jnp.inf, probe.x.dtype)
+        return Carry(delta, self.step.init(delta), delta, nothing, jnp.zeros(len(probe.x), bool))
+
+    def advance(
+        self, probes: ProbeFactory, threat: Threat, carry: Carry, steps: int, by: Literal["unroll", "scan"]
+    ) -> Carry:
+        """`steps` ascent steps, written out or scanned; 2F each."""
+
+        def one(carry: Carry) -> Carry:
+            def total(delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+                value, wrong = self._judge(probes(), delta)
+                return jnp.sum(value), (value, wrong)
+
+            gradient, (value, wrong) = jax.grad(total, has_aux=True)(carry.delta)
+            carry = _keep_better(carry, value, wrong) if self.keep == "best" else carry
+            # One example's overflow must not turn its perturbation into NaN, which no projection mends.
+            gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+            move, step_state = self.step.move(gradient, carry.step_state, threat, self.steps)
+            return carry._replace(delta=threat.project(carry.delta + move, probes().x), step_state=step_state)
+
+        if by == "scan":
+            return jax.lax.scan(lambda c, _: (one(c), None), carry, length=steps)[0]
+        for _ in range(steps):
+            carry = one(carry)
+        return carry
+
+    def finish(self, probes: ProbeFactory, carry: Carry) -> Carry:
+        """The kept perturbation in `best`, judged; F, which falls away where no judgement is used."""
+        value, wrong = self._judge(probes(), carry.delta)
+        if self.keep == "last":
+            return carry._replace(best=carry.delta, best_value=value, best_wrong=wrong)
+        return _keep_better(carry, value, wrong)
+
+    def _judge(self, probe: SearchProbe, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value = self.maximize(probe, delta)
+        return value, jnp.argmax(probe.logits(delta), axis=-1) != probe.y
+
+
+def maximise(
+    search: Search, probes: ProbeFactory, threat: Threat, keys: jax.Array, by: Literal["unroll", "scan"]
+) -> jax.Array:
+    """delta [B,H,W,C] found by the search inside one traced program; a constant to any later derivative."""
+    outcome = None
+    for restart in range(search.restarts):
+        carry = search.begin(probes(), threat, restart_keys(keys, restart))
+        carry = search.finish(probes, search.advance(probes, threat, carry, search.steps, by))
+        outcome = carry if outcome is None else prefer(outcome, carry, by_value=True)
+    assert outcome is not None
+    return jax.lax.stop_gradient(outcome.best)
+
+
+def prefer(a: Carry, b: Carry, by_value: bool = False) -> Carry:
+    """Per example the better of two finished searches: misclassified before correct, then the larger value."""
+    better = b.best_value > a.best_value
+    if not by_value:
+        better = jnp.where(a.best_wrong == b.best_wrong, better, b.best_wrong)
+    return a._replace(
+        best=jnp.where(better[:, None, None, None], b.best, a.best),
+        best_value=jnp.where(better, b.best_value, a.best_value),
+        best_wrong=jnp.where(better, b.best_wrong, a.best_wrong),
+    )
+
+
+def restart_keys(keys: jax.Array, restart: int | jax.Array) -> jax.Array:
+    """Per-example keys [B] of one restart."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, restart))(keys)
+
+
+class Plan(NamedTuple):
+    """How to repeat `steps`: inside one program (`unroll`, `scan`), or `chunk` of them per call from the host."""
+
+    by: Literal["unroll", "scan", "host"]
+    chunk: int
+
+
+def plan_steps(steps: int, platform: str, inside: bool) -> Plan:
+    """The one place that chooses a strategy; all of them give the same perturbation.
+
+    XLA:CPU runs convolutions inside a while loop about four times slower than outside, so on CPU a training
+    step writes its search out, and an attack (`inside=False`) calls a compiled chunk of written-out steps
+    from the host. GPU and TPU scan; that has never been run on such a device by the authors of llrflow.
+    """
+    if platform != "cpu":
+        return Plan("scan", steps)
+    if inside:
+        return Plan("unroll", steps)
+    return Plan("host", max(n for n in range(1, HOST_CHUNK + 1) if steps % n == 0))
+
+
+def _keep_better(carry: Carry, value: jax.Array, wrong: jax.Array) -> Carry:
+    return prefer(carry, carry._replace(best=carry.delta, best_value=value, best_wrong=wrong))

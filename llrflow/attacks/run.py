@@ -1,0 +1,176 @@
+"""Run an attack on any logits function: compile its three phases once, drive them from the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import ValidationError
+
+from llrflow.ascent import Carry, Search, plan_steps, prefer, restart_keys
+from llrflow.errors import SpecError
+from llrflow.probe import LogitsFn, SearchProbe, cross_entropy
+from llrflow.registry import first_problem, make
+from llrflow.threat import Threat
+from llrflow.traced import bind, numbers
+
+PredictFn = Callable[[Any, jax.Array], jax.Array]
+"""(variables, images [B,H,W,C]) -> logits [B,K]."""
+
+
+class Examples(NamedTuple):
+    """What is attacked: images [B,H,W,C] in [0,1], labels [B], and the ids [B] that key the randomness."""
+
+    x: jax.Array
+    y: jax.Array
+    ids: jax.Array
+
+
+class Verdict(NamedTuple):
+    """What an attack found per example; the perturbation has been projected and judged anew."""
+
+    delta: Any
+    """[B,H,W,C]."""
+    wrong: Any
+    """Misclassified at x + delta, [B]."""
+    value: Any
+    """The attack's own objective, [B]."""
+    loss: Any
+    """Cross-entropy at x + delta in nats, [B]."""
+    distance: Any
+    """||delta|| in the threat's norm, [B]."""
+    linearity: Any
+    """g(delta; x) = |l(x+delta) - l(x) - <delta, grad l(x)>| in nats, [B]."""
+
+
+class AttackResult(NamedTuple):
+    """Outcome of `llrflow.attack`."""
+
+    x_adv: jax.Array
+    """Adversarial images [B,H,W,C] in [0,1]."""
+    success: jax.Array
+    """Misclassified at x_adv, [B]."""
+    distance: jax.Array
+    """||x_adv - x|| in the threat's norm, [B]."""
+    loss: jax.Array
+    """Cross-entropy at x_adv in nats, [B]."""
+
+
+class AttackProgram:
+    """One attack on one kind of model, compiled once per batch shape.
+
+    `wrap` compiles a pure function of arrays: `jax.jit`, or a device pmap whose arguments carry a leading
+    device axis. Numbers of attack and threat are inputs, so changing them compiles nothing.
+    """
+
+    def __init__(
+        self, attack: Search, threat: Threat, predict: PredictFn, platform: str, wrap: Callable[[Any], Any] = jax.jit
+    ) -> None:
+        self.attack, self.threat, self.predict = attack, threat, predict
+        self.plan = plan_steps(attack.steps, platform, inside=False)
+        self._begin, self._advance, self._finish = wrap(self._begin_fn), wrap(self._advance_fn), wrap(self._finish_fn)
+
+    @property
+    def numbers(self) -> dict[str, np.float32]:
+        """The traced numbers of attack and threat, to pass to `run`."""
+        found = [*numbers(self.attack, ("attack",)), *numbers(self.threat, ("threat",))]
+        return {path: np.float32(value) for path, value, _ in found}
+
+    def run(self, variables: Any, examples: Examples, key: Any, restart: Any, inputs: Any) -> Verdict:
+        """One restart on one batch: all arguments as `wrap` wants them; key is raw key data."""
+        reference, carry = self._begin(variables, examples, key, restart, inputs)
+        for _ in range(self.attack.steps // self.plan.chunk if self.attack.steps else 0):
+            carry = self._advance(variables, examples, reference, carry, inputs)
+        return self._finish(variables, examples, reference, carry, inputs)
+
+    def _bound(self, inputs: Mapping[str, jax.Array]) -> tuple[Search, Threat]:
+        split = {part: {} for part in ("attack", "threat")}
+        for path, value in inputs.items():
+            part, _, field = path.partition(".")
+            split[part][field] = value
+        return bind(self.attack, split["attack"]), bind(self.threat, split["threat"])
+
+    def _probes(self, variables: Any, examples: Examples, reference: Any) -> Callable[[], SearchProbe]:
+        def apply(images: jax.Array, clean: bool) -> tuple[jax.Array, None]:
+            return self.predict(variables, images), None
+
+        return partial(SearchProbe, apply, examples.x, examples.y, None, *reference)
+
+    def _begin_fn(
+        self, variables: Any, examples: Examples, key: jax.Array, restart: jax.Array, inputs: Any
+    ) -> tuple[Any, Carry]:
+        def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            loss = cross_entropy(self.predict(variables, x), examples.y)
+            return jnp.sum(loss), loss
+
+        gradient, loss = jax.grad(total, has_aux=True)(examples.x)
+        attack, threat = self._bound(inputs)
+        base = jax.random.wrap_key_data(key)
+        keys = restart_keys(jax.vmap(lambda example: jax.random.fold_in(base, example))(examples.ids), restart)
+        reference = (loss, gradient)
+        return reference, attack.begin(self._probes(variables, examples, reference)(), threat, keys)
+
+    def _advance_fn(self, variables: Any, examples: Examples, reference: Any, carry: Carry, inputs: Any) -> Carry:
+        attack, threat = self._bound(inputs)
+        probes = self._probes(variables, examples, reference)
+        return attack.advance(probes, threat, carry, self.plan.chunk, "scan" if self.plan.by == "scan" else "unroll")
+
+    def _finish_fn(self, variables: Any, examples: Examples, reference: Any, carry: Carry, inputs: Any) -> Verdict:
+        attack, threat = self._bound(inputs)
+        probes = self._probes(variables, examples, reference)
+        delta = threat.project(attack.finish(probes, carry).best, examples.x)
+        probe = probes()
+        linearity = jnp.abs(probe.loss(delta) - probe.loss() - probe.slope(delta))
+        wrong = jnp.argmax(probe.logits(delta), axis=-1) != examples.y
+        value = attack.maximize(probe, delta)
+        return Verdict(delta, wrong, value, probe.loss(delta), threat.distance(delta), linearity)
+
+
+def better(new: Verdict, old: Verdict) -> Any:
+    """[B] bool: misclassified before correct, then the larger objective."""
+    return np.where(new.wrong == old.wrong, new.value > old.value, new.wrong)
+
+
+def attack(
+    logits_fn: LogitsFn,
+    x: jax.Array,
+    y: jax.Array,
+    threat: Threat | Mapping[str, Any],
+    config: Mapping[str, Any] | str,
+    key: jax.Array,
+) -> AttackResult:
+    """Attack any JAX function [B,H,W,C] -> [B,K] within a threat model, without a spec.
+
+    x [B,H,W,C] in [0,1]; y [B] integer labels; threat and config as they stand in YAML, for example
+    `{"norm": "linf", "epsilon": "8/255"}` and `{"type": "pgd", "steps": 50, "restarts": 5}`.
+    Example i draws from fold_in(key, i). Raises SpecError for a wrong threat, config or batch.
+    """
+    try:
+        ball = Threat.model_validate(threat)
+    except ValidationError as error:
+        path, got, fix = first_problem(error)
+        raise SpecError("threat", f"{'.'.join(map(str, path))} {got}".strip(), fix) from None
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if x.ndim != 4 or y.shape != x.shape[:1]:
+        raise SpecError("attack", f"got x {x.shape} and y {y.shape}", "pass x [B,H,W,C] and y [B]")
+    if not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
+        raise SpecError(
+            "attack", f"got pixels in [{float(x.min()):g}, {float(x.max()):g}]", "pass images in [0, 1]; the model normalises"
+        )
+    program = AttackProgram(make("attack", config), ball, lambda _, images: logits_fn(images), jax.default_backend())
+    examples = Examples(x, y, jnp.arange(len(x)))
+    best = None
+    for restart in range(program.attack.restarts):
+        new = program.run((), examples, jax.random.key_data(key), jnp.uint32(restart), program.numbers)
+        best = new if best is None else jax.tree.map(partial(_choose, jnp.asarray(better(new, best))), new, best)
+    assert best is not None
+    ball.check(best.delta, x)
+    return AttackResult(x + best.delta, best.wrong, best.distance, best.loss)
+
+
+def _choose(where: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(where.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)

@@ -1,0 +1,120 @@
+"""Which datasets are prepared in a directory: found by looking at files, so it is quick and never asks the network."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llrflow.data.block import Data
+from llrflow.errors import DataError
+from llrflow.registry import entries, listing, make, suggest
+
+INFO_FILE = "dataset_info.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One prepared dataset on disk."""
+
+    name: str
+    config: str | None
+    version: str
+    directory: Path
+
+    def info(self) -> dict:
+        """Contents of its dataset_info.json."""
+        return json.loads((self.directory / INFO_FILE).read_text())
+
+
+def prepared(data_dir: Path) -> list[Prepared]:
+    """Every dataset prepared under a directory, by name and config, oldest version first."""
+    found = []
+    for file in sorted([*data_dir.glob(f"*/*/{INFO_FILE}"), *data_dir.glob(f"*/*/*/{INFO_FILE}")]):
+        name, *config, version = file.parent.relative_to(data_dir).parts
+        # TFDS writes into incomplete.* and llrflow below .llrflow; only a rename makes a dataset.
+        if not name.startswith(".") and re.fullmatch(r"\d+\.\d+\.\d+", version):
+            found.append(Prepared(name, config[0] if config else None, version, file.parent))
+    return sorted(found, key=lambda p: (p.name, p.config or "", tuple(map(int, p.version.split(".")))))
+
+
+def summary(dataset: Prepared) -> dict[str, Any]:
+    """What the metadata files say: name, config, version, format, examples by split, image shape or None."""
+    info = dataset.info()
+    features = json.loads((dataset.directory / "features.json").read_text())
+    image = features.get("featuresDict", {}).get("features", {}).get("image", {}).get("image", {})
+    sizes = image.get("shape", {}).get("dimensions")
+    return {
+        "name": dataset.name,
+        "config": dataset.config,
+        "version": dataset.version,
+        "format": info.get("fileFormat", "tfrecord"),
+        "splits": {split["name"]: sum(map(int, split.get("shardLengths", []))) for split in info.get("splits", [])},
+        # TFDS writes -1 for a size that varies.
+        "image_shape": sizes and [int(size) if int(size) > 0 else None for size in sizes],
+        "directory": str(dataset.directory),
+    }
+
+
+def find(data: Data) -> Prepared:
+    """The prepared dataset that a `data:` block names; built-in datasets are prepared on first use.
+
+    Raises DataError when there is none or the block does not single one out.
+    """
+    here = [p for p in prepared(data.directory) if p.name == data.name]
+    if not here and data.name in entries("dataset"):
+        make("dataset", data.name).prepare(data.directory)
+        here = [p for p in prepared(data.directory) if p.name == data.name]
+    if not here:
+        raise _not_prepared(data)
+    configs = {p.config or "": p for p in here}
+    if data.config is None and len(configs) > 1:
+        raise DataError("data.config", f"{data.name} is prepared in several configs", f"choose from {listing(configs)}")
+    if data.config is not None and data.config not in configs:
+        raise DataError("data.config", f"{data.name} has no config {data.config!r}", suggest(data.config, configs))
+    here = [p for p in here if data.config is None or p.config == data.config]
+    versions = {p.version: p for p in here}
+    if data.version is not None and data.version not in versions:
+        got = f"version {data.version!r} of {data.name} is not prepared in {data.directory}"
+        raise DataError("data.version", got, suggest(data.version, versions))
+    chosen = versions[data.version] if data.version else here[-1]
+    _check_format(chosen)
+    return chosen
+
+
+def _not_prepared(data: Data) -> DataError:
+    known = {p.name for p in prepared(data.directory)} | set(entries("dataset"))
+    got = f"dataset {data.name!r} is not prepared in {data.directory} (usable there: {listing(known)})"
+    hint = suggest(data.name, known)
+    close = f"{hint} Otherwise " if hint.startswith("did you mean") else ""
+    return DataError("data.name", got, f"{close}{how_to_prepare(data.name, data.directory)}")
+
+
+def how_to_prepare(name: str, data_dir: Path) -> str:
+    """What to run to get a dataset that is not there."""
+    return (
+        f"run `llrflow data import {name} --format idx --from DIR` for files in MNIST's format, or, for a dataset "
+        f"of the TFDS catalogue, `tfds build {name} --file_format=array_record` on a machine with TensorFlow and a "
+        f"network, and copy the result to {data_dir / name}"
+    )
+
+
+def _check_format(dataset: Prepared) -> None:
+    try:
+        info = dataset.info()
+    except (OSError, ValueError) as error:
+        got = f"{dataset.directory / INFO_FILE} cannot be read: {error}"
+        raise DataError("data.name", got, "prepare the dataset again") from None
+    file_format = info.get("fileFormat") or "tfrecord"
+    if file_format == "array_record":
+        return
+    why = {"tfrecord": "needs TensorFlow to read", "parquet": "ignores split slices"}.get(
+        file_format, "is not supported"
+    )
+    raise DataError(
+        "data.name",
+        f"{dataset.directory} is stored as {file_format}, which {why}",
+        f"prepare it as array_record: `tfds build {dataset.name} --file_format=array_record`",
+    )

@@ -1,0 +1,58 @@
+"""What all networks share: input normalisation, activations, norm layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from pydantic import Field
+
+from llrflow.registry import Component
+
+AXIS = "devices"
+"""Name of the device axis that batch statistics are averaged over."""
+
+Activation = Literal["softplus", "silu", "gelu", "elu", "tanh", "relu"]
+NormType = Literal["batch", "group", "none"]
+PerChannel = Annotated[tuple[float, ...], Field(min_length=1, strict=False)]
+Sizes = Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
+
+
+class Network(Component):
+    """Base of every model: images [B,H,W,C] in [0,1] -> logits [B,K], normalising its input itself."""
+
+    mean: PerChannel = (0.5,)
+    """Subtracted from the pixels: one number, or one per channel."""
+
+    std: PerChannel = (0.25,)
+    """Divides the centred pixels: one number, or one per channel."""
+
+    activation: Activation = "softplus"
+    """Non-linearity; a smooth one (softplus, silu) gives the loss a gradient that LLR can make linear."""
+
+    def __call__(self, images: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
+        """Logits [B,K], inside a Haiku transform; `batch_statistics` chooses them over moving ones."""
+        return self.body((images - jnp.asarray(self.mean)) / jnp.asarray(self.std), classes, batch_statistics)
+
+    def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
+        """The network on normalised images."""
+        raise NotImplementedError
+
+    @property
+    def act(self) -> Callable[[jax.Array], jax.Array]:
+        """The activation function."""
+        return getattr(jnp if self.activation == "tanh" else jax.nn, self.activation)
+
+
+def norm_layer(kind: NormType, h: jax.Array, batch_statistics: bool, name: str) -> jax.Array:
+    """Apply a norm layer. Batch statistics are those of the whole batch, over all devices; moving ones decay by 0.9."""
+    if kind == "batch":
+        layer = hk.BatchNorm(True, True, 0.9, cross_replica_axis=AXIS if batch_statistics else None, name=name)
+        return layer(h, is_training=batch_statistics)
+    if kind == "group":
+        groups = next(g for g in (8, 4, 2, 1) if h.shape[-1] % g == 0)
+        return hk.GroupNorm(groups, name=name)(h)
+    return h

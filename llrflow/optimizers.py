@@ -1,0 +1,104 @@
+"""Optimizers and schedules: optax's own factories, wrapped as components by reading their signatures."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import optax
+from pydantic import create_model
+from pydantic_core import PydanticCustomError, core_schema
+
+from llrflow.registry import Component, Traced, entries, import_as, register
+
+OPTIMIZERS = (
+    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "fromage",
+    "lamb", "lars", "lion", "nadam", "nadamw", "novograd", "optimistic_gradient_descent", "radam", "rmsprop",
+    "rprop", "sgd", "sign_sgd", "sm3", "yogi",
+)  # fmt: skip
+SCHEDULES = (
+    "constant_schedule", "cosine_decay_schedule", "cosine_onecycle_schedule", "exponential_decay",
+    "linear_onecycle_schedule", "linear_schedule", "piecewise_constant_schedule", "polynomial_schedule", "warmup_constant_schedule",
+    "warmup_cosine_decay_schedule", "warmup_exponential_decay_schedule",
+)  # fmt: skip
+
+NOT_DATA = {"mask", "weight_decay_mask", "trust_ratio_mask", "mu_dtype", "accumulator_dtype", "dtype_momentum"}
+"""Parameters that plain data cannot express: callables and dtypes."""
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) *(%|epochs?|steps?)")
+
+
+class Duration:
+    """Annotation for a number of training steps: an integer, `5%` of the training, or `2 epochs`.
+
+    Kept as written until `resolve_duration` knows the number of steps in an epoch and in all.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        def check(raw: Any) -> int | str:
+            if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
+                return raw
+            if isinstance(raw, str) and _DURATION.fullmatch(raw.strip()):
+                return raw.strip()
+            raise PydanticCustomError("number", "is not a duration; write steps (200), `2 epochs` or `5%`")
+
+        return core_schema.no_info_plain_validator_function(check)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}]}
+
+
+def resolve_duration(value: int | str, steps_per_epoch: int, total_steps: int) -> int:
+    """Steps of a Duration."""
+    if isinstance(value, int):
+        return value
+    number, unit = typing.cast(re.Match[str], _DURATION.fullmatch(value)).groups()
+    scale = {"%": total_steps / 100, "e": steps_per_epoch, "s": 1}[unit[0]]
+    return round(float(number) * scale)
+
+
+class OptaxComponent(Component):
+    """A factory of optax with its own parameters as fields; `build` calls it."""
+
+    def build(self) -> Any:
+        """The optax object."""
+        kind, name = typing.cast(tuple[str, str], self.registered_as)
+        fields = entries(kind)[name].cls.model_fields  # without those of the place it stands in
+        return getattr(optax, name)(**{field: getattr(self, field) for field in fields})
+
+
+def component_of(kind: str, name: str, factory: Callable[..., Any]) -> type[Component]:
+    """A component class whose fields are those parameters of a factory that plain data can express."""
+    fields: dict[str, Any] = {}
+    for field, parameter in inspect.signature(factory).parameters.items():
+        if field not in NOT_DATA:
+            required = parameter.default is inspect.Parameter.empty
+            fields[field] = (_field_type(kind, field, parameter), ... if required else parameter.default)
+    summary = (inspect.getdoc(getattr(factory, "func", factory)) or "").split("\n\n")[0].replace("\n", " ")
+    cls = create_model(name, __base__=OptaxComponent, __module__=__name__, __doc__=summary, **fields)
+    return register(kind, name)(cls)
+
+
+def _field_type(kind: str, name: str, parameter: inspect.Parameter) -> Any:
+    number: Any = float | None if parameter.default is None else float
+    if parameter.annotation is bool:
+        return bool
+    if kind == "optimizer":
+        return (
+            int if parameter.annotation is int else Annotated[number, Traced(ge=0 if name == "learning_rate" else None)]
+        )
+    if name == "boundaries_and_scales":
+        return dict[Annotated[Any, Duration()], float] | None
+    return Annotated[Any, Duration()] if parameter.annotation is int else number
+
+
+def _register_optax() -> None:
+    for kind, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name in names:
+            component_of(kind, name, getattr(optax, name))
+
+
+import_as("optax", _register_optax)

@@ -1,0 +1,188 @@
+"""A resolved spec as compiled programs; specs that differ only in traced numbers share them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+
+from llrflow.ascent import Search, plan_steps
+from llrflow.attacks.run import AttackProgram
+from llrflow.data.resident import DatasetFacts, describe
+from llrflow.errors import InputError
+from llrflow.probe import LogitsFn
+from llrflow.program.devices import Devices
+from llrflow.program.inputs import BLOCKS, Inputs
+from llrflow.program.state import Batch, TrainState
+from llrflow.program.step import Pieces, Statistics, initialise, network_of, predict, train_step
+from llrflow.spec.load import at
+from llrflow.spec.resolve import resolve
+from llrflow.spec.schema import Spec
+from llrflow.traced import bind, static_key
+
+
+class Program:
+    """Everything that a run computes on devices. Made by `compile_spec`."""
+
+    def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices) -> None:
+        self.spec, self.facts, self.devices = spec, facts, devices
+        self.inputs = Inputs(spec)
+        self.classes, self.image_shape = facts.classes, facts.image_shape
+        self._compiled = _compiled(_Key(spec, facts, devices, self.inputs.names))
+        self._seed = devices.replicate(np.uint32(spec.seed))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        assert self.spec.train.steps is not None
+        return self.spec.train.steps
+
+    @property
+    def evaluated_parameters(self) -> Literal["raw", "ema"]:
+        """Which parameters `evaluate.parameters` chooses."""
+        chosen = self.spec.evaluate.parameters
+        return ("raw" if self.spec.train.ema is None else "ema") if chosen == "auto" else chosen
+
+    def init(self) -> TrainState:
+        """Fresh training state on the devices."""
+        return self._compiled.init(self._seed, self._numbers(0))
+
+    def train_step(self, state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """Finish step number `step` (from 0). `state` is given up; metrics are device arrays, equal on all devices."""
+        return self._compiled.train(state, self.devices.shard(batch), self._seed, self._numbers(step))
+
+    def logits(self, variables: Any, images: np.ndarray) -> np.ndarray:
+        """Logits [B,K] of float images [B,H,W,C], B a multiple of the devices; variables are replicated."""
+        return self.devices.gather(self._compiled.predict(variables, self.devices.shard(images)))
+
+    def attack(self, attack: Search) -> AttackProgram:
+        """An attack on this program's network, compiled over its devices."""
+        predictor = partial(_predict, self._compiled.network)
+        return AttackProgram(attack, self.spec.threat, predictor, self.devices.platform, self.devices.pmap)
+
+    def logits_fn(self, params: Any, model_state: Any) -> LogitsFn:
+        """A plain JAX function of images for given unreplicated variables."""
+        return partial(predict, self._compiled.network, params, model_state)
+
+    def abstract_state(self) -> TrainState:
+        """An unreplicated state of NumPy zeros, the target of a restore."""
+        state = jax.eval_shape(self._compiled.init, self._seed, self._numbers(0))
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), state)
+
+    def lowered_step(self) -> Any:
+        """The training step lowered for abstract arguments, for cost analysis."""
+        state = jax.eval_shape(self._compiled.init, self._seed, self._numbers(0))
+        size = (len(self.devices), self.spec.train.batch_size // len(self.devices))
+        batch = Batch(
+            jax.ShapeDtypeStruct((*size, *self.image_shape), np.uint8),  # type: ignore[arg-type]
+            jax.ShapeDtypeStruct(size, np.int32),  # type: ignore[arg-type]
+            jax.ShapeDtypeStruct(size, np.int32),  # type: ignore[arg-type]
+        )
+        return self._compiled.train.lower(state, batch, self._seed, self._numbers(0))
+
+    def _numbers(self, step: int) -> jax.Array:
+        return self.devices.replicate(self.inputs.at(step))  # type: ignore[return-value]
+
+
+def compile_spec(spec: Spec) -> Program:
+    """Resolve a spec against its dataset and devices, and prepare its programs (compiled when first run).
+
+    Raises DataError when the dataset is not prepared, SpecError when spec, data and devices do not fit.
+    """
+    with located(spec):
+        facts = describe(spec.data)
+        resolved = resolve(spec, facts)
+        devices = Devices(spec.devices.count)
+    size, count = spec.train.batch_size, len(devices)
+    if size % count:
+        raise at(
+            spec, "train.batch_size", f"= {size} does not divide over {count} devices", f"try {-(-size // count) * count}"
+        )
+    channels = facts.image_shape[-1]
+    for field in ("mean", "std"):
+        given = getattr(spec.model, field, (0,))
+        if len(given) not in (1, channels):
+            raise at(spec, f"model.{field}", f"has {len(given)} values for {channels} channels", f"give 1 or {channels}")
+    return Program(resolved, facts, devices)
+
+
+@contextmanager
+def located(spec: Spec) -> Iterator[None]:
+    """Give an InputError that names a field of the spec (`data.name`) that field's place in the file."""
+    try:
+        yield
+    except InputError as error:
+        path = tuple(error.where.split("."))
+        if path[0] not in Spec.model_fields:
+            raise
+        raise type(error)(spec.where(path), f"{error.where} {error.got}", error.fix) from error
+
+
+class _Key:
+    """What decides a compiled program, hashed by its static part; carries the fields to build it from."""
+
+    def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
+        self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
+        parts = {name: static_key(getattr(spec, name)) for name in ("model", *BLOCKS)}
+        parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
+        parts["augment"] = [[name, static_key(item)] for name, item in spec.data.augment.items()]
+        self.text = json.dumps([parts, names, facts.classes, facts.image_shape, [str(d) for d in devices.all]])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+class _Compiled:
+    """The pmapped functions of one static key."""
+
+    def __init__(self, key: _Key) -> None:
+        spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
+        self.network = network_of(spec.model, facts.classes)
+        longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
+        plan = plan_steps(longest, devices.platform, inside=True)
+        policy = spec.train.batch_norm
+
+        def pieces(values: jax.Array) -> Pieces:
+            bound = bind(spec, {name: values[i] for i, name in enumerate(names)})
+            optimizer = bound.optimizer.build()
+            if bound.optimizer.clip_norm is not None:
+                optimizer = optax.chain(optax.clip_by_global_norm(bound.optimizer.clip_norm), optimizer)
+            return Pieces(
+                network=self.network,
+                objective=bound.objective,
+                threat=bound.threat,
+                optimizer=optimizer,
+                ema=bound.train.ema,
+                augment=bound.data.augment,
+                statistics=Statistics(policy.search, policy.perturbed, policy.update),
+                by="scan" if plan.by == "scan" else "unroll",
+            )
+
+        def init(seed: jax.Array, values: jax.Array) -> TrainState:
+            return initialise(pieces(values), facts.image_shape, seed)
+
+        def train(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array) -> Any:
+            return train_step(pieces(values), state, batch, seed)
+
+        self.init = devices.pmap(init)
+        self.train = devices.pmap(train, donate=(0,))
+        self.predict = devices.pmap(partial(_predict, self.network))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(key: _Key) -> _Compiled:
+    return _Compiled(key)
+
+
+def _predict(network: Any, variables: Any, images: jax.Array) -> jax.Array:
+    return predict(network, *variables, images)

@@ -1,0 +1,39 @@
+"""The numbers that a compiled step takes as inputs, at every step of the training."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from llrflow.registry import Component
+from llrflow.spec.load import at
+from llrflow.spec.schema import Spec
+from llrflow.traced import numbers
+
+BLOCKS = ("objective", "optimizer", "threat", "train")
+
+
+class Inputs:
+    """Names and values of a resolved spec's traced numbers; schedules are tabulated over all steps, on the host."""
+
+    def __init__(self, spec: Spec) -> None:
+        """Raises SpecError when a schedule leaves the bounds of its number."""
+        found = {path: (value, bounds) for path, value, bounds in numbers(spec) if path.split(".")[0] in BLOCKS}
+        self.names = tuple(sorted(found))
+        steps = spec.train.steps
+        assert steps is not None
+        self._table = np.zeros((steps, len(self.names)), np.float32)
+        for column, name in enumerate(self.names):
+            value, bounds = found[name]
+            if not isinstance(value, Component):
+                self._table[:, column] = value
+                continue
+            self._table[:, column] = np.asarray(jax.vmap(value.build())(np.arange(steps)))  # type: ignore[attr-defined]
+            for extreme in (self._table[:, column].min(), self._table[:, column].max()):
+                problem = bounds.check(float(extreme))
+                if problem or not np.isfinite(extreme):
+                    raise at(spec, name, f"takes the value {extreme:g}, which {problem or 'is not finite'}", "change the schedule")
+
+    def at(self, step: int) -> np.ndarray:
+        """Values at a step, float32 in the order of `names`; those of the last step afterwards."""
+        return self._table[min(step, len(self._table) - 1)]

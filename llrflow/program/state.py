@@ -1,0 +1,31 @@
+"""What a training step carries from one step to the next, and what it is given."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+
+class TrainState(NamedTuple):
+    """Everything that a checkpoint holds, unreplicated; on devices each leaf has a leading device axis."""
+
+    params: Any
+    model_state: Any
+    """Moving statistics of norm layers; empty for networks without."""
+    optimizer_state: Any
+    ema: Any
+    """Exponential moving average of the parameters, or an empty tuple."""
+    step: jax.Array
+    """Number of finished steps, int32."""
+
+
+class Batch(NamedTuple):
+    """Training examples as they lie in memory."""
+
+    images: jax.Array
+    """uint8 [B,H,W,C]."""
+    labels: jax.Array
+    """int32 [B]."""
+    ids: jax.Array
+    """int32 [B]: row of the example in its split; randomness is keyed by it."""

@@ -1,0 +1,119 @@
+"""The pure functions of a program: initialise, train one step, predict. They take fields, not the spec."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+
+from llrflow import objective as objectives
+from llrflow.data.augment import augment
+from llrflow.models.network import AXIS
+from llrflow.objective import Objective
+from llrflow.probe import ApplyFn, Probe
+from llrflow.program.state import Batch, TrainState
+from llrflow.threat import Threat
+
+
+class Statistics(NamedTuple):
+    """Which BatchNorm statistics the searches and the perturbed passes use, and which pass updates the moving ones."""
+
+    search: Literal["batch", "moving"]
+    perturbed: Literal["batch", "moving"]
+    update: Literal["auto", "clean", "perturbed"]
+
+
+class Pieces(NamedTuple):
+    """The fields of a spec that a training step is made of; numbers in them may be tracers."""
+
+    network: hk.TransformedWithState
+    objective: Objective
+    threat: Threat
+    optimizer: optax.GradientTransformation
+    ema: Any
+    """Decay of the parameters' moving average, or None."""
+    augment: Mapping[str, Any]
+    statistics: Statistics
+    by: Literal["unroll", "scan"]
+
+
+def network_of(model: Any, classes: int) -> hk.TransformedWithState:
+    """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component."""
+    return hk.transform_with_state(lambda images, batch_statistics: model(images, classes, batch_statistics))
+
+
+def predict(network: hk.TransformedWithState, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
+    """Logits [B,K] with moving statistics: no prediction depends on its batch-mates."""
+    return network.apply(params, model_state, None, images, False)[0]
+
+
+def initialise(pieces: Pieces, image_shape: tuple[int, ...], seed: jax.Array) -> TrainState:
+    """Fresh state; must run under the device axis, which cross-replica BatchNorm names."""
+    images = jnp.zeros((2, *image_shape))
+    params, model_state = pieces.network.init(purpose_key(seed, "init"), images, True)
+    ema = () if pieces.ema is None else params
+    return TrainState(params, model_state, pieces.optimizer.init(params), ema, jnp.zeros((), jnp.int32))
+
+
+def train_step(
+    pieces: Pieces, state: TrainState, batch: Batch, seed: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on a device's share of the batch; metrics are means over the whole batch."""
+
+    def keys(purpose: str) -> jax.Array:
+        return example_keys(jax.random.fold_in(purpose_key(seed, purpose), state.step), batch.ids)
+
+    images = augment(batch.images.astype(jnp.float32) / 255.0, keys("augment"), pieces.augment)
+
+    def total(params: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        def passing(clean: str, perturbed: str) -> ApplyFn:
+            def apply(x: jax.Array, is_clean: bool) -> tuple[jax.Array, Any]:
+                batch_statistics = (clean if is_clean else perturbed) == "batch"
+                return pieces.network.apply(params, state.model_state, None, x, batch_statistics)
+
+            return apply
+
+        policy = pieces.statistics
+        probe = Probe.stateful(passing("batch", policy.perturbed), images, batch.labels, keys("terms"))
+        searching = passing(policy.search, policy.search)
+        shared = policy.search == "batch" or not state.model_state
+        value, parts, logits = objectives.evaluate(
+            pieces.objective, probe, pieces.threat, keys, searching, shared, pieces.by
+        )
+        correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
+        per_example = {"objective": value, "accuracy": correct, **parts}
+        metrics = {name: jnp.mean(part) for name, part in per_example.items()}
+        return metrics["objective"], (updated_statistics(probe, policy.update, state.model_state), metrics)
+
+    gradient, (model_state, metrics) = jax.grad(total, has_aux=True)(state.params)
+    gradient, metrics = jax.lax.pmean((gradient, metrics), AXIS)
+    updates, optimizer_state = pieces.optimizer.update(gradient, state.optimizer_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = () if pieces.ema is None else optax.incremental_update(params, state.ema, 1.0 - pieces.ema)
+    metrics["gradient_norm"] = optax.global_norm(gradient)
+    return TrainState(params, model_state, optimizer_state, ema, state.step + 1), metrics
+
+
+def updated_statistics(probe: Probe, update: str, before: Any) -> Any:
+    """Moving statistics after the step, from the pass that the policy names (`auto`: clean if there was one)."""
+    if not before:
+        return before
+    chosen = update if update != "auto" else ("clean" if "clean" in probe.states else "perturbed")
+    return jax.lax.stop_gradient(probe.states.get(chosen, before))
+
+
+def purpose_key(seed: jax.Array, purpose: str) -> jax.Array:
+    """A key for one use of randomness, independent of all others."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
+def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
+    """One key per example, [B]: the same for an example wherever it stands in a batch."""
+    return jax.vmap(lambda example: jax.random.fold_in(key, example))(ids)
+
+

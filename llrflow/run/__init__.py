@@ -1,0 +1,1 @@
+"""Running a program: training, evaluation, checkpoints, and the files of a run folder."""

@@ -1,0 +1,120 @@
+"""Checkpoints: Orbax steps with a sha256 manifest, because Orbax restores flipped bytes without a word."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llrflow.errors import CheckpointError
+from llrflow.files import sha256_file, write_atomic
+from llrflow.program.state import TrainState
+from llrflow.registry import listing
+
+
+class Checkpoints:
+    """The checkpoints of one run. A step counts once its manifest is on disk; anything else is debris."""
+
+    def __init__(self, directory: Path, keep: int = 1) -> None:
+        import orbax.checkpoint as ocp
+
+        self.directory = directory.absolute()
+        self._manifests = self.directory / "manifests"
+        self._ocp = ocp
+        self._keep = keep
+
+    def save(self, state: TrainState, spec_hash: str) -> None:
+        """Save an unreplicated state (NumPy leaves) under its step; returns when all of it is on disk."""
+        step = int(state.step)
+        with self._manager() as manager:
+            manager.save(step, args=self._ocp.args.StandardSave(state._asdict()))
+            manager.wait_until_finished()
+        self._manifests.mkdir(exist_ok=True)
+        files = {str(p.relative_to(self._step(step))): sha256_file(p) for p in self._files(step)}
+        manifest = {"step": step, "spec_hash": spec_hash, "structure": _structure(state), "files": files}
+        write_atomic(self._manifests / f"{step}.json", json.dumps(manifest, indent=1).encode())
+        for stale in self.steps()[: -self._keep]:
+            self._drop(stale)
+
+    def steps(self) -> list[int]:
+        """Steps with a manifest, oldest first."""
+        return sorted(int(p.stem) for p in self._manifests.glob("*.json"))
+
+    def newest_intact(self, report: Callable[[str], None]) -> int | None:
+        """The newest step whose files are what was written; each damaged one is reported on the way."""
+        for step in self.steps()[::-1]:
+            problem = self.problem(step)
+            if problem is None:
+                return step
+            report(f"checkpoint {step} is damaged: {problem}")
+        return None
+
+    def restore(self, target: TrainState, step: int) -> TrainState:
+        """One intact checkpoint as NumPy arrays shaped like `target`.
+
+        Raises CheckpointError when it is missing or damaged, or when its tree is not the target's.
+        """
+        if problem := self.problem(step):
+            fix = f"choose from {listing(self.steps())}" if self.steps() else "train first"
+            raise CheckpointError(str(self._step(step)), problem, fix)
+        saved, wanted = self._manifest(step)["structure"], _structure(target)
+        for path in sorted({*saved, *wanted}):
+            if saved.get(path) != wanted.get(path):
+                raise CheckpointError(
+                    str(self._step(step)),
+                    f"holds {path} as {saved.get(path, 'nothing')}, the spec wants {wanted.get(path, 'nothing')}",
+                    "use the spec that made the checkpoint",
+                )
+        with self._manager() as manager:
+            restored = manager.restore(step, args=self._ocp.args.StandardRestore(target._asdict()))
+        return TrainState(**jax.tree.map(np.asarray, restored))
+
+    def problem(self, step: int) -> str | None:
+        """What is wrong with a checkpoint's files, or None."""
+        try:
+            manifest = self._manifest(step)
+        except (OSError, ValueError):
+            return "no readable manifest"
+        found = {str(p.relative_to(self._step(step))) for p in self._files(step)}
+        if missing := sorted(set(manifest["files"]) - found):
+            return f"{missing[0]} is missing"
+        changed = (name for name, digest in manifest["files"].items() if sha256_file(self._step(step) / name) != digest)
+        name = next(changed, None)
+        return None if name is None else f"{name} has changed"
+
+    def discard_after(self, step: int) -> None:
+        """Remove every checkpoint, finished or not, of a later step: training will make them again."""
+        for path in self.directory.iterdir() if self.directory.exists() else ():
+            number = path.name.split(".")[0]
+            if number.isdigit() and int(number) > step:
+                shutil.rmtree(path)
+        for later in [s for s in self.steps() if s > step]:
+            self._drop(later)
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        return json.loads((self._manifests / f"{step}.json").read_bytes())
+
+    def _manager(self) -> Any:
+        # Retention is ours: Orbax would delete a step before its successor's manifest is written.
+        options = self._ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+        return self._ocp.CheckpointManager(self.directory, options=options)
+
+    def _step(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def _files(self, step: int) -> list[Path]:
+        return sorted(p for p in self._step(step).rglob("*") if p.is_file())
+
+    def _drop(self, step: int) -> None:
+        (self._manifests / f"{step}.json").unlink(missing_ok=True)
+        shutil.rmtree(self._step(step), ignore_errors=True)
+
+
+def _structure(state: TrainState) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

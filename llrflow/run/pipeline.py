@@ -1,0 +1,250 @@
+"""One spec, one run folder: train, evaluate, and pick up wherever an earlier attempt stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llrflow.data.resident import DatasetFacts, load_split
+from llrflow.errors import CheckpointError, SpecError
+from llrflow.files import write_atomic
+from llrflow.program.compile import Program, compile_spec, located
+from llrflow.program.devices import Devices
+from llrflow.program.state import TrainState
+from llrflow.run.checkpoint import Checkpoints
+from llrflow.run.evaluate import Evaluator
+from llrflow.run.interrupt import Interrupted, stop_requests
+from llrflow.run.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, versions
+from llrflow.run.train import Trainer, begin
+from llrflow.spec.load import load_spec
+from llrflow.spec.resolve import spec_hash
+from llrflow.spec.schema import Spec
+from llrflow.spec.source import dump_yaml
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder with its record and the evaluation that was asked for."""
+
+    path: Path
+    record: RunRecord
+    evaluation: EvaluationRecord
+
+
+def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: bool = True) -> Run:
+    """Train and evaluate a spec in a run folder, continuing what is there; a finished run is only read again.
+
+    The folder is `out`, or runs/<name>-<hash of the resolved spec>. `fresh` starts over in a folder that
+    must be named. Raises Interrupted after Ctrl-C or SIGTERM, with everything saved; SpecError when the
+    folder belongs to another spec or process; NonFiniteError when training diverges.
+    """
+    if fresh and out is None:
+        raise SpecError("--fresh", "deletes what a run folder holds", "name the folder with --out DIR")
+    program = compile_spec(spec)
+    with located(spec):
+        train_split = load_split(spec.data, spec.data.train)
+        test_split = load_split(spec.data, spec.data.test)
+    data = DataRecord(
+        image_shape=program.image_shape,
+        classes=program.classes,
+        fingerprint=train_split.fingerprint,
+        train=len(train_split.labels),
+        test=len(test_split.labels),
+    )
+    digest = spec_hash(program.spec)
+    folder = RunFolder(Path(out) if out is not None else Path("runs") / f"{spec.name}-{digest}")
+    with _sole_owner(folder), stop_requests() as stop:
+        before = None if fresh else _earlier(folder, digest, data)
+        if fresh:
+            _clear(folder)
+        write_atomic(folder.spec, dump_yaml(_storable(program.spec)).encode())
+        checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep)
+        ledger = _Ledger(folder, checkpoints, _new_record(program, spec, data, digest, before))
+        with ledger.keeping():
+            trainer = Trainer(program, train_split, folder, checkpoints, digest, quiet)
+            with ledger.timing(trainer.seconds):
+                state = trainer.train(begin(program, folder, checkpoints, _say), stop)
+            ledger.update(state="trained")
+            seconds: dict[str, float] = {}
+            with ledger.timing(seconds), _stopwatch(seconds, "evaluate"):
+                fetched = program.devices.fetch(state)
+                evaluation = Evaluator(program, fetched, test_split, folder, digest, stop, quiet).evaluate()
+            ledger.update(state="finished")
+    return Run(folder.path, ledger.record, evaluation)
+
+
+def evaluate_run(path: str | Path, step: int | None = None, quiet: bool = True, attacks: Any = None) -> Run:
+    """Evaluate a checkpoint (default the newest intact one) of a run folder, with its spec's attacks or others.
+
+    `attacks` is a mapping as under `evaluate.attacks`. Raises CheckpointError when no intact checkpoint is there.
+    """
+    folder = RunFolder(Path(path))
+    record, spec = _stored(folder, {} if attacks is None else {"evaluate.attacks": attacks})
+    program = compile_spec(spec)
+    checkpoints = Checkpoints(folder.checkpoints)
+    with located(spec):
+        split = load_split(spec.data, spec.data.test)
+    with _sole_owner(folder), stop_requests() as stop:
+        state = checkpoints.restore(program.abstract_state(), _chosen(checkpoints, step))
+        evaluation = Evaluator(program, state, split, folder, record.spec_hash, stop, quiet).evaluate()
+    return Run(folder.path, record, evaluation)
+
+
+class Model:
+    """The trained classifier of a run folder."""
+
+    def __init__(self, program: Program, state: TrainState, parameters: str) -> None:
+        self.spec, self.classes, self.step = program.spec, program.classes, int(state.step)
+        self.params = state.ema if parameters == "ema" else state.params
+        self._logits = jax.jit(program.logits_fn(self.params, state.model_state))
+
+    def logits(self, x: Any) -> jax.Array:
+        """Logits [B,K] of images [B,H,W,C] in [0,1]; a JAX function, so it can be attacked and differentiated."""
+        return self._logits(x)
+
+
+def load_model(run_dir: str | Path, step: int | None = None, parameters: str | None = None) -> Model:
+    """The model of a run's newest intact checkpoint, or of `step`; needs no dataset.
+
+    `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError.
+    """
+    folder = RunFolder(Path(run_dir))
+    record, spec = _stored(folder)
+    stored = record.data
+    facts = DatasetFacts(
+        spec.data.name, "", folder.path, stored.image_shape, stored.classes, {}, stored.train, stored.test
+    )
+    program = Program(spec, facts, Devices(1))
+    checkpoints = Checkpoints(folder.checkpoints)
+    state = checkpoints.restore(program.abstract_state(), _chosen(checkpoints, step))
+    return Model(program, state, parameters or program.evaluated_parameters)
+
+
+class _Ledger:
+    """Keeps run.json up to date while a run goes on, and tells how it ended."""
+
+    def __init__(self, folder: RunFolder, checkpoints: Checkpoints, record: RunRecord) -> None:
+        self._folder, self._checkpoints, self.record = folder, checkpoints, record
+        self.update()
+
+    def update(self, **changes: Any) -> None:
+        """Write the record with some fields changed; `step` is that of the newest checkpoint."""
+        step = max(self._checkpoints.steps(), default=0)
+        self.record = self.record.model_copy(update={"step": step, **changes})
+        self.record.write(self._folder.run)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Record how the block ended when it did not end well."""
+        try:
+            yield
+        except Interrupted as stopped:
+            self.update(state="interrupted", error=str(stopped))
+            raise
+        except Exception as error:
+            self.update(state="failed", error=f"{type(error).__name__}: {error}")
+            raise
+
+    @contextmanager
+    def timing(self, seconds: dict[str, float]) -> Iterator[None]:
+        """Add the times that the block leaves in `seconds` to the record, however it ends."""
+        try:
+            yield
+        finally:
+            total = {k: round(self.record.seconds.get(k, 0.0) + v, 3) for k, v in seconds.items()}
+            self.update(seconds={**self.record.seconds, **total})
+
+
+def _new_record(
+    program: Program, spec: Spec, data: DataRecord, digest: str, before: RunRecord | None
+) -> RunRecord:
+    return RunRecord(
+        name=spec.name,
+        spec_hash=digest,
+        state="training",
+        step=0,
+        steps=program.steps,
+        seed=spec.seed,
+        data=data,
+        devices=[str(device) for device in program.devices.all],
+        versions=versions(),
+        git=git_state(),
+        seconds={} if before is None else before.seconds,
+        origins=spec.origins() if before is None else before.origins,
+    )
+
+
+def _earlier(folder: RunFolder, digest: str, data: DataRecord) -> RunRecord | None:
+    """The record of the run that the folder holds, if it is this run."""
+    record = folder.record()
+    if record is None:
+        return None
+    if record.spec_hash != digest:
+        got = f"holds a run of another spec (hash {record.spec_hash}, this one has {digest})"
+        raise SpecError(str(folder.path), got, "choose another --out, or start over there with --fresh --out")
+    if record.data != data:
+        got = "the dataset has changed since this run began"
+        raise CheckpointError(str(folder.run), got, "restore the dataset, or start over with --fresh --out")
+    return record
+
+
+def _stored(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:
+    record = folder.record()
+    if record is None or not folder.spec.exists():
+        raise CheckpointError(str(folder.path), "is not a run folder", "name one that `llrflow run` made")
+    return record, load_spec(folder.spec, overrides or {})
+
+
+def _chosen(checkpoints: Checkpoints, step: int | None) -> int:
+    newest = checkpoints.newest_intact(_say) if step is None else step
+    if newest is None:
+        raise CheckpointError(str(checkpoints.directory), "has no intact checkpoint", "train the run again")
+    return newest
+
+
+def _storable(spec: Spec) -> dict[str, Any]:
+    """The resolved spec as data; plugin files by absolute path, since the run folder lies elsewhere."""
+    return {**spec.model_dump(), "plugins": list(spec.plugin_paths())}
+
+
+def _clear(folder: RunFolder) -> None:
+    """Delete a run's files, and nothing that a run does not write."""
+    for path in (folder.checkpoints, folder.evaluation, folder.events):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (folder.spec, folder.run, folder.metrics):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _sole_owner(folder: RunFolder) -> Iterator[None]:
+    """Hold the folder's lock, which a killed process lets go; SpecError when another process has it."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (folder.path / ".lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            got = "is in use by another llrflow process"
+            raise SpecError(str(folder.path), got, "wait for it, or choose another --out") from None
+        yield
+
+
+@contextmanager
+def _stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[name] = time.monotonic() - began
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

@@ -1,0 +1,172 @@
+"""The run folder: where its files are and what stands in them.
+
+    spec.yaml        the resolved spec
+    run.json         RunRecord
+    metrics.jsonl    one JSON object per logged step: `step`, `objective`, `accuracy`, `loss`, each term, `gradient_norm`
+    checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step
+    evaluation/      <step>.json (EvaluationRecord) and <step>.<attack>.npz (per-example verdicts)
+    events/          TensorBoard
+
+metrics.jsonl holds no times: an interrupted and resumed run writes the same bytes as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llrflow.errors import CheckpointError
+from llrflow.files import write_atomic
+
+FORMAT = 1
+PACKAGES = ("llrflow", "jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+class Record(BaseModel):
+    """Base of everything stored as JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def write(self, path: Path) -> None:
+        """Replace the file atomically."""
+        write_atomic(path, (self.model_dump_json(indent=2) + "\n").encode())
+
+
+class DataRecord(Record):
+    """The data a run was trained on; a resumed run must see the same."""
+
+    image_shape: tuple[int, int, int]
+    classes: int
+    fingerprint: str
+    train: int
+    test: int
+
+
+class RunRecord(Record):
+    """run.json."""
+
+    format: Literal[1] = FORMAT
+    name: str
+    spec_hash: str
+    state: Literal["training", "interrupted", "trained", "finished", "failed"]
+    step: int
+    steps: int
+    seed: int
+    data: DataRecord
+    devices: list[str]
+    versions: dict[str, str]
+    git: str | None
+    seconds: dict[str, float]
+    """Wall time by part (`compile`, `train`, `evaluate`), added up over interruptions."""
+    origins: dict[str, str]
+    """Where each value of the spec came from (`file:line:col`, `--set path`); what is not listed is a default."""
+    error: str | None = None
+
+
+class Proportion(Record):
+    """A share of n examples with its 95 % Wilson interval."""
+
+    accuracy: float
+    correct: int
+    n: int
+    interval: tuple[float, float]
+
+
+class AttackRecord(Proportion):
+    """Robust accuracy under one attack: examples that are classified correctly and stay so."""
+
+    attack: dict[str, Any]
+    """The attack's configuration."""
+    kills: int
+    """Correctly classified examples that the attack changed."""
+    seconds: float
+
+
+class Distribution(Record):
+    """Statistics of a per-example quantity."""
+
+    n: int
+    mean: float
+    quantiles: dict[str, float]
+
+
+class EvaluationRecord(Record):
+    """evaluation/<step>.json."""
+
+    format: Literal[1] = FORMAT
+    spec_hash: str
+    checkpoint: int
+    parameters: Literal["raw", "ema"]
+    batch_norm: Literal["moving"] = "moving"
+    threat: dict[str, Any]
+    n: int
+    nominal: Proportion
+    attacks: dict[str, AttackRecord]
+    worst_case: Proportion
+    """Examples that are correct and that no attack changed."""
+    gamma: dict[str, Distribution]
+    """g(delta; x) in nats over the correctly classified examples: at each attack's perturbation, and at `random` ones."""
+    versions: dict[str, str]
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.spec, self.run, self.metrics = (self.path / n for n in ("spec.yaml", "run.json", "metrics.jsonl"))
+        self.checkpoints, self.evaluation, self.events = (
+            self.path / n for n in ("checkpoints", "evaluation", "events")
+        )
+
+    def record(self) -> RunRecord | None:
+        """run.json, or None where no run has begun. Raises CheckpointError when it cannot be read."""
+        if not self.run.exists():
+            return None
+        try:
+            return RunRecord.model_validate_json(self.run.read_bytes())
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"]))
+            fix = "it was written by another version of llrflow, or damaged: use that version or another folder"
+            raise CheckpointError(str(self.run), f"{place}: {problem['msg']}", fix) from None
+
+    def metric_lines(self) -> Iterator[dict[str, Any]]:
+        """The complete lines of metrics.jsonl; a half-written last line is skipped."""
+        if self.metrics.exists():
+            for line in self.metrics.read_bytes().split(b"\n")[:-1]:
+                yield json.loads(line)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the lines after `step`: a resumed run writes them again."""
+        kept = [json.dumps(line) + "\n" for line in self.metric_lines() if line["step"] <= step]
+        write_atomic(self.metrics, "".join(kept).encode())
+
+    def evaluations(self) -> dict[int, EvaluationRecord]:
+        """Finished evaluations by checkpoint step."""
+        found = sorted(self.evaluation.glob("*.json"), key=lambda p: int(p.stem)) if self.evaluation.exists() else []
+        return {int(p.stem): EvaluationRecord.model_validate_json(p.read_bytes()) for p in found}
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides the numbers."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def git_state() -> str | None:
+    """Commit of the working directory with `+changes` where it has any; None outside a repository."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        status = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")

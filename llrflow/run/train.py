@@ -1,0 +1,118 @@
+"""The training loop: batches in; metrics, checkpoints and a trained state out."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+
+from llrflow.data.batches import batch_ids
+from llrflow.data.resident import Split
+from llrflow.errors import NonFiniteError
+from llrflow.files import sync
+from llrflow.progress import progress
+from llrflow.program.compile import Program
+from llrflow.program.state import Batch, TrainState
+from llrflow.run.checkpoint import Checkpoints
+from llrflow.run.interrupt import Interrupted, StopRequest
+from llrflow.run.records import RunFolder
+
+
+def begin(program: Program, folder: RunFolder, checkpoints: Checkpoints, report: Callable[[str], None]) -> TrainState:
+    """The state to train on from: the newest intact checkpoint, or a fresh one. Undoes whatever came after it."""
+    step = checkpoints.newest_intact(report)
+    checkpoints.discard_after(-1 if step is None else step)
+    folder.rewind_metrics(step or 0)
+    if step is None:
+        return program.init()
+    report(f"continuing from step {step} of {program.steps}")
+    return program.devices.replicate(checkpoints.restore(program.abstract_state(), step))
+
+
+class Trainer:
+    """One pass of the training loop from a state to the last step."""
+
+    def __init__(
+        self, program: Program, split: Split, folder: RunFolder, checkpoints: Checkpoints, spec_hash: str, quiet: bool
+    ) -> None:
+        self.program, self.split, self.folder, self.checkpoints = program, split, folder, checkpoints
+        self.spec_hash, self.quiet = spec_hash, quiet
+        self.seconds = {"compile": 0.0, "train": 0.0}
+        self._pending: deque[tuple[int, dict[str, Any]]] = deque()
+        self._finite: tuple[int, dict[str, float]] | None = None
+
+    def train(self, state: TrainState, stop: StopRequest) -> TrainState:
+        """Train to the end. Raises Interrupted after saving, NonFiniteError when the objective stops being finite."""
+        from tensorboardX import SummaryWriter
+
+        program, spec = self.program, self.program.spec
+        first = int(program.devices.fetch(state.step))
+        with (
+            self.folder.metrics.open("a") as log,
+            SummaryWriter(str(self.folder.events), purge_step=first + 1) as events,
+            progress("training", program.steps, self.quiet, first) as report,
+        ):
+            began = time.monotonic()
+            for step in range(first, program.steps):
+                ids = batch_ids(spec.seed, step, len(self.split.labels), spec.train.batch_size)
+                batch = Batch(self.split.images[ids], self.split.labels[ids], ids.astype(np.int32))
+                state, metrics = program.train_step(state, batch, step)
+                if step == first:
+                    jax.block_until_ready(metrics)
+                    self.seconds["compile"], began = time.monotonic() - began, time.monotonic()
+                self._pending.append((step + 1, metrics))
+                done, last = step + 1, step + 1 == program.steps
+                if done % spec.train.log_every == 0 or last:
+                    values = self._settle(log, events)
+                    report(done, f"objective {values['objective']:.4g}, accuracy {values['accuracy']:.1%}")
+                if done % spec.checkpoint.every == 0 or last or stop.signum is not None:
+                    self._save(state, log, events)
+                if stop.signum is not None and not last:
+                    message = f"stopped at step {done} of {program.steps} and saved; run the same command to continue"
+                    raise Interrupted(stop.signum, message)
+            self.seconds["train"] = time.monotonic() - began
+        return state
+
+    def _settle(self, log: TextIO, events: Any) -> dict[str, float]:
+        """Fetch the pending metrics, refuse a non-finite objective, log the steps that are due; the last values."""
+        values: dict[str, float] = {}
+        spec = self.program.spec
+        while self._pending:
+            step, metrics = self._pending.popleft()
+            values = {name: float(value) for name, value in self.program.devices.fetch(metrics).items()}
+            if not math.isfinite(values["objective"]):
+                raise NonFiniteError(self._obituary(step, values))
+            self._finite = (step, values)
+            if step % spec.train.log_every == 0 or step == self.program.steps:
+                log.write(json.dumps({"step": step, **values}) + "\n")
+                for name, value in values.items():
+                    events.add_scalar(f"train/{name}", value, step)
+        log.flush()
+        return values
+
+    def _save(self, state: TrainState, log: TextIO, events: Any) -> None:
+        self._settle(log, events)
+        sync(Path(log.name))  # the lines up to a checkpoint must outlive it
+        self.checkpoints.save(self.program.devices.fetch(state), self.spec_hash)
+
+    def _obituary(self, step: int, values: dict[str, float]) -> str:
+        last = "it never was finite"
+        if self._finite is not None:
+            last = f"last finite values, step {self._finite[0]}: " + _listed(self._finite[1])
+        kept = self.checkpoints.steps()
+        saved = f"checkpoint {kept[-1]} is kept" if kept else "no checkpoint was saved yet"
+        return (
+            f"the objective is not finite at step {step} ({_listed(values)}); {last}; {saved}. "
+            "Try a smaller learning rate, optimizer.clip_norm, or a warm-up of the weights"
+        )
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,0 +1,1 @@
+"""The spec: YAML to a frozen, checked, resolved `Spec`."""

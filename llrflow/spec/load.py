@@ -1,0 +1,80 @@
+"""From YAML (or a mapping) to a checked Spec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from llrflow.errors import SpecError
+from llrflow.objective import CLEAN
+from llrflow.plugins import load_plugins
+from llrflow.registry import first_problem, suggest
+from llrflow.spec.schema import Spec
+from llrflow.spec.source import Source, read_source
+
+
+def load_spec(spec: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] = {}) -> Spec:
+    """Read, merge, validate and cross-check a spec; imports exactly the plugins that it names.
+
+    `overrides` maps dotted paths to values, as `--set` does. Raises SpecError (`file:line:col: path = value
+    ...; fix`) or PluginError. Touches neither data nor devices.
+    """
+    source = read_source(spec, overrides)
+    load_plugins(source)
+    try:
+        loaded = Spec.model_validate(source.data)
+    except (ValidationError, PydanticCustomError) as error:
+        path, got, fix = first_problem(error)
+        raise SpecError(source.where(path), f"{'.'.join(map(str, path))} {got}".strip(), fix) from None
+    loaded._source = source
+    for path, got, fix in _contradictions(loaded):
+        raise at(loaded, ".".join(path), got, fix)
+    return loaded
+
+
+def at(spec: Spec, path: str, got: str, fix: str) -> SpecError:
+    """The error for a value of a loaded spec, by dotted path."""
+    return SpecError(spec.where(tuple(path.split("."))), f"{path} {got}", fix)
+
+
+def _contradictions(spec: Spec) -> list[tuple[tuple[str, ...], str, str]]:
+    """(path, what is wrong, fix) of everything that single fields cannot know."""
+    found: list[tuple[tuple[str, ...], str, str]] = []
+    if (spec.train.epochs is None) == (spec.train.steps is None):
+        both = "has both `epochs` and `steps`" if spec.train.epochs else "has neither `epochs` nor `steps`"
+        found.append((("train",), both, "give exactly one of them"))
+    objective, used = spec.objective, set()
+    places = {"loss": ("objective", "loss"), **{name: ("objective", "terms", name) for name in objective.terms}}
+    if "loss" in objective.terms:
+        found.append((places["loss"], "is the name of the classification loss", "rename the term"))
+    for name in objective.terms:
+        if name in ("objective", "accuracy", "gradient_norm", "step"):
+            found.append((places[name], "is the name of a metric that every run logs", "rename the term"))
+    for name, term in objective.entries().items():
+        used.add(term.at)
+        if term.at != CLEAN and term.at not in objective.perturbations:
+            known = [CLEAN, *objective.perturbations]
+            found.append(
+                ((*places[name], "at"), f"= {term.at!r} is not a perturbation of this objective", suggest(term.at, known))
+            )
+        elif term.at == CLEAN and getattr(term, "needs_perturbation", False):
+            fix = "set `at:` to one of objective.perturbations" + (
+                f" ({', '.join(objective.perturbations)})" if objective.perturbations else ", and define it there"
+            )
+            found.append((places[name], f"({term.registered_as[1]}) is evaluated at a perturbation and has none", fix))
+    for name in objective.perturbations:
+        if name == CLEAN:
+            found.append((("objective", "perturbations", name), "is the name of the unperturbed image", "rename it"))
+        elif name not in used:
+            found.append(
+                (("objective", "perturbations", name), "is used by no term", "set `at:` of a term or of the loss to it, or delete it")
+            )
+    if "random" in spec.evaluate.attacks:
+        found.append((("evaluate", "attacks", "random"), "is the name of the noise control", "rename the attack"))
+    if spec.evaluate.parameters == "ema" and spec.train.ema is None:
+        found.append((("evaluate", "parameters"), "= 'ema' but training keeps no moving average", "set train.ema"))
+    return found

@@ -1,0 +1,51 @@
+"""Resolve a spec against its dataset: epochs and percentages become steps. Returns a new Spec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llrflow.data.batches import steps_per_epoch
+from llrflow.data.resident import DatasetFacts
+from llrflow.optimizers import Duration, resolve_duration
+from llrflow.registry import Component
+from llrflow.spec.schema import Spec
+
+
+def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
+    """A copy with `train.steps` and every Duration in steps.
+
+    Raises DataError when the batch is larger than the training split.
+    """
+    epoch = steps_per_epoch(facts.train, spec.train.batch_size)
+    steps = spec.train.steps or max(1, round(epoch * (spec.train.epochs or 0)))
+    resolved = _durations(spec, epoch, steps)
+    train = resolved.train.model_copy(update={"steps": steps, "epochs": None, "log_every": max(1, resolved.train.log_every)})
+    checkpoint = resolved.checkpoint.model_copy(update={"every": max(1, resolved.checkpoint.every)})
+    return resolved.model_copy(update={"train": train, "checkpoint": checkpoint})
+
+
+def spec_hash(spec: Spec) -> str:
+    """Identity of an experiment: sha256 of the resolved spec without its name and devices, 12 hex digits."""
+    data = {k: v for k, v in spec.model_dump().items() if k not in ("name", "devices")}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _durations(component: Any, epoch: int, total: int) -> Any:
+    """A copy in which every field annotated as a Duration is a number of steps."""
+    if isinstance(component, Mapping):
+        return {key: _durations(item, epoch, total) for key, item in component.items()}
+    if not isinstance(component, Component):
+        return component
+    update: dict[str, Any] = {}
+    for name, field in type(component).model_fields.items():
+        value = getattr(component, name)
+        if any(isinstance(m, Duration) for m in field.metadata):
+            update[name] = resolve_duration(value, epoch, total)
+        elif name == "boundaries_and_scales" and value is not None:
+            update[name] = {resolve_duration(key, epoch, total): scale for key, scale in value.items()}
+        elif isinstance(value, (Component, Mapping)):
+            update[name] = _durations(value, epoch, total)
+    return component.model_copy(update=update)

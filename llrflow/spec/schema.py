@@ -1,0 +1,132 @@
+"""The blocks of a spec. Each block and each component is its own schema; this file only puts them together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr
+
+from llrflow.data.block import Data
+from llrflow.objective import Objective
+from llrflow.optimizers import Duration
+from llrflow.plugins import plugin_path
+from llrflow.registry import Chosen, Component, Name, Traced
+from llrflow.spec.source import Source
+from llrflow.threat import Threat
+
+
+class OptimizerEntry(Component):
+    """What every optimizer has besides optax's own arguments."""
+
+    clip_norm: Annotated[float | None, Traced(gt=0)] = None
+    """Scale the gradient down to this global l2 norm before the optimizer sees it."""
+
+
+class BatchNormPolicy(Component):
+    """Which statistics BatchNorm uses in training; evaluation always uses the moving ones."""
+
+    search: Literal["batch", "moving"] = "batch"
+    """Statistics during searches, which never update the moving ones."""
+
+    perturbed: Literal["batch", "moving"] = "batch"
+    """Statistics of the passes at perturbed images."""
+
+    update: Literal["auto", "clean", "perturbed"] = "auto"
+    """Pass that updates the moving statistics; `auto` is the clean pass if the objective has one."""
+
+
+class Train(Component):
+    """How long and in which batches to train."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Examples per step, over all devices."""
+
+    epochs: Annotated[float | None, Field(gt=0)] = None
+    """Passes over the training images; give this or `steps`."""
+
+    steps: Annotated[int | None, Field(ge=1)] = None
+    """Optimizer steps; give this or `epochs`."""
+
+    ema: Annotated[float | None, Traced(ge=0, lt=1)] = None
+    """Decay of an exponential moving average of the parameters, which evaluation then uses."""
+
+    log_every: Annotated[Any, Duration()] = 10
+    """Distance of two lines of metrics.jsonl: steps, `1 epoch`, `5%`."""
+
+    batch_norm: BatchNormPolicy = BatchNormPolicy()
+    """BatchNorm statistics by pass."""
+
+
+class Evaluate(Component):
+    """What is measured after training, on every test image."""
+
+    batch_size: int = Field(default=250, ge=1)
+    """Examples per attacked batch, over all devices; results do not depend on it."""
+
+    attacks: dict[Name, Annotated[Any, Chosen("attack")]] = {}
+    """Named attacks; each runs on every image that is classified correctly."""
+
+    parameters: Literal["auto", "raw", "ema"] = "auto"
+    """Parameters to evaluate; `auto` takes the moving average if training kept one."""
+
+
+class Checkpoint(Component):
+    """When to save and how many checkpoints to keep."""
+
+    every: Annotated[Any, Duration()] = "10%"
+    """Distance of two checkpoints; the last step is always saved."""
+
+    keep: int = Field(default=3, ge=1)
+    """Newest checkpoints to keep."""
+
+
+class DevicesBlock(Component):
+    """The local devices to use."""
+
+    count: Annotated[int | None, Field(ge=1)] = None
+    """Number of devices; default all (on CPU one per core)."""
+
+
+class Spec(Component):
+    """One experiment: dataset, model, threat, objective, training, evaluation. Immutable."""
+
+    llrflow: Literal[1]
+    """Version of the format: 1."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Names the run folder: letters, digits, dot, underscore, dash."""
+
+    plugins: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Plugins to import: files (relative to the spec) or module names."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """All randomness follows from it."""
+
+    data: Data
+    model: Annotated[Any, Chosen("model")]
+    """The network, chosen by `type`."""
+    threat: Threat
+    objective: Objective = Objective()
+    optimizer: Annotated[Any, Chosen("optimizer", OptimizerEntry)]
+    """An optax optimizer, chosen by `type`."""
+    train: Train
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    devices: DevicesBlock = DevicesBlock()
+
+    _source: Source | None = PrivateAttr(default=None)
+
+    def where(self, path: tuple[str, ...]) -> str:
+        """`file:line:col` of a value, to start a message with."""
+        return "spec" if self._source is None else self._source.where(path)
+
+    def origins(self) -> dict[str, str]:
+        """Where each scalar came from, by dotted path; what is not listed is a default."""
+        known = {} if self._source is None else self._source.origins
+        return {".".join(map(str, path)): str(origin) for path, origin in known.items() if origin.text}
+
+    def plugin_paths(self) -> tuple[str, ...]:
+        """`plugins` with files as absolute paths, relative ones taken from the spec file that names them."""
+        if self._source is None:
+            return self.plugins
+        return tuple(plugin_path(self._source, index, plugin) for index, plugin in enumerate(self.plugins))

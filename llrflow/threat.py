@@ -1,0 +1,96 @@
+"""The threat model: which perturbations an adversary may add to an image in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from pydantic import model_validator
+
+from llrflow.errors import ThreatError
+from llrflow.registry import Component, Traced, raise_at
+
+TOLERANCE = 1e-5
+"""Slack, in pixel units relative to epsilon, when an attack's output is re-checked in float32."""
+
+
+class Threat(Component):
+    """The ball B = {delta : ||delta||_p <= epsilon, 0 <= x + delta <= 1} around each image.
+
+    All methods are per example: x and delta are [B, H, W, C], pixels in [0, 1]; norms are [B].
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball: `linf` or `l2`."""
+
+    epsilon: Annotated[float, Traced(gt=0, schedule=False)]
+    """Radius in pixel units, for example 8/255."""
+
+    @model_validator(mode="after")
+    def _pixel_scale(self) -> Threat:
+        if self.norm == "linf" and self.epsilon > 1:
+            raise_at(
+                ("epsilon",),
+                self.epsilon,
+                "out_of_bounds",
+                f"is larger than the pixel range [0, 1]; write {self.epsilon:g}/255",
+            )
+        return self
+
+    def distance(self, delta: jax.Array) -> jax.Array:
+        """||delta||_p of each example, [B]."""
+        flat = delta.reshape(len(delta), -1)
+        return jnp.max(jnp.abs(flat), axis=1) if self.norm == "linf" else _l2(flat)
+
+    def project(self, delta: jax.Array, x: jax.Array) -> jax.Array:
+        """The point of the ball and the box that a clipping projection reaches from delta.
+
+        For l2 the ball comes first: clipping x + delta to [0, 1] afterwards only shrinks |delta|, so the
+        result is in both sets and projecting again changes nothing.
+        """
+        if self.norm == "linf":
+            delta = jnp.clip(delta, -self.epsilon, self.epsilon)
+        else:
+            length = _spread(_l2(delta.reshape(len(delta), -1)), delta)
+            delta = delta * jnp.minimum(1.0, self.epsilon / jnp.maximum(length, 1e-12))
+        return jnp.clip(delta, -x, 1.0 - x)
+
+    def steepest(self, gradient: jax.Array) -> jax.Array:
+        """The unit-norm direction with the largest inner product: sign(g) for linf, g / ||g||_2 for l2."""
+        if self.norm == "linf":
+            return jnp.sign(gradient)
+        length = _spread(_l2(gradient.reshape(len(gradient), -1)), gradient)
+        return gradient / jnp.maximum(length, 1e-12)
+
+    def uniform(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+        """Perturbations uniform in the ball (before the box), one key per example."""
+
+        def one(key: jax.Array, image: jax.Array) -> jax.Array:
+            if self.norm == "linf":
+                return jax.random.uniform(key, image.shape, image.dtype, -1.0, 1.0)
+            direction_key, radius_key = jax.random.split(key)
+            direction = jax.random.normal(direction_key, image.shape, image.dtype)
+            radius = jax.random.uniform(radius_key, (), image.dtype) ** (1.0 / image.size)
+            return radius * direction / jnp.maximum(jnp.sqrt(jnp.sum(direction**2)), 1e-12)
+
+        return self.epsilon * jax.vmap(one)(keys, x)
+
+    def check(self, delta: Any, x: Any) -> None:
+        """Raise ThreatError when a concrete perturbation leaves the ball or the box (or is not finite)."""
+        distance = self.distance(jnp.asarray(delta))
+        worst = float(jnp.max(distance, initial=0.0))
+        low, high = float(jnp.min(x + delta, initial=0.0)), float(jnp.max(x + delta, initial=1.0))
+        if not (worst <= self.epsilon * (1 + TOLERANCE) + 1e-7 and low >= -TOLERANCE and high <= 1 + TOLERANCE):
+            raise ThreatError(
+                f"an attack left the threat model: {self.norm} distance {worst:g} of {self.epsilon:g}, "
+                f"pixels in [{low:g}, {high:g}]"
+            )
+
+
+def _l2(flat: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(flat**2, axis=1))
+
+
+def _spread(per_example: jax.Array, like: jax.Array) -> jax.Array:
+    return per_example.reshape((-1,) + (1,) * (like.ndim - 1))
