@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from llrflow.attacks.run import attack
     from llrflow.errors import SpecError
     from llrflow.probe import Probe
-    from llrflow.program.compile import compile_spec as compile  # noqa: A004
+    from llrflow.program.compile import compile_spec as compile
     from llrflow.registry import make
     from llrflow.run.pipeline import load_model, run
     from llrflow.spec.load import load_spec

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import optax
 from pydantic import create_model
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import core_schema
 
-from llrflow.registry import Component, Traced, entries, import_as, register
+from llrflow.registry import Component, Traced, entries, import_as, invalid, register
 
 OPTIMIZERS = (
     "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "fromage",
@@ -21,8 +21,8 @@ OPTIMIZERS = (
 )  # fmt: skip
 SCHEDULES = (
     "constant_schedule", "cosine_decay_schedule", "cosine_onecycle_schedule", "exponential_decay",
-    "linear_onecycle_schedule", "linear_schedule", "piecewise_constant_schedule", "polynomial_schedule", "warmup_constant_schedule",
-    "warmup_cosine_decay_schedule", "warmup_exponential_decay_schedule",
+    "linear_onecycle_schedule", "linear_schedule", "piecewise_constant_schedule", "polynomial_schedule",
+    "warmup_constant_schedule", "warmup_cosine_decay_schedule", "warmup_exponential_decay_schedule",
 )  # fmt: skip
 
 NOT_DATA = {"mask", "weight_decay_mask", "trust_ratio_mask", "mu_dtype", "accumulator_dtype", "dtype_momentum"}
@@ -43,7 +43,7 @@ class Duration:
                 return raw
             if isinstance(raw, str) and _DURATION.fullmatch(raw.strip()):
                 return raw.strip()
-            raise PydanticCustomError("number", "is not a duration; write steps (200), `2 epochs` or `5%`")
+            raise invalid("number", "is not a duration; write steps (200), `2 epochs` or `5%`")
 
         return core_schema.no_info_plain_validator_function(check)
 

@@ -41,7 +41,9 @@ def load_plugin(plugin: str, where: str = "plugin") -> None:
     if plugin.endswith(".py"):
         path = Path(plugin)
         if not path.is_file():
-            raise PluginError(where, f"plugins: there is no file {plugin}", "paths are relative to the spec that names them")
+            raise PluginError(
+                where, f"plugins: there is no file {plugin}", "paths are relative to the spec that names them"
+            )
         # The content is part of the name: an unchanged file is one module however often specs name it.
         name = f"llrflow_plugin_{path.stem}_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]}"
         _import(plugin, where, lambda: _import_file(name, path))

@@ -20,7 +20,9 @@ def progress(title: str, total: int, quiet: bool = False, done: int = 0) -> Iter
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(title, total, done, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        yield _Lines(
+            title, total, done, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+        )
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -5,11 +5,23 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    LiteralString,
+    NoReturn,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+)
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
@@ -49,7 +61,7 @@ class Component(BaseModel):
         if isinstance(raw, cls):
             return raw
         if not isinstance(raw, Mapping):
-            raise PydanticCustomError("mapping", "needs a mapping of its fields")
+            raise invalid("mapping", "needs a mapping of its fields")
         known = cls.model_fields
         for key in raw:
             if key not in known:
@@ -164,9 +176,9 @@ def validate(kind: str, raw: Any, entry: type[Component] | None = None) -> Compo
             return raw
         raw = raw.model_dump()
     if not isinstance(raw, Mapping):
-        raise PydanticCustomError("mapping", f"needs a mapping with `type:` and the fields of a {kind}")
+        raise invalid("mapping", f"needs a mapping with `type:` and the fields of a {kind}")
     if "type" not in raw:
-        raise PydanticCustomError("no_type", f"has no `type`; one of {listing(known)}")
+        raise invalid("no_type", f"has no `type`; one of {listing(known)}")
     name = raw["type"]
     if not isinstance(name, str) or name not in known:
         raise_at(("type",), name, "unknown_type", f"is not a known {kind}; {suggest(name, known)}")
@@ -181,7 +193,9 @@ _entry_fields: dict[str, frozenset[str]] = {}
 @functools.cache
 def standing_in(entry: type[Component], cls: type[Component]) -> type[Component]:
     """A subclass of a component that also carries its place's own fields (a term's `at` and `weight`)."""
-    return type(cls)(cls.__name__, (entry, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    return types.new_class(
+        cls.__name__, (entry, cls), exec_body=lambda body: body.update(__module__=cls.__module__, __doc__=cls.__doc__)
+    )
 
 
 class Chosen:
@@ -248,17 +262,15 @@ class Traced:
                 return raw
             if isinstance(raw, (Mapping, Component)):
                 if not self.schedule:
-                    raise PydanticCustomError("no_schedule", "cannot follow a schedule; give one number")
+                    raise invalid("no_schedule", "cannot follow a schedule; give one number")
                 return validate("schedule", raw)
             try:
                 number = parse_number(raw)
             except PydanticCustomError as error:
-                raise PydanticCustomError(
-                    error.type, error.message() + (f", or {listing(words)}" if words else "")
-                ) from None
+                raise invalid(error.type, error.message() + (f", or {listing(words)}" if words else "")) from None
             problem = self.check(number)
             if problem:
-                raise PydanticCustomError("out_of_bounds", problem)
+                raise invalid("out_of_bounds", problem)
             return number
 
         return core_schema.no_info_plain_validator_function(
@@ -283,20 +295,25 @@ def parse_number(raw: Any) -> float:
         try:
             raw = float(Fraction(raw.replace(" ", "")))
         except ZeroDivisionError:
-            raise PydanticCustomError("number", "divides by zero; write a number or a fraction such as 8/255") from None
+            raise invalid("number", "divides by zero; write a number or a fraction such as 8/255") from None
         except ValueError:
-            raise PydanticCustomError("number", "is not a number; write a number or a fraction such as 8/255") from None
+            raise invalid("number", "is not a number; write a number or a fraction such as 8/255") from None
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
-        raise PydanticCustomError("number", "is not a number; write a number or a fraction such as 8/255")
+        raise invalid("number", "is not a number; write a number or a fraction such as 8/255")
     number = float(raw)
     if number != number or number in (float("inf"), float("-inf")):
-        raise PydanticCustomError("number", "is not finite; write a finite number")
+        raise invalid("number", "is not finite; write a finite number")
     return number
 
 
-def raise_at(path: tuple[str | int, ...], value: Any, code: str, message: str) -> None:
+def invalid(code: str, message: str) -> PydanticCustomError:
+    """A validation problem of the value at hand; what follows `; ` in the message is the fix."""
+    return PydanticCustomError(cast(LiteralString, code), cast(LiteralString, message))
+
+
+def raise_at(path: tuple[str | int, ...], value: Any, code: str, message: str) -> NoReturn:
     """Raise a pydantic ValidationError for one problem below the value being validated."""
-    error = PydanticCustomError(code, message.replace("{", "{{").replace("}", "}}"))  # type: ignore[arg-type]
+    error = invalid(code, message)
     raise ValidationError.from_exception_data("spec", [InitErrorDetails(type=error, loc=path, input=value)])
 
 

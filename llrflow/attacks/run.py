@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
-from llrflow.ascent import Carry, Search, plan_steps, prefer, restart_keys
+from llrflow.ascent import Carry, Search, plan_steps, restart_keys
 from llrflow.errors import SpecError
 from llrflow.probe import LogitsFn, SearchProbe, cross_entropy
-from llrflow.registry import first_problem, make
+from llrflow.registry import Component, first_problem, make
 from llrflow.threat import Threat
 from llrflow.traced import bind, numbers
 
@@ -25,9 +25,9 @@ PredictFn = Callable[[Any, jax.Array], jax.Array]
 class Examples(NamedTuple):
     """What is attacked: images [B,H,W,C] in [0,1], labels [B], and the ids [B] that key the randomness."""
 
-    x: jax.Array
-    y: jax.Array
-    ids: jax.Array
+    x: Any
+    y: Any
+    ids: Any
 
 
 class Verdict(NamedTuple):
@@ -77,8 +77,12 @@ class AttackProgram:
     @property
     def numbers(self) -> dict[str, np.float32]:
         """The traced numbers of attack and threat, to pass to `run`."""
-        found = [*numbers(self.attack, ("attack",)), *numbers(self.threat, ("threat",))]
-        return {path: np.float32(value) for path, value, _ in found}
+        found: dict[str, np.float32] = {}
+        for path, value, _ in (*numbers(self.attack, ("attack",)), *numbers(self.threat, ("threat",))):
+            if isinstance(value, Component):
+                raise SpecError(path, "follows a schedule, but an attack has no training steps", "give one number")
+            found[path] = np.float32(value)
+        return found
 
     def run(self, variables: Any, examples: Examples, key: Any, restart: Any, inputs: Any) -> Verdict:
         """One restart on one batch: all arguments as `wrap` wants them; key is raw key data."""
@@ -159,7 +163,9 @@ def attack(
         raise SpecError("attack", f"got x {x.shape} and y {y.shape}", "pass x [B,H,W,C] and y [B]")
     if not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
         raise SpecError(
-            "attack", f"got pixels in [{float(x.min()):g}, {float(x.max()):g}]", "pass images in [0, 1]; the model normalises"
+            "attack",
+            f"got pixels in [{float(x.min()):g}, {float(x.max()):g}]",
+            "pass images in [0, 1]; the model normalises",
         )
     program = AttackProgram(make("attack", config), ball, lambda _, images: logits_fn(images), jax.default_backend())
     examples = Examples(x, y, jnp.arange(len(x)))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import haiku as hk
 import jax
+from pydantic import Field, model_validator
 
 from llrflow.models.network import Network, NormType, Sizes, norm_layer
-from llrflow.registry import register
+from llrflow.registry import raise_at, register
 
 
 @register("model", "mlp")
@@ -26,10 +27,19 @@ class MLP(Network):
 
 @register("model", "cnn")
 class CNN(Network):
-    """3x3 convolutions, each stage after the first halving the resolution, then a dense layer."""
+    """Convolutions, then a dense layer.
+
+    `channels: [16, 32], kernel: 4, strides: [2, 2], dense: 100` is the small network of Wong & Kolter 2018.
+    """
 
     channels: Sizes = (32, 64)
     """Channels of each convolution."""
+
+    kernel: int = Field(default=3, ge=1)
+    """Side of the square filters."""
+
+    strides: Sizes | None = None
+    """Stride of each convolution; default 1 for the first and 2 for the others."""
 
     dense: int = 128
     """Units of the dense layer before the logits; 0 leaves it out."""
@@ -37,10 +47,19 @@ class CNN(Network):
     norm: NormType = "none"
     """Norm layer after each convolution."""
 
+    @model_validator(mode="after")
+    def _one_stride_each(self) -> CNN:
+        if self.strides is not None and len(self.strides) != len(self.channels):
+            raise_at(
+                ("strides",), list(self.strides), "length", f"needs {len(self.channels)} values, one per convolution"
+            )
+        return self
+
     def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
         """Logits [B,K]."""
-        for stage, channels in enumerate(self.channels):
-            h = hk.Conv2D(channels, 3, stride=1 if stage == 0 else 2, with_bias=self.norm == "none")(h)
+        strides = self.strides or (1, *(2 for _ in self.channels[1:]))
+        for stage, (channels, stride) in enumerate(zip(self.channels, strides, strict=True)):
+            h = hk.Conv2D(channels, self.kernel, stride=stride, with_bias=self.norm == "none")(h)
             h = self.act(norm_layer(self.norm, h, batch_statistics, f"norm_{stage}"))
         h = hk.Flatten()(h)
         if self.dense:

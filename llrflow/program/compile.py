@@ -103,13 +103,18 @@ def compile_spec(spec: Spec) -> Program:
     size, count = spec.train.batch_size, len(devices)
     if size % count:
         raise at(
-            spec, "train.batch_size", f"= {size} does not divide over {count} devices", f"try {-(-size // count) * count}"
+            spec,
+            "train.batch_size",
+            f"= {size} does not divide over {count} devices",
+            f"try {-(-size // count) * count}",
         )
     channels = facts.image_shape[-1]
     for field in ("mean", "std"):
         given = getattr(spec.model, field, (0,))
         if len(given) not in (1, channels):
-            raise at(spec, f"model.{field}", f"has {len(given)} values for {channels} channels", f"give 1 or {channels}")
+            raise at(
+                spec, f"model.{field}", f"has {len(given)} values for {channels} channels", f"give 1 or {channels}"
+            )
     return Program(resolved, facts, devices)
 
 
@@ -130,7 +135,7 @@ class _Key:
 
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
-        parts = {name: static_key(getattr(spec, name)) for name in ("model", *BLOCKS)}
+        parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in ("model", *BLOCKS)}
         parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
         parts["augment"] = [[name, static_key(item)] for name, item in spec.data.augment.items()]
         self.text = json.dumps([parts, names, facts.classes, facts.image_shape, [str(d) for d in devices.all]])
@@ -185,4 +190,5 @@ def _compiled(key: _Key) -> _Compiled:
 
 
 def _predict(network: Any, variables: Any, images: jax.Array) -> jax.Array:
-    return predict(network, *variables, images)
+    params, model_state = variables
+    return predict(network, params, model_state, images)

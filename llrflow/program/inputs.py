@@ -32,7 +32,12 @@ class Inputs:
             for extreme in (self._table[:, column].min(), self._table[:, column].max()):
                 problem = bounds.check(float(extreme))
                 if problem or not np.isfinite(extreme):
-                    raise at(spec, name, f"takes the value {extreme:g}, which {problem or 'is not finite'}", "change the schedule")
+                    raise at(
+                        spec,
+                        name,
+                        f"takes the value {extreme:g}, which {problem or 'is not finite'}",
+                        "change the schedule",
+                    )
 
     def at(self, step: int) -> np.ndarray:
         """Values at a step, float32 in the order of `names`; those of the last step afterwards."""

@@ -23,9 +23,9 @@ class TrainState(NamedTuple):
 class Batch(NamedTuple):
     """Training examples as they lie in memory."""
 
-    images: jax.Array
+    images: Any
     """uint8 [B,H,W,C]."""
-    labels: jax.Array
+    labels: Any
     """int32 [B]."""
-    ids: jax.Array
+    ids: Any
     """int32 [B]: row of the example in its split; randomness is keyed by it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import haiku as hk
@@ -115,5 +115,3 @@ def purpose_key(seed: jax.Array, purpose: str) -> jax.Array:
 def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
     """One key per example, [B]: the same for an example wherever it stands in a batch."""
     return jax.vmap(lambda example: jax.random.fold_in(key, example))(ids)
-
-

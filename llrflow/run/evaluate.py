@@ -6,6 +6,7 @@ import json
 import time
 import zlib
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,9 +16,9 @@ from llrflow.attacks.run import Examples, Verdict, better
 from llrflow.data.batches import padded_chunks
 from llrflow.data.resident import Split
 from llrflow.files import open_atomic
-from llrflow.progress import progress
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
+from llrflow.progress import progress
 from llrflow.registry import make
 from llrflow.run.interrupt import Interrupted, StopRequest
 from llrflow.run.records import AttackRecord, Distribution, EvaluationRecord, Proportion, RunFolder, versions
@@ -38,7 +39,7 @@ class Verdicts:
     def __init__(self, path: Path, n: int, identity: str) -> None:
         """Picks up what `path` holds if it was found by the same attack: `identity` says which that is."""
         self._path, self._identity, self._saved, self.seconds = path, identity, time.monotonic(), 0.0
-        self.arrays = {name: np.zeros(n, dtype) for name, dtype in self.FIELDS.items()}
+        self.arrays: dict[str, Any] = {name: np.zeros(n, dtype) for name, dtype in self.FIELDS.items()}
         if path.exists():
             with np.load(path, allow_pickle=False) as stored:
                 if str(stored["identity"]) == identity:
@@ -58,7 +59,7 @@ class Verdicts:
     def save(self) -> None:
         """Write the verdicts to disk."""
         with open_atomic(self._path) as file:
-            np.savez(file, identity=self._identity, seconds=self.seconds, **self.arrays)
+            np.savez(file, allow_pickle=False, identity=self._identity, seconds=np.float64(self.seconds), **self.arrays)
         self._saved = time.monotonic()
 
 
@@ -78,7 +79,7 @@ class Evaluator:
         spec, devices = program.spec, program.devices
         self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
         self.stop, self.quiet, self.step, self.n = stop, quiet, int(state.step), len(split.labels)
-        self.parameters = program.evaluated_parameters
+        self.parameters: Literal["raw", "ema"] = program.evaluated_parameters
         params = state.ema if self.parameters == "ema" else state.params
         self._variables = devices.replicate((params, state.model_state))
         self._batch_size = -(-spec.evaluate.batch_size // len(devices)) * len(devices)
@@ -151,7 +152,9 @@ class Evaluator:
                     report(done, f"{robust / self.n:.1%} of {self.n} still correct")
                     if self.stop.signum is not None:
                         verdicts.save()
-                        raise Interrupted(self.stop.signum, "evaluation stopped and saved; run the same command to continue")
+                        raise Interrupted(
+                            self.stop.signum, "evaluation stopped and saved; run the same command to continue"
+                        )
         verdicts.save()
         return verdicts
 

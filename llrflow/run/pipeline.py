@@ -164,9 +164,7 @@ class _Ledger:
             self.update(seconds={**self.record.seconds, **total})
 
 
-def _new_record(
-    program: Program, spec: Spec, data: DataRecord, digest: str, before: RunRecord | None
-) -> RunRecord:
+def _new_record(program: Program, spec: Spec, data: DataRecord, digest: str, before: RunRecord | None) -> RunRecord:
     return RunRecord(
         name=spec.name,
         spec_hash=digest,

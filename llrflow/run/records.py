@@ -2,7 +2,7 @@
 
     spec.yaml        the resolved spec
     run.json         RunRecord
-    metrics.jsonl    one JSON object per logged step: `step`, `objective`, `accuracy`, `loss`, each term, `gradient_norm`
+    metrics.jsonl    one JSON object per logged step: `step`, `objective`, `accuracy`, `loss`, terms, `gradient_norm`
     checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step
     evaluation/      <step>.json (EvaluationRecord) and <step>.<attack>.npz (per-example verdicts)
     events/          TensorBoard
@@ -112,7 +112,7 @@ class EvaluationRecord(Record):
     worst_case: Proportion
     """Examples that are correct and that no attack changed."""
     gamma: dict[str, Distribution]
-    """g(delta; x) in nats over the correctly classified examples: at each attack's perturbation, and at `random` ones."""
+    """g(delta; x) in nats over the correctly classified examples: at each attack's perturbation, and at random ones."""
     versions: dict[str, str]
 
 

@@ -17,9 +17,9 @@ from llrflow.data.batches import batch_ids
 from llrflow.data.resident import Split
 from llrflow.errors import NonFiniteError
 from llrflow.files import sync
-from llrflow.progress import progress
 from llrflow.program.compile import Program
 from llrflow.program.state import Batch, TrainState
+from llrflow.progress import progress
 from llrflow.run.checkpoint import Checkpoints
 from llrflow.run.interrupt import Interrupted, StopRequest
 from llrflow.run.records import RunFolder

@@ -14,7 +14,7 @@ from llrflow.objective import CLEAN
 from llrflow.plugins import load_plugins
 from llrflow.registry import first_problem, suggest
 from llrflow.spec.schema import Spec
-from llrflow.spec.source import Source, read_source
+from llrflow.spec.source import read_source
 
 
 def load_spec(spec: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] = {}) -> Spec:
@@ -59,7 +59,11 @@ def _contradictions(spec: Spec) -> list[tuple[tuple[str, ...], str, str]]:
         if term.at != CLEAN and term.at not in objective.perturbations:
             known = [CLEAN, *objective.perturbations]
             found.append(
-                ((*places[name], "at"), f"= {term.at!r} is not a perturbation of this objective", suggest(term.at, known))
+                (
+                    (*places[name], "at"),
+                    f"= {term.at!r} is not a perturbation of this objective",
+                    suggest(term.at, known),
+                )
             )
         elif term.at == CLEAN and getattr(term, "needs_perturbation", False):
             fix = "set `at:` to one of objective.perturbations" + (
@@ -71,7 +75,11 @@ def _contradictions(spec: Spec) -> list[tuple[tuple[str, ...], str, str]]:
             found.append((("objective", "perturbations", name), "is the name of the unperturbed image", "rename it"))
         elif name not in used:
             found.append(
-                (("objective", "perturbations", name), "is used by no term", "set `at:` of a term or of the loss to it, or delete it")
+                (
+                    ("objective", "perturbations", name),
+                    "is used by no term",
+                    "set `at:` of a term or of the loss to it, or delete it",
+                )
             )
     if "random" in spec.evaluate.attacks:
         found.append((("evaluate", "attacks", "random"), "is the name of the noise control", "rename the attack"))

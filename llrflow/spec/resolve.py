@@ -22,7 +22,9 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
     epoch = steps_per_epoch(facts.train, spec.train.batch_size)
     steps = spec.train.steps or max(1, round(epoch * (spec.train.epochs or 0)))
     resolved = _durations(spec, epoch, steps)
-    train = resolved.train.model_copy(update={"steps": steps, "epochs": None, "log_every": max(1, resolved.train.log_every)})
+    train = resolved.train.model_copy(
+        update={"steps": steps, "epochs": None, "log_every": max(1, resolved.train.log_every)}
+    )
     checkpoint = resolved.checkpoint.model_copy(update={"every": max(1, resolved.checkpoint.every)})
     return resolved.model_copy(update={"train": train, "checkpoint": checkpoint})
 
