@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llrflow.probe import Probe
     from llrflow.program.compile import compile_spec as compile
     from llrflow.registry import make
-    from llrflow.run.pipeline import load_model, run
+    from llrflow.runs.pipeline import load_model, run
     from llrflow.spec.load import load_spec
 
 __all__ = ["Probe", "SpecError", "attack", "compile", "load_model", "load_spec", "make", "run"]
@@ -21,10 +21,10 @@ _HOMES = {
     "SpecError": ("llrflow.errors", "SpecError"),
     "attack": ("llrflow.attacks.run", "attack"),
     "compile": ("llrflow.program.compile", "compile_spec"),
-    "load_model": ("llrflow.run.pipeline", "load_model"),
+    "load_model": ("llrflow.runs.pipeline", "load_model"),
     "load_spec": ("llrflow.spec.load", "load_spec"),
     "make": ("llrflow.registry", "make"),
-    "run": ("llrflow.run.pipeline", "run"),
+    "run": ("llrflow.runs.pipeline", "run"),
 }
 
 

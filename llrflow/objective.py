@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from llrflow.ascent import Search, maximise
-from llrflow.probe import ApplyFn, Probe, SearchProbe
+from llrflow.probe import ApplyFn, Probe, SearchProbe, asks_reference
 from llrflow.registry import Chosen, Component, Name, Traced
 from llrflow.threat import Threat
 
@@ -68,12 +68,14 @@ def evaluate(
     """
     deltas: dict[str, jax.Array | None] = {CLEAN: None}
     for name, perturbation in objective.perturbations.items():
-        source = probe if share_clean_pass else Probe.stateful(search_apply, probe.x, probe.y)
-        reference = jax.lax.stop_gradient((source.loss(), source.input_gradient()))
+        searching = partial(SearchProbe, search_apply, probe.x, probe.y, probe.keys)
+        reference = (jnp.zeros_like(probe.x[:, 0, 0, 0]), jnp.zeros_like(probe.x))
+        if asks_reference(perturbation.maximize, searching(*reference)):
+            source = probe if share_clean_pass else Probe.stateful(search_apply, probe.x, probe.y)
+            reference = jax.lax.stop_gradient((source.loss(), source.input_gradient()))
         radius = threat.epsilon if perturbation.epsilon is None else perturbation.epsilon
         ball = threat.model_copy(update={"epsilon": radius})
-        searching = partial(SearchProbe, search_apply, probe.x, probe.y, probe.keys, *reference)
-        deltas[name] = maximise(perturbation, searching, ball, keys(name), by)
+        deltas[name] = maximise(perturbation, lambda p=searching, r=reference: p(*r), ball, keys(name), by)
     parts = {name: term(probe, deltas[term.at]) for name, term in objective.entries().items()}
     total = sum(term.weight * parts[name] for name, term in objective.entries().items())
     return jnp.asarray(total), parts, probe.logits(deltas[objective.loss.at])

@@ -118,7 +118,19 @@ class SearchProbe(Probe):
     ) -> None:
         super().__init__(lambda images: images, x, y, keys)
         self._apply = apply
-        self._loss, self._gradient = loss, gradient
+        self._reference = (loss, gradient)
+        self.asked_reference = False
+        """Whether l(x) or grad l(x) was wanted."""
+
+    @property
+    def _loss(self) -> jax.Array:
+        self.asked_reference = True
+        return self._reference[0]
+
+    @property
+    def _gradient(self) -> jax.Array:
+        self.asked_reference = True
+        return self._reference[1]
 
     def loss(self, delta: jax.Array | None = None) -> jax.Array:
         """l(x + delta); at the clean image the stored constant."""
@@ -131,3 +143,9 @@ class SearchProbe(Probe):
     def input_gradient(self, delta: jax.Array | None = None) -> jax.Array:
         """grad l(x + delta); at the clean image the stored constant."""
         return self._gradient if delta is None else super().input_gradient(delta)
+
+
+def asks_reference(term: Callable[[Probe, jax.Array], jax.Array], probe: SearchProbe) -> bool:
+    """Whether a term needs l(x) or grad l(x) while searching; found by tracing it once, nothing is computed."""
+    jax.eval_shape(lambda delta: term(probe, delta), probe.x)
+    return probe.asked_reference

@@ -62,13 +62,18 @@ class Component(BaseModel):
             return raw
         if not isinstance(raw, Mapping):
             raise invalid("mapping", "needs a mapping of its fields")
-        known = cls.model_fields
-        for key in raw:
-            if key not in known:
-                raise_at((key,), raw[key], "unknown_key", f"is not a field of {cls.label()}; {suggest(key, known)}")
-        return {
-            k: parse_number(v) if known[k].annotation is float and isinstance(v, str) else v for k, v in raw.items()
-        }
+        fields = dict(raw)
+        for key, value in raw.items():
+            field = cls.model_fields.get(key)
+            if field is None:
+                message = f"is not a field of {cls.label()}; {suggest(key, cls.model_fields)}"
+                raise_at((key,), value, "unknown_key", message)
+            if field.annotation is float and not field.metadata and isinstance(value, str):
+                try:
+                    fields[key] = parse_number(value)
+                except PydanticCustomError as error:
+                    raise_at((key,), value, error.type, error.message())
+        return fields
 
     @model_serializer(mode="wrap")
     def _with_type(self, handler: Any) -> dict[str, Any]:
@@ -198,6 +203,10 @@ def standing_in(entry: type[Component], cls: type[Component]) -> type[Component]
     )
 
 
+CHOICE = "llrflow_choice"
+"""Key that stands for a `$ref` to all components of a kind until the whole JSON Schema is put together."""
+
+
 class Chosen:
     """Annotation for a field that holds a component: `Annotated[Any, Chosen("term")]`.
 
@@ -218,7 +227,7 @@ class Chosen:
         )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"$ref": f"#/$defs/{self.definition}"}
+        return {CHOICE: self.definition}
 
     @property
     def definition(self) -> str:
@@ -281,7 +290,7 @@ class Traced:
         number: dict[str, Any] = {"type": ["number", "string"]}
         bounds = {"exclusiveMinimum": self.gt, "minimum": self.ge, "exclusiveMaximum": self.lt, "maximum": self.le}
         number |= {key: bound for key, bound in bounds.items() if bound is not None}
-        return {"anyOf": [number, {"$ref": "#/$defs/schedule"}]} if self.schedule else number
+        return {"anyOf": [number, {CHOICE: "schedule"}]} if self.schedule else number
 
 
 def dump(value: Any) -> Any:

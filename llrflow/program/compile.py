@@ -21,7 +21,7 @@ from llrflow.probe import LogitsFn
 from llrflow.program.devices import Devices
 from llrflow.program.inputs import BLOCKS, Inputs
 from llrflow.program.state import Batch, TrainState
-from llrflow.program.step import Pieces, Statistics, initialise, network_of, predict, train_step
+from llrflow.program.step import Pieces, Statistics, initialise, network_of, objective_at, predict, train_step
 from llrflow.spec.load import at
 from llrflow.spec.resolve import resolve
 from llrflow.spec.schema import Spec
@@ -76,16 +76,30 @@ class Program:
         state = jax.eval_shape(self._compiled.init, self._seed, self._numbers(0))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), state)
 
+    def passes(self) -> tuple[str, ...]:
+        """What the objective asks of its probe in one step (see `Probe.passes`); traced, not run."""
+        jax.eval_shape(self._compiled.passes, *self._abstract_step())
+        return self._compiled.passes_made
+
     def lowered_step(self) -> Any:
         """The training step lowered for abstract arguments, for cost analysis."""
+        return self._compiled.train.lower(*self._abstract_step())
+
+    def lowered_forward(self) -> Any:
+        """One prediction of a training batch, lowered."""
+        state, batch, _, _ = self._abstract_step()
+        images = jax.ShapeDtypeStruct(batch.images.shape, np.float32)
+        return self._compiled.predict.lower((state.params, state.model_state), images)
+
+    def _abstract_step(self) -> tuple[TrainState, Batch, Any, Any]:
         state = jax.eval_shape(self._compiled.init, self._seed, self._numbers(0))
         size = (len(self.devices), self.spec.train.batch_size // len(self.devices))
         batch = Batch(
-            jax.ShapeDtypeStruct((*size, *self.image_shape), np.uint8),  # type: ignore[arg-type]
-            jax.ShapeDtypeStruct(size, np.int32),  # type: ignore[arg-type]
-            jax.ShapeDtypeStruct(size, np.int32),  # type: ignore[arg-type]
+            jax.ShapeDtypeStruct((*size, *self.image_shape), np.uint8),
+            jax.ShapeDtypeStruct(size, np.int32),
+            jax.ShapeDtypeStruct(size, np.int32),
         )
-        return self._compiled.train.lower(state, batch, self._seed, self._numbers(0))
+        return state, batch, self._seed, self._numbers(0)
 
     def _numbers(self, step: int) -> jax.Array:
         return self.devices.replicate(self.inputs.at(step))  # type: ignore[return-value]
@@ -176,12 +190,19 @@ class _Compiled:
         def init(seed: jax.Array, values: jax.Array) -> TrainState:
             return initialise(pieces(values), facts.image_shape, seed)
 
+        def passes(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array) -> jax.Array:
+            objective, _, probe = objective_at(pieces(values), state.params, state, batch, seed)
+            self.passes_made = tuple(probe.passes)
+            return objective
+
         def train(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array) -> Any:
             return train_step(pieces(values), state, batch, seed)
 
         self.init = devices.pmap(init)
         self.train = devices.pmap(train, donate=(0,))
         self.predict = devices.pmap(partial(_predict, self.network))
+        self.passes = devices.pmap(passes)
+        self.passes_made: tuple[str, ...] = ()
 
 
 @functools.lru_cache(maxsize=8)

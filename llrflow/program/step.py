@@ -60,35 +60,40 @@ def initialise(pieces: Pieces, image_shape: tuple[int, ...], seed: jax.Array) ->
     return TrainState(params, model_state, pieces.optimizer.init(params), ema, jnp.zeros((), jnp.int32))
 
 
+def objective_at(
+    pieces: Pieces, params: Any, state: TrainState, batch: Batch, seed: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array], Probe]:
+    """(objective [B], per-example metrics [B] by name, the probe that answered) at some parameters."""
+
+    def keys(purpose: str) -> jax.Array:
+        return example_keys(jax.random.fold_in(purpose_key(seed, purpose), state.step), batch.ids)
+
+    def passes(clean: str, perturbed: str) -> ApplyFn:
+        def apply(x: jax.Array, is_clean: bool) -> tuple[jax.Array, Any]:
+            batch_statistics = (clean if is_clean else perturbed) == "batch"
+            return pieces.network.apply(params, state.model_state, None, x, batch_statistics)
+
+        return apply
+
+    policy = pieces.statistics
+    images = augment(batch.images.astype(jnp.float32) / 255.0, keys("augment"), pieces.augment)
+    probe = Probe.stateful(passes("batch", policy.perturbed), images, batch.labels, keys("terms"))
+    shared = policy.search == "batch" or not state.model_state
+    search = passes(policy.search, policy.search)
+    value, parts, logits = objectives.evaluate(pieces.objective, probe, pieces.threat, keys, search, shared, pieces.by)
+    correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
+    return value, {"objective": value, "accuracy": correct, **parts}, probe
+
+
 def train_step(
     pieces: Pieces, state: TrainState, batch: Batch, seed: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on a device's share of the batch; metrics are means over the whole batch."""
 
-    def keys(purpose: str) -> jax.Array:
-        return example_keys(jax.random.fold_in(purpose_key(seed, purpose), state.step), batch.ids)
-
-    images = augment(batch.images.astype(jnp.float32) / 255.0, keys("augment"), pieces.augment)
-
     def total(params: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        def passing(clean: str, perturbed: str) -> ApplyFn:
-            def apply(x: jax.Array, is_clean: bool) -> tuple[jax.Array, Any]:
-                batch_statistics = (clean if is_clean else perturbed) == "batch"
-                return pieces.network.apply(params, state.model_state, None, x, batch_statistics)
-
-            return apply
-
-        policy = pieces.statistics
-        probe = Probe.stateful(passing("batch", policy.perturbed), images, batch.labels, keys("terms"))
-        searching = passing(policy.search, policy.search)
-        shared = policy.search == "batch" or not state.model_state
-        value, parts, logits = objectives.evaluate(
-            pieces.objective, probe, pieces.threat, keys, searching, shared, pieces.by
-        )
-        correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
-        per_example = {"objective": value, "accuracy": correct, **parts}
+        value, per_example, probe = objective_at(pieces, params, state, batch, seed)
         metrics = {name: jnp.mean(part) for name, part in per_example.items()}
-        return metrics["objective"], (updated_statistics(probe, policy.update, state.model_state), metrics)
+        return jnp.mean(value), (updated_statistics(probe, pieces.statistics.update, state.model_state), metrics)
 
     gradient, (model_state, metrics) = jax.grad(total, has_aux=True)(state.params)
     gradient, metrics = jax.lax.pmean((gradient, metrics), AXIS)

@@ -20,11 +20,11 @@ from llrflow.files import write_atomic
 from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.devices import Devices
 from llrflow.program.state import TrainState
-from llrflow.run.checkpoint import Checkpoints
-from llrflow.run.evaluate import Evaluator
-from llrflow.run.interrupt import Interrupted, stop_requests
-from llrflow.run.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, versions
-from llrflow.run.train import Trainer, begin
+from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.evaluate import Evaluator
+from llrflow.runs.interrupt import Interrupted, stop_requests
+from llrflow.runs.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, versions
+from llrflow.runs.train import Trainer, begin
 from llrflow.spec.load import load_spec
 from llrflow.spec.resolve import spec_hash
 from llrflow.spec.schema import Spec

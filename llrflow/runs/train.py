@@ -20,9 +20,9 @@ from llrflow.files import sync
 from llrflow.program.compile import Program
 from llrflow.program.state import Batch, TrainState
 from llrflow.progress import progress
-from llrflow.run.checkpoint import Checkpoints
-from llrflow.run.interrupt import Interrupted, StopRequest
-from llrflow.run.records import RunFolder
+from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.interrupt import Interrupted, StopRequest
+from llrflow.runs.records import RunFolder
 
 
 def begin(program: Program, folder: RunFolder, checkpoints: Checkpoints, report: Callable[[str], None]) -> TrainState:

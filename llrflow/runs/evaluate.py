@@ -20,8 +20,8 @@ from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
 from llrflow.progress import progress
 from llrflow.registry import make
-from llrflow.run.interrupt import Interrupted, StopRequest
-from llrflow.run.records import AttackRecord, Distribution, EvaluationRecord, Proportion, RunFolder, versions
+from llrflow.runs.interrupt import Interrupted, StopRequest
+from llrflow.runs.records import AttackRecord, Distribution, EvaluationRecord, Proportion, RunFolder, versions
 
 RANDOM = "random"
 """Name of the control: uniform noise, whose linearity stands beside that of the attacks."""

@@ -1,0 +1,149 @@
+"""Commands that look without running: `validate`, `plan`, `types`, `schema`, `init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llrflow.cli import json_option, print_json, spec_argument
+
+
+@click.command()
+@spec_argument
+@json_option
+def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
+    """Check SPEC: every key and value, the plugins, the dataset, and whether batches fit the devices.
+
+    \b
+    Example:
+      llrflow validate specs/quickstart.yaml --set train.batch_size=63
+    """
+    from llrflow.program.compile import compile_spec
+    from llrflow.spec.load import load_spec
+    from llrflow.spec.resolve import spec_hash
+
+    program = compile_spec(load_spec(str(spec), changes))
+    if as_json:
+        print_json({"hash": spec_hash(program.spec), "spec": program.spec.model_dump()})
+        return
+    click.echo(f"{spec} is valid: {program.steps} steps on {len(program.devices)} {program.devices.platform} device(s)")
+
+
+@click.command()
+@spec_argument
+@click.option("--devices", type=click.IntRange(min=1), help="Plan for this many local devices.")
+@click.option("--measure", is_flag=True, help="Also time this spec's step and the plain cross-entropy step.")
+@json_option
+def plan(spec: Path, changes: dict[str, Any], devices: int | None, measure: bool, as_json: bool) -> None:
+    """Show what SPEC costs: parameters, steps, forward-equivalents by part, flops, memory, and with --measure time.
+
+    \b
+    Example:
+      llrflow plan specs/quickstart.yaml --measure
+    """
+    from llrflow.program.compile import compile_spec
+    from llrflow.program.cost import plan as make_plan
+    from llrflow.spec.load import load_spec
+
+    loaded = load_spec(str(spec), changes if devices is None else {**changes, "devices.count": devices})
+    result = make_plan(compile_spec(loaded), loaded, measure)
+    if as_json:
+        print_json(result)
+        return
+    height, width, channels = result["image_shape"]
+    click.echo(
+        f"{result['parameters']:,} parameters, images {height} x {width} x {channels}, {result['classes']} classes"
+    )
+    click.echo(
+        f"{result['steps']:,} steps of {result['batch_size']} images, "
+        f"{result['per_device_batch']} on each of {result['devices']} {result['platform']} device(s)"
+    )
+    click.echo("cost of a step in forward-equivalents (F):")
+    for part, cost in result["forward_equivalents"].items():
+        click.echo(f"  {part:<34} {cost:>5g} F")
+    total, plain = result["forward_equivalents_per_step"], result["forward_equivalents_of_cross_entropy"]
+    click.echo(f"  {'total':<34} {total:>5g} F = {total / plain:.2f} x a cross-entropy step")
+    click.echo(f"  search steps {result['search_steps']}; XLA counts {result['xla_forward_equivalents']:.1f} F")
+    flops, memory = result["xla_flops_per_step_and_device"], result["xla_memory_bytes_per_device"]
+    click.echo(f"XLA, per device: {flops / 1e9:.3g} Gflop a step, {memory / 2**20:.0f} MiB")
+    if measure:
+        times = result["measured"]
+        click.echo(
+            f"measured: {times['step'] * 1e3:.1f} ms a step, cross-entropy {times['cross_entropy_step'] * 1e3:.1f} ms, "
+            f"ratio {times['ratio']:.2f} ({times['ratio_min']:.2f} to {times['ratio_max']:.2f})"
+        )
+
+
+@click.command()
+@click.argument("kind", required=False)
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Import a plugin first; repeatable.")
+@json_option
+def types(kind: str | None, plugins: tuple[str, ...], as_json: bool) -> None:
+    """List every component, or those of one KIND, with its fields, their defaults and where it comes from.
+
+    \b
+    Examples:
+      llrflow types term
+      llrflow types --plugin my_terms.py --json
+    """
+    from llrflow.errors import SpecError
+    from llrflow.plugins import load_plugin
+    from llrflow.registry import KINDS, suggest
+    from llrflow.spec.catalog import catalog
+
+    if kind is not None and kind not in KINDS:
+        raise SpecError("types", f"{kind!r} is not a kind of component", suggest(kind, KINDS))
+    for plugin in plugins:
+        load_plugin(str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin, plugin)
+    listed = {k: catalog(k) for k in KINDS if kind in (None, k)}
+    if as_json:
+        print_json(listed)
+        return
+    for name, components in listed.items():
+        click.secho(name, bold=True)
+        for component in components:
+            click.echo(f"  {component['type']}  ({component['origin']})  {component['summary']}")
+            for field in component["fields"]:
+                default = "required" if field["required"] else f"= {field['default']}"
+                click.echo(f"      {field['name']}: {field['type']} {default}  {field['summary']}".rstrip())
+
+
+@click.command()
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Include a plugin's components; repeatable.")
+def schema(plugins: tuple[str, ...]) -> None:
+    """Print the JSON Schema of a spec, for editors and other tools.
+
+    \b
+    Example:
+      llrflow schema > llrflow.schema.json
+    """
+    from llrflow.plugins import load_plugin
+    from llrflow.spec.catalog import json_schema
+
+    for plugin in plugins:
+        load_plugin(str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin, plugin)
+    print_json(json_schema())
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default=Path("experiment.yaml"))
+def init(path: Path) -> None:
+    """Write a commented starter spec to PATH (default experiment.yaml); never overwrites.
+
+    \b
+    Example:
+      llrflow init mine.yaml && llrflow run mine.yaml
+    """
+    from importlib.resources import files
+
+    from llrflow.errors import SpecError
+    from llrflow.files import write_atomic
+
+    if path.exists():
+        raise SpecError(str(path), "exists", "choose another name")
+    if not path.parent.is_dir():
+        raise SpecError(str(path), "has no parent folder", f"create {path.parent} first")
+    write_atomic(path, files("llrflow.spec").joinpath("starter.yaml").read_bytes())
+    click.echo(f"wrote {path}; next: llrflow run {path}")

@@ -1,0 +1,122 @@
+"""Losses whose inner maximum is known on paper; test_double_precision.py runs this file in float64 too."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llrflow
+from llrflow.ascent import Search, maximise
+from llrflow.objective import Perturbation
+from llrflow.probe import SearchProbe
+from llrflow.registry import make
+from llrflow.threat import Threat
+
+DOUBLE = os.environ.get("JAX_ENABLE_X64") == "1"
+TOLERANCE = 1e-9 if DOUBLE else 1e-4
+SHAPE = (3, 4, 4, 2)
+EPSILON = 0.1
+
+
+def gamma(loss, dressed, search_probe, start):
+    """(g at the maximiser that a search finds, its delta) for a loss function around mid-grey images."""
+    x, y = jnp.full(SHAPE, 0.5), jnp.zeros(SHAPE[0], int)
+    probe = search_probe(dressed(loss), x, y)
+    threat = Threat(norm="linf", epsilon=EPSILON)
+    search = Search.model_validate({"maximize": "local_linearity", "steps": 10, "start": start, "keep": "best"})
+    keys = jax.random.split(jax.random.key(1), len(x))
+    delta = jax.jit(lambda keys: maximise(search, lambda: probe, threat, keys, "scan"))(keys)
+    return make("term", "local_linearity")(probe, delta), delta
+
+
+@pytest.fixture
+def curvatures():
+    return 0.5 + jax.random.uniform(jax.random.key(0), SHAPE[1:])
+
+
+def test_process_has_the_expected_precision():
+    assert jnp.zeros(1, float).dtype == (jnp.float64 if DOUBLE else jnp.float32)
+
+
+def test_affine_loss_is_locally_linear(dressed, search_probe):
+    w = jax.random.normal(jax.random.key(0), SHAPE[1:])
+    found, delta = gamma(lambda images: 10.0 + jnp.sum(w * images, axis=(1, 2, 3)), dressed, search_probe, "uniform")
+    assert np.all(np.abs(np.asarray(delta)).max(axis=(1, 2, 3)) > 0.5 * EPSILON)
+    np.testing.assert_allclose(found, 0.0, atol=1e-12 if DOUBLE else 1e-5)
+
+
+def test_quadratic_loss_has_known_gamma(curvatures, dressed, search_probe):
+    def loss(images):
+        return 0.5 * jnp.sum(curvatures * images**2, axis=(1, 2, 3))
+
+    found, _ = gamma(loss, dressed, search_probe, "uniform")
+    np.testing.assert_allclose(found, EPSILON**2 / 2 * jnp.sum(curvatures), rtol=TOLERANCE)
+
+
+def test_quadratic_search_stalls_at_its_zero_start(curvatures):
+    x = jnp.full(SHAPE, 0.5)
+
+    class Quadratic(SearchProbe):
+        def loss(self, delta=None):
+            return 0.0 * jnp.sum(x, axis=(1, 2, 3)) if delta is None else 0.5 * jnp.sum(
+                curvatures * delta**2, axis=(1, 2, 3)
+            )
+
+        def logits(self, delta=None):
+            return jnp.zeros((len(x), 2))
+
+    def searching(start):
+        probe = Quadratic(None, x, jnp.zeros(len(x), int), None, None, jnp.zeros_like(x))
+        search = Search.model_validate({"maximize": "local_linearity", "start": start})
+        keys = jax.random.split(jax.random.key(1), len(x))
+        return maximise(search, lambda: probe, Threat(epsilon=EPSILON), keys, "scan")
+
+    np.testing.assert_array_equal(searching("zero"), 0.0)
+    np.testing.assert_allclose(jnp.abs(searching("uniform")), EPSILON, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
+@pytest.mark.parametrize("steps", [1, 7])
+def test_margin_of_linear_logits_grows_by_epsilon_times_the_dual_norm(norm, dual, steps):
+    w = jax.random.normal(jax.random.key(0), SHAPE[1:])
+    x, y = jnp.full(SHAPE, 0.5), jnp.zeros(SHAPE[0], int)
+
+    def logits(images):
+        rise = jnp.sum(w * images, axis=(1, 2, 3))
+        return jnp.stack([0.0 * rise, rise], axis=-1)
+
+    config = {"type": "pgd", "steps": steps, "start": "zero"}
+    result = llrflow.attack(logits, x, y, {"norm": norm, "epsilon": EPSILON}, config, jax.random.key(0))
+    gain = logits(result.x_adv)[:, 1] - logits(x)[:, 1]
+    # Traced numbers are float32 inputs of the attack's program, so epsilon is known to 1e-7 at best.
+    np.testing.assert_allclose(gain, EPSILON * jnp.linalg.norm(w.ravel(), dual), rtol=1e-6 if DOUBLE else 1e-5)
+
+
+@pytest.mark.parametrize("radius", [0.02, 0.05])
+def test_a_perturbation_of_its_own_epsilon_replaces_that_of_the_threat(radius, curvatures, dressed):
+    from llrflow.objective import Objective, evaluate
+    from llrflow.probe import Probe
+
+    objective = Objective(
+        loss={"type": "local_linearity", "at": "p"},
+        perturbations={"p": Perturbation(maximize={"type": "local_linearity"}, epsilon=radius, keep="best")},
+    )
+    logits = dressed(lambda images: 0.5 * jnp.sum(curvatures * images**2, axis=(1, 2, 3)))
+    x, y = jnp.full(SHAPE, 0.5), jnp.zeros(SHAPE[0], int)
+    keys = jax.random.split(jax.random.key(0), len(x))
+
+    @jax.jit
+    def found(keys):
+        return evaluate(
+            objective,
+            Probe(logits, x, y),
+            Threat(epsilon=EPSILON),
+            lambda name: keys,
+            lambda images, clean: (logits(images), None),
+            True,
+            "scan",
+        )[0]
+
+    np.testing.assert_allclose(found(keys), radius**2 / 2 * jnp.sum(curvatures), rtol=1e-6 if DOUBLE else 1e-2)
