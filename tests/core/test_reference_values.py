@@ -53,15 +53,24 @@ def value(name, probe, delta, monkeypatch):
 
 @pytest.mark.parametrize("name", [*TERMS, "slope", "llr_lambda4_mu3"])
 def test_per_example_value(name, reference, monkeypatch):
-    probe = Probe(lambda images: reference.apply(reference.params, images), reference.x, reference.y)
-    same(value(name, probe, reference.delta, monkeypatch), reference.per_example[name])
+    @jax.jit
+    def found(params, delta):
+        probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
+        return value(name, probe, delta, monkeypatch)
+
+    same(found(reference.params, reference.delta), reference.per_example[name])
 
 
 def test_clean_pass(reference):
-    probe = Probe(lambda images: reference.apply(reference.params, images), reference.x, reference.y)
-    same(probe.logits(), reference.logits)
-    same(probe.loss(), reference.loss)
-    same(probe.input_gradient(), reference.input_gradient)
+    @jax.jit
+    def found(params):
+        probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
+        return probe.logits(), probe.loss(), probe.input_gradient()
+
+    for actual, expected in zip(
+        found(reference.params), (reference.logits, reference.loss, reference.input_gradient), strict=True
+    ):
+        same(actual, expected)
 
 
 @pytest.mark.parametrize("name", ["llr_lambda4_mu3", "local_linearity", "gradient_norm_l2"])

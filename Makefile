@@ -1,0 +1,41 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: help quickstart test test-fast lint format install clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.installed  ## Install llrflow in .venv and run specs/quickstart.yaml
+	$(BIN)/llrflow run specs/quickstart.yaml
+
+test: $(VENV)/.installed-test  ## Run all tests, slow ones included
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-test  ## Run the tests that take less than 20 s each
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-test  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-test  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed  ## Install llrflow in .venv
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) -e '.[test]'
+	touch $@
+
+clean:  ## Remove .venv and caches, never runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
