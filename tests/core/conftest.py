@@ -37,13 +37,16 @@ def reference():
 def net(reference):
     """The reference network as a plain function of images, with its batch: a small conv net for searches."""
     return SimpleNamespace(
-        x=reference.x, y=reference.y, delta=reference.delta, logits=lambda images: _reference_logits(reference.params, images)
+        x=reference.x,
+        y=reference.y,
+        delta=reference.delta,
+        logits=lambda images: _reference_logits(reference.params, images),
     )
 
 
 @pytest.fixture(scope="session")
 def dressed():
-    """A factory: a positive loss function [B,H,W,C] -> [B] as two logits whose cross-entropy for label 0 is that loss."""
+    """A factory: a positive loss [B,H,W,C] -> [B] as two logits whose cross-entropy for label 0 is that loss."""
 
     def dress(loss):
         def logits(images):
@@ -62,6 +65,8 @@ def search_probe():
 
     def make(logits, x, y):
         clean = Probe(logits, x, y)
-        return SearchProbe(lambda images, is_clean: (logits(images), None), x, y, None, clean.loss(), clean.input_gradient())
+        return SearchProbe(
+            lambda images, is_clean: (logits(images), None), x, y, None, clean.loss(), clean.input_gradient()
+        )
 
     return make

@@ -1,0 +1,200 @@
+"""Bad input gets one line that says where, what came and what to do; exit code 2; nothing is written."""
+
+import re
+import time
+
+import pytest
+
+PGD = {"maximize": {"type": "cross_entropy"}, "steps": 2}
+COSINE = {"type": "cosine_decay_schedule", "init_value": 0.1, "decay_steps": 0}
+
+# name: (changes of the tiny spec, what the message holds in this order: path, value, fix; a regex each)
+SPECS = {
+    "unknown key": ({"train.batchsize": 8}, [r"train\.batchsize", "8", "did you mean 'batch_size'"]),
+    "unknown block": ({"optimiser": {"type": "sgd"}}, ["optimiser", "did you mean 'optimizer'"]),
+    "text for a number": ({"train.batch_size": "many"}, [r"train\.batch_size = 'many'", "integer"]),
+    "number for a text": ({"name": 7}, ["name = 7", "string"]),
+    "mapping missing": ({"threat": 0.1}, ["threat", "mapping"]),
+    "epsilon 0": ({"threat.epsilon": 0}, [r"threat\.epsilon = 0", "must be > 0"]),
+    "epsilon -1": ({"threat.epsilon": -1}, [r"threat\.epsilon = -1", "must be > 0"]),
+    "epsilon 8/0": ({"threat.epsilon": "8/0"}, [r"threat\.epsilon = '8/0'", "zero", "such as 8/255"]),
+    "epsilon 8": ({"threat.epsilon": 8}, [r"threat\.epsilon = 8", "pixel range", "write 8/255"]),
+    "epsilon as a word": ({"threat.epsilon": "big"}, [r"threat\.epsilon = 'big'", "not a number", "such as 8/255"]),
+    "epsilon with a schedule": ({"threat.epsilon": COSINE}, [r"threat\.epsilon", "cannot follow a schedule", "one number"]),
+    "batch over devices": (
+        {"train.batch_size": 63, "devices.count": 2},
+        [r"train\.batch_size = 63 does not divide over 2 devices", "try 64"],
+    ),
+    "batch over examples": ({"train.batch_size": 2000}, [r"train\.batch_size", "2000", "1437", "use at most 1437"]),
+    "dataset": ({"data.name": "cifar10"}, [r"data\.name", "'cifar10' is not prepared", "llrflow data import cifar10"]),
+    "train split": ({"data.train": "trian"}, [r"data\.train", "no split 'trian'", "did you mean 'train'"]),
+    "test split": ({"data.test": "validation"}, [r"data\.test", "no split 'validation'", "choose from test, train"]),
+    "unknown perturbation": (
+        {"objective.terms.gamma.at": "lrl"},
+        [r"objective\.terms\.gamma\.at = 'lrl'", "not a perturbation", "did you mean 'llr'"],
+    ),
+    "unused perturbation": (
+        {"objective.perturbations.pgd": PGD},
+        [r"objective\.perturbations\.pgd", "used by no term", "or delete it"],
+    ),
+    "perturbation needed": (
+        {"objective.terms.extra": {"type": "local_linearity"}},
+        [r"objective\.terms\.extra", "local_linearity", "evaluated at a perturbation and has none", r"llr"],
+    ),
+    "unknown model": ({"model": {"type": "cnm"}}, [r"model\.type = 'cnm'", "not a known model", "did you mean 'cnn'"]),
+    "model without type": ({"model": {"widths": [8]}}, ["model", "no `type`", "cnn, mlp, resnet"]),
+    "unknown term": ({"objective.terms.gamma": {"type": "local_linarity"}}, ["not a known term", "'local_linearity'"]),
+    "steps and epochs": ({"train.epochs": 2}, ["train has both `epochs` and `steps`", "exactly one"]),
+    "no length": ({"train.steps": None}, ["train has neither `epochs` nor `steps`", "exactly one"]),
+    "channels": ({"model.mean": [0.1, 0.2]}, [r"model\.mean has 2 values for 1 channels", "give 1 or 1"]),
+    "optimizer argument": (
+        {"optimizer.learning_rat": 0.1},
+        [r"optimizer\.learning_rat", "not a field of optimizer adam", "did you mean 'learning_rate'"],
+    ),
+    "no learning rate": ({"optimizer": {"type": "sgd"}}, [r"optimizer\.learning_rate is missing", "add it"]),
+    "attack argument": ({"evaluate.attacks.pgd.step_size": 0.1}, [r"evaluate\.attacks\.pgd\.step_size", "did you mean 'steps?'"]),
+    "fgsm with steps": ({"evaluate.attacks.fgsm.steps": 2}, [r"evaluate\.attacks\.fgsm\.steps = 2", "1"]),
+    "negative seed": ({"seed": -1}, ["seed = -1", "greater than or equal to 0"]),
+    "name as a path": ({"name": "../up"}, [r"name = '\.\./up'", "pattern"]),
+    "term name as a path": ({"objective.terms": {"a/b": {"type": "margin"}}}, [r"objective\.terms\.a/b", "pattern"]),
+    "future format": ({"llrflow": 2}, ["llrflow = 2", "1"]),
+    "duration": ({"checkpoint.every": "often"}, [r"checkpoint\.every = 'often'", "not a duration", "5%"]),
+    "schedule without steps": ({"optimizer.learning_rate": COSINE}, [r"optimizer\.learning_rate", "decay_steps", "positive"]),
+    "ema of nothing": ({"evaluate.parameters": "ema"}, [r"evaluate\.parameters = 'ema'", "set train.ema"]),
+    "stride for each layer": ({"model": {"type": "cnn", "strides": [1]}}, [r"model\.strides = \[1\]", "needs 2 values"]),
+    "missing plugin": ({"plugins": ["absent.py"]}, ["plugins", r"absent\.py", "relative to the spec"]),
+    "missing module": ({"plugins": ["no_such_module_here"]}, ["no_such_module_here", "failed to import", "correct its name"]),
+}
+
+
+@pytest.mark.parametrize("verb", ["run", "validate"])
+@pytest.mark.parametrize(("changes", "says"), SPECS.values(), ids=SPECS)
+def test_a_wrong_spec(command, tiny, write_spec, tmp_path, changes, says, verb):
+    spec = write_spec(tmp_path / "wrong.yaml", tiny(), changes)
+    before, began = sorted(tmp_path.rglob("*")), time.monotonic()
+    code, out, err = command(verb, spec)
+    assert time.monotonic() - began < 3
+    assert code == 2 and out == "", err
+    place = re.match(rf"error: {re.escape(str(spec))}:(\d+):(\d+): ", err)
+    assert place and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err, err
+    position = place.end()
+    for pattern in says:
+        found = re.compile(pattern).search(err, position)
+        assert found, (pattern, err)
+        position = found.start()
+    line, column = map(int, place.groups())
+    text = spec.read_text().splitlines()[line - 1]
+    assert column <= len(text) and (column == 1 or text[column - 2] in " -"), "the place is not where a key or value begins"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+TEXTS = {
+    "duplicate key": ("name: a\nseed: 1\nseed: 2\n", r":3:1: the key 'seed' is given twice \(first on line 2\); delete one"),
+    "syntax": ("name: [a\nseed: 1\n", r":2:\d+: .*; correct the YAML syntax"),
+    "tab": ("train:\n\tsteps: 1\n", r":2:1: .*; indent with spaces, not tabs"),
+    "alias bomb": (
+        "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)),
+        r":\d+:\d+: more than 10000 values once aliases are expanded; use a smaller spec",
+    ),
+    "50 MB": ("name: big\n# " + "x" * 50_000_000, r": has 500000\d\d bytes, more than 1048576; keep data out of the spec"),
+    "list": ("- a\n", r":1:1: the top level is not a mapping; write `key: value` entries"),
+    "empty": ("", r": is empty; "),
+    "only a name": ("llrflow: 1\nname: x\n", r":1:1: data is missing; add it"),
+}
+
+
+@pytest.mark.parametrize(("text", "says"), TEXTS.values(), ids=TEXTS)
+def test_a_file_that_is_no_spec(command, tmp_path, text, says):
+    spec = tmp_path / "wrong.yaml"
+    spec.write_text(text)
+    before, began = sorted(tmp_path.rglob("*")), time.monotonic()
+    code, out, err = command("run", spec)
+    assert code == 2 and out == "" and time.monotonic() - began < 2
+    assert re.fullmatch(rf"error: {re.escape(str(spec))}{says}.*\n", err), err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+RAISING = "import json\n\n\ndef read():\n    return json.loads('{')\n\n\nread()\n"
+PLUGINS = {
+    "raises": ("x = 1\n1 / 0\n", r"failed to import at {file}:2: ZeroDivisionError: division by zero"),
+    "raises in a library": (RAISING, r"failed to import at {file}:5: JSONDecodeError"),
+    "syntax": ("def broken(:\n", r"failed to import: SyntaxError: invalid syntax \(plugin\.py, line 1\)"),
+    "name taken": (
+        "from llrflow.registry import Component, register\n\n\n@register('term', 'margin')\nclass Mine(Component):\n    pass\n",
+        r"the term name 'margin' is already registered by llrflow; choose another name",
+    ),
+    "unknown kind": (
+        "from llrflow.registry import Component, register\n\n\n@register('trem', 'mine')\nclass Mine(Component):\n    pass\n",
+        r"unknown component kind 'trem'; did you mean 'term'",
+    ),
+    "reserved field": (
+        "from llrflow.registry import Component, register\n\n\n@register('term', 'mine')\nclass Mine(Component):\n"
+        "    weight: float = 1.0\n",
+        r"field 'weight' is reserved for every term; rename the field",
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "says"), PLUGINS.values(), ids=PLUGINS)
+def test_a_plugin_that_does_not_import(command, tiny, write_spec, tmp_path, code, says):
+    (tmp_path / "plugin.py").write_text(code)
+    spec = write_spec(tmp_path / "spec.yaml", tiny(), {"plugins": ["plugin.py"]})
+    exit_code, out, err = command("run", spec)
+    assert exit_code == 2 and out == "" and err.count("\n") == 1 and len(err) < 600
+    assert re.match(rf"error: {re.escape(str(spec))}:\d+:\d+: plugin '.*plugin\.py'", err), err
+    assert re.search(says.format(file=re.escape(str(tmp_path / "plugin.py"))), err), err
+    assert not list((tmp_path / "cwd").iterdir())
+
+
+COMMANDS = {
+    "no such spec": (["run", "absent.yaml"], r"error: absent\.yaml: does not exist; check the path"),
+    "set without a value": (["run", "{spec}", "--set", "seed"], r"error: --set: got 'seed'; write path=value.*"),
+    "set of an unknown path": (
+        ["run", "{spec}", "--set", "train.stepz=4"],
+        r"error: --set train\.stepz: train\.stepz = 4 is not a field of train; did you mean 'steps'\?",
+    ),
+    "set below a number": (["run", "{spec}", "--set", "seed.x=4"], r"error: --set seed\.x: seed is no mapping but 0.*; set seed itself"),
+    "fresh without a folder": (["run", "{spec}", "--fresh"], r"error: --fresh: deletes .*; name the folder with --out DIR"),
+    "out is a file": (["run", "{spec}", "--out", "{spec}"], r"error: .*spec\.yaml: .*"),
+    "evaluate no run": (["evaluate", "{spec}"], r"error: .*spec\.yaml: is not a run folder; name one that `llrflow run` made"),
+    "evaluate nothing": (["evaluate", "absent"], r"error: absent: is not a run folder; name one that `llrflow run` made"),
+    "unknown kind": (["types", "trem"], r"error: types: 'trem' is not a kind of component; did you mean 'term'\?"),
+    "plugin of types": (["types", "--plugin", "absent.py"], r"error: absent\.py: .*no file .*"),
+    "init over a file": (["init", "{spec}"], r"error: .*spec\.yaml: exists; choose another name"),
+    "init nowhere": (["init", "absent/a.yaml"], r"error: absent/a\.yaml: has no parent folder; create absent first"),
+    "devices": (
+        ["plan", "{spec}", "--devices", "64"],
+        r"error: --set devices\.count: devices\.count = 64 but JAX started with 4 cpu device\(s\); .*",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), COMMANDS.values(), ids=COMMANDS)
+def test_a_wrong_command(command, tiny, write_spec, tmp_path, arguments, says):
+    spec = write_spec(tmp_path / "spec.yaml", tiny())
+    before = spec.read_bytes()
+    code, out, err = command(*(argument.format(spec=spec) for argument in arguments))
+    assert code == 2 and out == "", err
+    assert re.fullmatch(says + r"\n", err), err
+    assert spec.read_bytes() == before and not list((tmp_path / "cwd").iterdir())
+
+
+@pytest.mark.parametrize("position", [0, 3])
+def test_verbose_shows_the_traceback(command, tiny, write_spec, tmp_path, position):
+    from llrflow.errors import SpecError
+
+    spec = write_spec(tmp_path / "spec.yaml", tiny(), {"seed": -1})
+    arguments = ["run", spec, "--json"]
+    arguments.insert(position, "--verbose")
+    with pytest.raises(SpecError, match="seed = -1"):
+        command(*arguments)
+
+
+def test_the_console_script_ends_with_one_line_and_code_2(llrflow_command, tiny, write_spec, tmp_path):
+    spec = write_spec(tmp_path / "spec.yaml", tiny(), {"threat.epsilon": 8})
+    (tmp_path / "cwd").mkdir()
+    code, out, err = llrflow_command("run", spec, cwd=tmp_path / "cwd")
+    assert (code, out, err.count("\n")) == (2, "", 1) and not list((tmp_path / "cwd").iterdir())
+    code, out, err = llrflow_command("--verbose", "run", spec, cwd=tmp_path / "cwd")
+    assert code != 0 and "Traceback" in err and "threat.epsilon = 8" in err.splitlines()[-1]
+    assert code == 2

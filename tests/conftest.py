@@ -1,0 +1,136 @@
+"""Four CPU devices for every in-process test, digits prepared once, and a tiny spec to start from."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Tests compile a lot and compute little: unoptimised code compiles in half the time, and what one test or
+# process has compiled the others share.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llrflow-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.devices()  # starts the backend, so that no test can settle on another number
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--regenerate", action="store_true", help="Write the golden files anew instead of comparing.")
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The repository's root."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A directory in which digits is prepared and decoded."""
+    from llrflow.data.block import Data
+    from llrflow.data.resident import load_split
+
+    data = Data(name="digits", dir=str(tmp_path_factory.mktemp("data")))
+    for split in (data.train, data.test):
+        load_split(data, split)
+    return Path(data.dir)
+
+
+@pytest.fixture(scope="session")
+def tiny(data_dir):
+    """A factory of a complete LLR spec as a mapping: digits, a small mlp, one device, a dozen steps."""
+
+    def make():
+        return {
+            "llrflow": 1,
+            "name": "tiny",
+            "data": {"name": "digits", "dir": str(data_dir)},
+            "model": {"type": "mlp", "widths": [16]},
+            "threat": {"norm": "linf", "epsilon": 0.15},
+            "objective": {
+                "perturbations": {"llr": {"maximize": {"type": "local_linearity"}, "steps": 2}},
+                "terms": {
+                    "gamma": {"type": "local_linearity", "at": "llr", "weight": 0.2},
+                    "slope": {"type": "gradient_inner_product", "at": "llr", "weight": 0.1},
+                },
+            },
+            "optimizer": {"type": "adam", "learning_rate": 0.01},
+            "train": {"steps": 12, "batch_size": 64, "log_every": 4},
+            "evaluate": {"batch_size": 120, "attacks": {"fgsm": {"type": "fgsm"}, "pgd": {"type": "pgd", "steps": 5}}},
+            "checkpoint": {"every": 4},
+            "devices": {"count": 1},
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def load(tiny):
+    """load(overrides) -> Spec: the tiny spec with dotted paths changed, as `--set` does."""
+    import llrflow
+
+    return lambda overrides={}: llrflow.load_spec(tiny(), overrides)
+
+
+@pytest.fixture(scope="session")
+def write_spec():
+    """write_spec(path, mapping, overrides) -> path: a spec as a YAML file."""
+    from llrflow.spec.source import dump_yaml, read_source
+
+    def write(path, mapping, overrides={}):
+        path.write_text(dump_yaml(read_source(mapping, overrides).data))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """start(arguments, cwd) -> Popen of a real `llrflow` process that finds nothing in the user's home."""
+    environment = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home")), "JAX_PLATFORMS": "cpu"}
+
+    def run(arguments, cwd):
+        command = [Path(sys.executable).with_name("llrflow"), *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def llrflow_command(start):
+    """llrflow_command(*arguments, cwd) -> (exit code, stdout, stderr) of a finished `llrflow` process."""
+
+    def run(*arguments, cwd):
+        process = start(arguments, cwd)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def numbers_of():
+    """numbers_of(folder) -> what a run must reproduce exactly: the bytes of its metrics, its evaluation without times."""
+    import json
+
+    def read(folder):
+        (path,) = (folder / "evaluation").glob("*.json")
+        evaluation = json.loads(path.read_text())
+        for attack in evaluation["attacks"].values():
+            del attack["seconds"]
+        return (folder / "metrics.jsonl").read_bytes(), path.name, evaluation
+
+    return read

@@ -1,0 +1,35 @@
+"""The quickstart's promises, kept by the command a newcomer types."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUICKSTART = Path(__file__).parents[2] / "specs" / "quickstart.yaml"
+STANDARD = ("objective.terms=null", "objective.perturbations=null")
+pytestmark = pytest.mark.slow
+
+
+def run(environment: dict[str, str], out: Path, data_dir: Path, *changes: str) -> tuple[dict[str, Any], float]:
+    command = [sys.executable, "-m", "llrflow", "run", str(QUICKSTART), "--json"]
+    for change in (f"data.dir={data_dir}", *changes):
+        command += ["--set", change]
+    began = time.monotonic()
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["evaluation"], time.monotonic() - began
+
+
+def test_quickstart(tmp_path: Path, data_dir: Path, plain_environment: dict[str, str]) -> None:
+    regularized, seconds = run(plain_environment, tmp_path / "llr", data_dir)
+    standard, _ = run(plain_environment, tmp_path / "standard", data_dir, *STANDARD)
+    assert regularized["n"] == 360
+    assert seconds <= 75
+    assert regularized["nominal"]["accuracy"] >= 0.97
+    assert regularized["attacks"]["pgd"]["attack"]["steps"] == 50
+    assert regularized["attacks"]["pgd"]["accuracy"] >= 0.76
+    assert standard["attacks"]["pgd"]["accuracy"] <= 0.25

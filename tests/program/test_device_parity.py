@@ -1,0 +1,63 @@
+"""The number of devices changes nothing but float noise."""
+
+import jax
+import numpy as np
+import pytest
+
+import llrflow
+
+CNN = {"type": "cnn", "channels": [4, 8], "dense": 16}
+RESNET = {"type": "resnet", "widths": [4, 8], "norm": "batch"}
+
+
+@pytest.fixture
+def trained(load, train):
+    """trained(devices, changes) -> (state, metrics by step) after 20 steps on that many devices."""
+
+    def run(devices, changes):
+        program = llrflow.compile(load({"train.steps": 20, "devices.count": devices, **changes}))
+        assert len(program.devices) == devices
+        states, metrics = train(program, 20)
+        return states[-1], metrics
+
+    return run
+
+
+def relative(ours, other):
+    """The largest difference of two trees' leaves, relative to the largest entry of each leaf."""
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(other), strict=True)
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+
+
+def test_llr_training_of_a_batch_free_net_does_not_depend_on_the_devices(trained):
+    # In SGD float noise stays float noise; Adam divides it by the root of second moments near zero.
+    changes = {
+        "model": CNN,
+        "optimizer": {"type": "sgd", "learning_rate": 0.05, "momentum": 0.9},
+        "train.ema": 0.9,
+        "data.augment": {"crop": {"type": "pad_crop", "pad": 1}},
+    }
+    single, metrics = trained(1, changes)
+    for devices in (2, 4):
+        state, others = trained(devices, changes)
+        assert relative(state.params, single.params) < 1e-5 and relative(state.ema, single.ema) < 1e-5
+        for ours, other in zip(metrics, others, strict=True):
+            assert ours.keys() == {"objective", "accuracy", "loss", "gamma", "slope", "gradient_norm"}
+            for name in ours:
+                np.testing.assert_allclose(other[name], ours[name], rtol=2e-4, atol=1e-6, err_msg=name)
+    assert metrics[-1]["loss"] < 0.9 * metrics[0]["loss"]  # it trains, so equal parameters mean something
+
+
+def test_batch_statistics_are_those_of_the_whole_batch(trained):
+    changes = {"model": RESNET, "optimizer": {"type": "sgd", "learning_rate": 0.05}}
+    single, metrics = trained(1, changes)
+    state, others = trained(4, changes)
+    assert relative(state.params, single.params) < 1e-4
+    assert relative(state.model_state, single.model_state) < 1e-4
+    assert others[0]["loss"] == pytest.approx(metrics[0]["loss"], rel=1e-5)
+
+
+def test_more_devices_than_there_are_is_an_error(load):
+    says = r"devices\.count = 5 but JAX started with 4 cpu device\(s\); ask for at most 4"
+    with pytest.raises(llrflow.SpecError, match=says):
+        llrflow.compile(load({"devices.count": 5, "train.batch_size": 65}))
