@@ -8,7 +8,7 @@ steps are repeated, is decided by `plan_steps` alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,15 +57,15 @@ class GaussianStart(Component):
 
 class _SizedStep(Component):
     size: StepSize = "auto"
-    """Length of a step in pixel units; `auto` is 2.5 epsilon / steps (Madry et al. 2018)."""
+    """Length of a step in pixel units; `auto` is 2.5 epsilon / steps (Madry et al. 2018), for fgsm epsilon."""
 
     def init(self, delta: jax.Array) -> tuple[()]:
         """These steps keep no state."""
         return ()
 
-    def move(self, gradient: jax.Array, state: tuple[()], threat: Threat, steps: int) -> tuple[jax.Array, tuple[()]]:
-        """(increment of delta [B,H,W,C], state)."""
-        size = 2.5 * threat.epsilon / steps if self.size == "auto" else self.size
+    def move(self, gradient: jax.Array, state: tuple[()], threat: Threat, auto: Any) -> tuple[jax.Array, tuple[()]]:
+        """(increment of delta [B,H,W,C], state); `auto` is the search's own step size."""
+        size = auto if self.size == "auto" else self.size
         return size * self.direction(gradient, threat), state
 
     def direction(self, gradient: jax.Array, threat: Threat) -> jax.Array:
@@ -114,7 +114,7 @@ class OptaxStep(Component):
         """The optimizer's state."""
         return self.optimizer.build().init(delta)
 
-    def move(self, gradient: jax.Array, state: Any, threat: Threat, steps: int) -> tuple[jax.Array, Any]:
+    def move(self, gradient: jax.Array, state: Any, threat: Threat, auto: Any) -> tuple[jax.Array, Any]:
         """(increment of delta [B,H,W,C], state)."""
         ascent = gradient if self.of == "gradient" else threat.steepest(gradient)
         return self.optimizer.build().update(-ascent, state)
@@ -132,9 +132,15 @@ class Carry(NamedTuple):
 
 ProbeFactory = Callable[[], SearchProbe]
 
+Goal = Literal["value", "error"]
+"""What the best iterate is: the largest value (training), or an error before the largest value (attacks)."""
+
 
 class Search(Component):
     """max over delta in the threat's ball of a term, by projected ascent from a start inside it."""
+
+    reach: ClassVar[float] = 2.5
+    """How far all steps of size `auto` reach together, in epsilons."""
 
     maximize: Annotated[Any, Chosen("term")] = Field(default_factory=lambda: make("term", "cross_entropy"))
     """The term to maximise."""
@@ -161,9 +167,10 @@ class Search(Component):
         return Carry(delta, self.step.init(delta), delta, nothing, jnp.zeros(len(probe.x), bool))
 
     def advance(
-        self, probes: ProbeFactory, threat: Threat, carry: Carry, steps: int, by: Literal["unroll", "scan"]
+        self, probes: ProbeFactory, threat: Threat, carry: Carry, steps: int, by: Literal["unroll", "scan"], goal: Goal
     ) -> Carry:
         """`steps` ascent steps, written out or scanned; 2F each."""
+        auto = self.reach * threat.epsilon / max(self.steps, 1)
 
         def one(carry: Carry) -> Carry:
             def total(delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -171,10 +178,10 @@ class Search(Component):
                 return jnp.sum(value), (value, wrong)
 
             gradient, (value, wrong) = jax.grad(total, has_aux=True)(carry.delta)
-            carry = _keep_better(carry, value, wrong) if self.keep == "best" else carry
+            carry = _keep_better(carry, value, wrong, goal) if self.keep == "best" else carry
             # One example's overflow must not turn its perturbation into NaN, which no projection mends.
             gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-            move, step_state = self.step.move(gradient, carry.step_state, threat, self.steps)
+            move, step_state = self.step.move(gradient, carry.step_state, threat, auto)
             return carry._replace(delta=threat.project(carry.delta + move, probes().x), step_state=step_state)
 
         if by == "scan":
@@ -183,12 +190,12 @@ class Search(Component):
             carry = one(carry)
         return carry
 
-    def finish(self, probes: ProbeFactory, carry: Carry) -> Carry:
+    def finish(self, probes: ProbeFactory, carry: Carry, goal: Goal) -> Carry:
         """The kept perturbation in `best`, judged; F, which falls away where no judgement is used."""
         value, wrong = self._judge(probes(), carry.delta)
         if self.keep == "last":
             return carry._replace(best=carry.delta, best_value=value, best_wrong=wrong)
-        return _keep_better(carry, value, wrong)
+        return _keep_better(carry, value, wrong, goal)
 
     def _judge(self, probe: SearchProbe, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
         value = self.maximize(probe, delta)
@@ -202,16 +209,16 @@ def maximise(
     outcome = None
     for restart in range(search.restarts):
         carry = search.begin(probes(), threat, restart_keys(keys, restart))
-        carry = search.finish(probes, search.advance(probes, threat, carry, search.steps, by))
-        outcome = carry if outcome is None else prefer(outcome, carry, by_value=True)
+        carry = search.finish(probes, search.advance(probes, threat, carry, search.steps, by, "value"), "value")
+        outcome = carry if outcome is None else prefer(outcome, carry, "value")
     assert outcome is not None
     return jax.lax.stop_gradient(outcome.best)
 
 
-def prefer(a: Carry, b: Carry, by_value: bool = False) -> Carry:
-    """Per example the better of two finished searches: misclassified before correct, then the larger value."""
+def prefer(a: Carry, b: Carry, goal: Goal) -> Carry:
+    """Per example the better of two outcomes: the larger value, for an attack misclassified before correct."""
     better = b.best_value > a.best_value
-    if not by_value:
+    if goal == "error":
         better = jnp.where(a.best_wrong == b.best_wrong, better, b.best_wrong)
     return a._replace(
         best=jnp.where(better[:, None, None, None], b.best, a.best),
@@ -246,5 +253,5 @@ def plan_steps(steps: int, platform: str, inside: bool) -> Plan:
     return Plan("host", max(n for n in range(1, HOST_CHUNK + 1) if steps % n == 0))
 
 
-def _keep_better(carry: Carry, value: jax.Array, wrong: jax.Array) -> Carry:
-    return prefer(carry, carry._replace(best=carry.delta, best_value=value, best_wrong=wrong))
+def _keep_better(carry: Carry, value: jax.Array, wrong: jax.Array, goal: Goal) -> Carry:
+    return prefer(carry, carry._replace(best=carry.delta, best_value=value, best_wrong=wrong), goal)

@@ -6,6 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import optax
@@ -31,14 +32,20 @@ NOT_DATA = {"mask", "weight_decay_mask", "trust_ratio_mask", "mu_dtype", "accumu
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) *(%|epochs?|steps?)")
 
 
+@dataclass(frozen=True)
 class Duration:
     """Annotation for a number of training steps: an integer, `5%` of the training, or `2 epochs`.
 
     Kept as written until `resolve_duration` knows the number of steps in an epoch and in all.
     """
 
+    as_key: bool = False
+    """Whether it is the key of a mapping, which JSON turns into text."""
+
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         def check(raw: Any) -> int | str:
+            if self.as_key and isinstance(raw, str) and raw.isdigit():
+                raw = int(raw)
             if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
                 return raw
             if isinstance(raw, str) and _DURATION.fullmatch(raw.strip()):
@@ -91,7 +98,7 @@ def _field_type(kind: str, name: str, parameter: inspect.Parameter) -> Any:
             int if parameter.annotation is int else Annotated[number, Traced(ge=0 if name == "learning_rate" else None)]
         )
     if name == "boundaries_and_scales":
-        return dict[Annotated[Any, Duration()], float] | None
+        return dict[Annotated[Any, Duration(as_key=True)], float] | None
     return Annotated[Any, Duration()] if parameter.annotation is int else number
 
 

@@ -23,7 +23,6 @@ def load_plugins(source: Source) -> None:
     listed = source.data.get("plugins") or ()
     if not isinstance(listed, (list, tuple)):
         return  # the schema reports it
-    load_builtins()
     for index, plugin in enumerate(listed):
         if isinstance(plugin, str):
             load_plugin(plugin_path(source, index, plugin), source.where(("plugins", index)))
@@ -38,6 +37,7 @@ def plugin_path(source: Source, index: int, plugin: str) -> str:
 
 def load_plugin(plugin: str, where: str = "plugin") -> None:
     """Import one plugin: a `.py` file, an entry point of the group `llrflow.plugins`, or a module name."""
+    load_builtins()  # first, lest a plugin that imports them be credited with them, or take them along when it fails
     if plugin.endswith(".py"):
         path = Path(plugin)
         if not path.is_file():

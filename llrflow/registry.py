@@ -8,6 +8,7 @@ import importlib
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from types import NoneType
 from typing import (
@@ -39,6 +40,10 @@ BUILTIN_MODULES = (
     "llrflow.data",
     "llrflow.optimizers",
 )
+
+
+PLACE_FIELDS = {"term": ("at", "weight"), "optimizer": ("clip_norm",)}
+"""Fields that the place of a component adds to it (see `Chosen`); no component of the kind may define them."""
 
 
 class Component(BaseModel):
@@ -120,7 +125,7 @@ def register(kind: str, name: str) -> Callable[[ComponentT], ComponentT]:
                 f"the {kind} name {name!r} is already registered by {taken.origin}",
                 "choose another name",
             )
-        reserved = {"type", *_entry_fields.get(kind, ())} & set(cls.model_fields)
+        reserved = {"type", *PLACE_FIELDS.get(kind, ())} & set(cls.model_fields)
         if reserved:
             raise PluginError(
                 cls.__qualname__, f"field {min(reserved)!r} is reserved for every {kind}", "rename the field"
@@ -181,7 +186,7 @@ def validate(kind: str, raw: Any, entry: type[Component] | None = None) -> Compo
             return raw
         raw = raw.model_dump()
     if not isinstance(raw, Mapping):
-        raise invalid("mapping", f"needs a mapping with `type:` and the fields of a {kind}")
+        raise invalid("mapping", f"needs a mapping with `type:` and the fields of one {kind}")
     if "type" not in raw:
         raise invalid("no_type", f"has no `type`; one of {listing(known)}")
     name = raw["type"]
@@ -190,9 +195,6 @@ def validate(kind: str, raw: Any, entry: type[Component] | None = None) -> Compo
     cls = known[name].cls
     cls = cls if entry is None else standing_in(entry, cls)
     return cls.model_validate({key: value for key, value in raw.items() if key != "type"})
-
-
-_entry_fields: dict[str, frozenset[str]] = {}
 
 
 @functools.cache
@@ -215,8 +217,7 @@ class Chosen:
 
     def __init__(self, kind: str, entry: type[Component] | None = None) -> None:
         self.kind, self.entry = kind, entry
-        if entry is not None:
-            _entry_fields[kind] = frozenset(entry.model_fields)
+        assert entry is None or set(entry.model_fields) == set(PLACE_FIELDS[kind])
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         def check(raw: Any) -> Any:
@@ -302,10 +303,14 @@ def parse_number(raw: Any) -> float:
     """A float from a number or from text such as `8/255` (exact fraction, nothing is evaluated)."""
     if isinstance(raw, str):
         try:
-            raw = float(Fraction(raw.replace(" ", "")))
+            decimals = [Decimal(part.strip()) for part in raw.split("/", 1)]
+            if any(abs(d.adjusted()) > 400 for d in decimals):  # as a Fraction it would fill the memory
+                raise OverflowError
+            above, *below = map(Fraction, decimals)
+            raw = float(above / below[0] if below else above)
         except ZeroDivisionError:
             raise invalid("number", "divides by zero; write a number or a fraction such as 8/255") from None
-        except ValueError:
+        except (ArithmeticError, ValueError):
             raise invalid("number", "is not a number; write a number or a fraction such as 8/255") from None
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
         raise invalid("number", "is not a number; write a number or a fraction such as 8/255")

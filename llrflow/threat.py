@@ -60,6 +60,9 @@ class Threat(Component):
         """The unit-norm direction with the largest inner product: sign(g) for linf, g / ||g||_2 for l2."""
         if self.norm == "linf":
             return jnp.sign(gradient)
+        # Scaled first: squares of tiny or huge gradients leave float32, and the attack would stall.
+        largest = _spread(jnp.max(jnp.abs(gradient.reshape(len(gradient), -1)), axis=1), gradient)
+        gradient = gradient / jnp.where(largest > 0, largest, 1.0)
         length = _spread(_l2(gradient.reshape(len(gradient), -1)), gradient)
         return gradient / jnp.maximum(length, 1e-12)
 

@@ -1,5 +1,6 @@
 """Four CPU devices for every in-process test, digits prepared once, and a tiny spec to start from."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +14,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llrflow-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()  # starts the backend, so that no test can settle on another number
@@ -89,8 +90,8 @@ def write_spec():
     """write_spec(path, mapping, overrides) -> path: a spec as a YAML file."""
     from llrflow.spec.source import dump_yaml, read_source
 
-    def write(path, mapping, overrides={}):
-        path.write_text(dump_yaml(read_source(mapping, overrides).data))
+    def write(path, mapping, overrides=None):
+        path.write_text(dump_yaml(read_source(mapping, overrides or {}).data))
         return path
 
     return write
@@ -123,8 +124,7 @@ def llrflow_command(start):
 
 @pytest.fixture(scope="session")
 def numbers_of():
-    """numbers_of(folder) -> what a run must reproduce exactly: the bytes of its metrics, its evaluation without times."""
-    import json
+    """numbers_of(folder) -> what a run must reproduce exactly: its metrics as bytes, its evaluation without times."""
 
     def read(folder):
         (path,) = (folder / "evaluation").glob("*.json")

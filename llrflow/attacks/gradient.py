@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,9 @@ class PGD(Search):
 
 @register("attack", "fgsm")
 class FGSM(Search):
-    """One steepest step of length epsilon from the clean image (Goodfellow et al. 2015)."""
+    """One steepest step of length epsilon from `start` (Goodfellow et al. 2015)."""
+
+    reach: ClassVar[float] = 1.0
 
     steps: Literal[1] = 1
     """Always one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -121,12 +121,13 @@ class AttackProgram:
     def _advance_fn(self, variables: Any, examples: Examples, reference: Any, carry: Carry, inputs: Any) -> Carry:
         attack, threat = self._bound(inputs)
         probes = self._probes(variables, examples, reference)
-        return attack.advance(probes, threat, carry, self.plan.chunk, "scan" if self.plan.by == "scan" else "unroll")
+        by = "scan" if self.plan.by == "scan" else "unroll"
+        return attack.advance(probes, threat, carry, self.plan.chunk, by, "error")
 
     def _finish_fn(self, variables: Any, examples: Examples, reference: Any, carry: Carry, inputs: Any) -> Verdict:
         attack, threat = self._bound(inputs)
         probes = self._probes(variables, examples, reference)
-        delta = threat.project(attack.finish(probes, carry).best, examples.x)
+        delta = threat.project(attack.finish(probes, carry, "error").best, examples.x)
         probe = probes()
         linearity = jnp.abs(probe.loss(delta) - probe.loss() - probe.slope(delta))
         wrong = jnp.argmax(probe.logits(delta), axis=-1) != examples.y
@@ -151,7 +152,7 @@ def attack(
 
     x [B,H,W,C] in [0,1]; y [B] integer labels; threat and config as they stand in YAML, for example
     `{"norm": "linf", "epsilon": "8/255"}` and `{"type": "pgd", "steps": 50, "restarts": 5}`.
-    Example i draws from fold_in(key, i). Raises SpecError for a wrong threat, config or batch.
+    Randomness follows from `key` and the example's row. Raises SpecError for a wrong threat, config or batch.
     """
     try:
         ball = Threat.model_validate(threat)
@@ -159,23 +160,37 @@ def attack(
         path, got, fix = first_problem(error)
         raise SpecError("threat", f"{'.'.join(map(str, path))} {got}".strip(), fix) from None
     x, y = jnp.asarray(x), jnp.asarray(y)
-    if x.ndim != 4 or y.shape != x.shape[:1]:
-        raise SpecError("attack", f"got x {x.shape} and y {y.shape}", "pass x [B,H,W,C] and y [B]")
-    if not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
-        raise SpecError(
-            "attack",
-            f"got pixels in [{float(x.min()):g}, {float(x.max()):g}]",
-            "pass images in [0, 1]; the model normalises",
-        )
+    _check_batch(logits_fn, x, y)
     program = AttackProgram(make("attack", config), ball, lambda _, images: logits_fn(images), jax.default_backend())
     examples = Examples(x, y, jnp.arange(len(x)))
+    key_data = jax.random.bits(key, (2,), jnp.uint32)  # whatever generator the caller's key belongs to
     best = None
     for restart in range(program.attack.restarts):
-        new = program.run((), examples, jax.random.key_data(key), jnp.uint32(restart), program.numbers)
+        new = program.run((), examples, key_data, jnp.uint32(restart), program.numbers)
         best = new if best is None else jax.tree.map(partial(_choose, jnp.asarray(better(new, best))), new, best)
     assert best is not None
     ball.check(best.delta, x)
     return AttackResult(x + best.delta, best.wrong, best.distance, best.loss)
+
+
+def _check_batch(logits_fn: LogitsFn, x: jax.Array, y: jax.Array) -> None:
+    """SpecError unless x [B,H,W,C] are float pixels in [0, 1] and y [B] labels of the model's classes."""
+
+    def refuse(got: str, fix: str) -> NoReturn:
+        raise SpecError("attack", got, fix)
+
+    if x.ndim != 4 or y.shape != x.shape[:1] or not len(x):
+        refuse(f"got x {x.shape} and y {y.shape}", "pass x [B,H,W,C] and y [B] with at least one example")
+    if not jnp.issubdtype(x.dtype, jnp.floating) or not jnp.issubdtype(y.dtype, jnp.integer):
+        refuse(f"got x {x.dtype} and y {y.dtype}", "pass float images in [0, 1] and integer labels")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0.0 and high <= 1.0):
+        refuse(f"got pixels in [{low:g}, {high:g}]", "pass images in [0, 1]; the model normalises")
+    logits = jax.eval_shape(logits_fn, x)
+    if len(logits.shape) != 2 or logits.shape[0] != len(x):
+        refuse(f"logits_fn returns {logits.shape}", f"return [B,K], here [{len(x)}, classes]")
+    if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+        refuse(f"got labels from {int(y.min())} to {int(y.max())}", f"a label is one of 0 to {logits.shape[1] - 1}")
 
 
 def _choose(where: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

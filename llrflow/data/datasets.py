@@ -46,7 +46,7 @@ class Digits(Dataset):
 
 @register("dataset", "synthetic")
 class Synthetic(Dataset):
-    """Made-up images of CIFAR-10's shape, for timing and tests: 2,048 to train on, 512 to test, 32 x 32 x 3, 10 classes.
+    """Made-up images of CIFAR-10's shape, for timing and tests: 2,048 to train on, 512 to test, 10 classes.
 
     Each class is a fixed smooth pattern; every image mixes its class's pattern with noise. Deterministic.
     """

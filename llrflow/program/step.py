@@ -100,7 +100,7 @@ def train_step(
     updates, optimizer_state = pieces.optimizer.update(gradient, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = () if pieces.ema is None else optax.incremental_update(params, state.ema, 1.0 - pieces.ema)
-    metrics["gradient_norm"] = optax.global_norm(gradient)
+    metrics["gradient_norm"] = optax.tree.norm(gradient)
     return TrainState(params, model_state, optimizer_state, ema, state.step + 1), metrics
 
 

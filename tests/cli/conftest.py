@@ -23,11 +23,3 @@ def command(capsys, monkeypatch, tmp_path):
         return code, out, err
 
     return run
-
-
-@pytest.fixture(scope="session")
-def schema():
-    """The JSON Schema of a spec as `llrflow schema` prints it before any plugin is imported."""
-    from llrflow.spec.catalog import json_schema
-
-    return json_schema()

@@ -20,7 +20,10 @@ SPECS = {
     "epsilon 8/0": ({"threat.epsilon": "8/0"}, [r"threat\.epsilon = '8/0'", "zero", "such as 8/255"]),
     "epsilon 8": ({"threat.epsilon": 8}, [r"threat\.epsilon = 8", "pixel range", "write 8/255"]),
     "epsilon as a word": ({"threat.epsilon": "big"}, [r"threat\.epsilon = 'big'", "not a number", "such as 8/255"]),
-    "epsilon with a schedule": ({"threat.epsilon": COSINE}, [r"threat\.epsilon", "cannot follow a schedule", "one number"]),
+    "epsilon with a schedule": (
+        {"threat.epsilon": COSINE},
+        [r"threat\.epsilon", "cannot follow a schedule", "one number"],
+    ),
     "batch over devices": (
         {"train.batch_size": 63, "devices.count": 2},
         [r"train\.batch_size = 63 does not divide over 2 devices", "try 64"],
@@ -42,7 +45,10 @@ SPECS = {
         [r"objective\.terms\.extra", "local_linearity", "evaluated at a perturbation and has none", r"llr"],
     ),
     "unknown model": ({"model": {"type": "cnm"}}, [r"model\.type = 'cnm'", "not a known model", "did you mean 'cnn'"]),
-    "model without type": ({"model": {"widths": [8]}}, ["model", "no `type`", "cnn, mlp, resnet"]),
+    "attack without type": (
+        {"evaluate.attacks.new": {"steps": 2}},
+        [r"evaluate\.attacks\.new", "no `type`", "fgsm, noise, pgd"],
+    ),
     "unknown term": ({"objective.terms.gamma": {"type": "local_linarity"}}, ["not a known term", "'local_linearity'"]),
     "steps and epochs": ({"train.epochs": 2}, ["train has both `epochs` and `steps`", "exactly one"]),
     "no length": ({"train.steps": None}, ["train has neither `epochs` nor `steps`", "exactly one"]),
@@ -52,18 +58,30 @@ SPECS = {
         [r"optimizer\.learning_rat", "not a field of optimizer adam", "did you mean 'learning_rate'"],
     ),
     "no learning rate": ({"optimizer": {"type": "sgd"}}, [r"optimizer\.learning_rate is missing", "add it"]),
-    "attack argument": ({"evaluate.attacks.pgd.step_size": 0.1}, [r"evaluate\.attacks\.pgd\.step_size", "did you mean 'steps?'"]),
+    "attack argument": (
+        {"evaluate.attacks.pgd.step_size": 0.1},
+        [r"evaluate\.attacks\.pgd\.step_size", "did you mean 'steps?'"],
+    ),
     "fgsm with steps": ({"evaluate.attacks.fgsm.steps": 2}, [r"evaluate\.attacks\.fgsm\.steps = 2", "1"]),
     "negative seed": ({"seed": -1}, ["seed = -1", "greater than or equal to 0"]),
     "name as a path": ({"name": "../up"}, [r"name = '\.\./up'", "pattern"]),
     "term name as a path": ({"objective.terms": {"a/b": {"type": "margin"}}}, [r"objective\.terms\.a/b", "pattern"]),
     "future format": ({"llrflow": 2}, ["llrflow = 2", "1"]),
     "duration": ({"checkpoint.every": "often"}, [r"checkpoint\.every = 'often'", "not a duration", "5%"]),
-    "schedule without steps": ({"optimizer.learning_rate": COSINE}, [r"optimizer\.learning_rate", "decay_steps", "positive"]),
+    "schedule without steps": (
+        {"optimizer.learning_rate": COSINE},
+        [r"optimizer\.learning_rate", "decay_steps", "positive"],
+    ),
     "ema of nothing": ({"evaluate.parameters": "ema"}, [r"evaluate\.parameters = 'ema'", "set train.ema"]),
-    "stride for each layer": ({"model": {"type": "cnn", "strides": [1]}}, [r"model\.strides = \[1\]", "needs 2 values"]),
+    "stride for each layer": (
+        {"model": {"type": "cnn", "strides": [1]}},
+        [r"model\.strides = \[1\]", "needs 2 values"],
+    ),
     "missing plugin": ({"plugins": ["absent.py"]}, ["plugins", r"absent\.py", "relative to the spec"]),
-    "missing module": ({"plugins": ["no_such_module_here"]}, ["no_such_module_here", "failed to import", "correct its name"]),
+    "missing module": (
+        {"plugins": ["no_such_module_here"]},
+        ["no_such_module_here", "failed to import", "correct its name"],
+    ),
 }
 
 
@@ -84,22 +102,31 @@ def test_a_wrong_spec(command, tiny, write_spec, tmp_path, changes, says, verb):
         position = found.start()
     line, column = map(int, place.groups())
     text = spec.read_text().splitlines()[line - 1]
-    assert column <= len(text) and (column == 1 or text[column - 2] in " -"), "the place is not where a key or value begins"
+    assert column <= len(text) and (column == 1 or text[column - 2] in " -"), (
+        "the place is not where a key or value begins"
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
 TEXTS = {
-    "duplicate key": ("name: a\nseed: 1\nseed: 2\n", r":3:1: the key 'seed' is given twice \(first on line 2\); delete one"),
+    "duplicate key": (
+        "name: a\nseed: 1\nseed: 2\n",
+        r":3:1: the key 'seed' is given twice \(first on line 2\); delete one",
+    ),
     "syntax": ("name: [a\nseed: 1\n", r":2:\d+: .*; correct the YAML syntax"),
     "tab": ("train:\n\tsteps: 1\n", r":2:1: .*; indent with spaces, not tabs"),
     "alias bomb": (
-        "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)),
+        "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)),
         r":\d+:\d+: more than 10000 values once aliases are expanded; use a smaller spec",
     ),
-    "50 MB": ("name: big\n# " + "x" * 50_000_000, r": has 500000\d\d bytes, more than 1048576; keep data out of the spec"),
+    "50 MB": (
+        "name: big\n# " + "x" * 50_000_000,
+        r": has 500000\d\d bytes, more than 1048576; keep data out of the spec",
+    ),
     "list": ("- a\n", r":1:1: the top level is not a mapping; write `key: value` entries"),
     "empty": ("", r": is empty; "),
-    "only a name": ("llrflow: 1\nname: x\n", r":1:1: data is missing; add it"),
+    "only a name": ("llrflow: 1\nname: x\n", r": data is missing; add it"),
 }
 
 
@@ -114,22 +141,22 @@ def test_a_file_that_is_no_spec(command, tmp_path, text, says):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+IMPORT = "from llrflow.registry import Component, register\n\n\n"
 RAISING = "import json\n\n\ndef read():\n    return json.loads('{')\n\n\nread()\n"
 PLUGINS = {
     "raises": ("x = 1\n1 / 0\n", r"failed to import at {file}:2: ZeroDivisionError: division by zero"),
     "raises in a library": (RAISING, r"failed to import at {file}:5: JSONDecodeError"),
     "syntax": ("def broken(:\n", r"failed to import: SyntaxError: invalid syntax \(plugin\.py, line 1\)"),
     "name taken": (
-        "from llrflow.registry import Component, register\n\n\n@register('term', 'margin')\nclass Mine(Component):\n    pass\n",
+        IMPORT + "@register('term', 'margin')\nclass Mine(Component):\n    pass\n",
         r"the term name 'margin' is already registered by llrflow; choose another name",
     ),
     "unknown kind": (
-        "from llrflow.registry import Component, register\n\n\n@register('trem', 'mine')\nclass Mine(Component):\n    pass\n",
+        IMPORT + "@register('trem', 'mine')\nclass Mine(Component):\n    pass\n",
         r"unknown component kind 'trem'; did you mean 'term'",
     ),
     "reserved field": (
-        "from llrflow.registry import Component, register\n\n\n@register('term', 'mine')\nclass Mine(Component):\n"
-        "    weight: float = 1.0\n",
+        IMPORT + "@register('term', 'mine')\nclass Mine(Component):\n    weight: float = 1.0\n",
         r"field 'weight' is reserved for every term; rename the field",
     ),
 }
@@ -153,11 +180,23 @@ COMMANDS = {
         ["run", "{spec}", "--set", "train.stepz=4"],
         r"error: --set train\.stepz: train\.stepz = 4 is not a field of train; did you mean 'steps'\?",
     ),
-    "set below a number": (["run", "{spec}", "--set", "seed.x=4"], r"error: --set seed\.x: seed is no mapping but 0.*; set seed itself"),
-    "fresh without a folder": (["run", "{spec}", "--fresh"], r"error: --fresh: deletes .*; name the folder with --out DIR"),
+    "set below a number": (
+        ["run", "{spec}", "--set", "name.x=4"],
+        r"error: --set name\.x: name is no mapping but 'tiny'.*; set name itself",
+    ),
+    "fresh without a folder": (
+        ["run", "{spec}", "--fresh"],
+        r"error: --fresh: deletes .*; name the folder with --out DIR",
+    ),
     "out is a file": (["run", "{spec}", "--out", "{spec}"], r"error: .*spec\.yaml: .*"),
-    "evaluate no run": (["evaluate", "{spec}"], r"error: .*spec\.yaml: is not a run folder; name one that `llrflow run` made"),
-    "evaluate nothing": (["evaluate", "absent"], r"error: absent: is not a run folder; name one that `llrflow run` made"),
+    "evaluate no run": (
+        ["evaluate", "{spec}"],
+        r"error: .*spec\.yaml: is not a run folder; name one that `llrflow run` made",
+    ),
+    "evaluate nothing": (
+        ["evaluate", "absent"],
+        r"error: absent: is not a run folder; name one that `llrflow run` made",
+    ),
     "unknown kind": (["types", "trem"], r"error: types: 'trem' is not a kind of component; did you mean 'term'\?"),
     "plugin of types": (["types", "--plugin", "absent.py"], r"error: absent\.py: .*no file .*"),
     "init over a file": (["init", "{spec}"], r"error: .*spec\.yaml: exists; choose another name"),

@@ -98,6 +98,20 @@ def test_best_iterate_is_never_below_the_start_or_the_last(threat, maximize, net
         assert np.all(value >= np.asarray(other) - 1e-6)
 
 
+@pytest.mark.parametrize(("keep", "moved"), [("best", 0.015), ("last", 0.03)])
+def test_best_is_the_best_iterate_visited(keep, moved, dressed, search_probe):
+    """Steps of 0.015 towards a peak at 0.02 visit 0, 0.015 and 0.03."""
+    x, y = np.full((2, 2, 2, 1), 0.5, np.float32), np.zeros(2, int)
+    search = Search(steps=2, start="zero", step={"type": "sign", "size": 0.015}, keep=keep)
+
+    @jax.jit
+    def found(x, keys):
+        loss = dressed(lambda images: 2.0 - 100 * jnp.sum((images - 0.52) ** 2, axis=(1, 2, 3)))
+        return maximise(search, lambda: search_probe(loss, x, y), THREATS[0], keys, "unroll")
+
+    np.testing.assert_allclose(found(x, jax.random.split(KEY, 2)), moved, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("maximize", "keep"), [("cross_entropy", "last"), ("local_linearity", "best")])
 def test_restarts_never_lower_the_value(maximize, keep, find):
     values = [
@@ -128,7 +142,7 @@ def test_automatic_size_is_madrys_and_independent_of_chunks(net, search_probe):
     search = Search(steps=10, start="zero")
     probe = search_probe(net.logits, net.x, net.y)
     carry = search.begin(probe, THREATS[0], jax.random.split(KEY, len(net.x)))
-    moved = jax.jit(lambda carry: search.advance(lambda: probe, THREATS[0], carry, 1, "unroll").delta)(carry)
+    moved = jax.jit(lambda carry: search.advance(lambda: probe, THREATS[0], carry, 1, "unroll", "value").delta)(carry)
     np.testing.assert_allclose(jnp.abs(moved), 2.5 * 0.05 / 10, rtol=1e-5)
 
 

@@ -126,7 +126,7 @@ SCHEDULE = {"type": "linear_schedule", "init_value": 0.1, "end_value": 0.2, "tra
         ({"x": lambda x: x - 0.5}, r"pass images in \[0, 1\]"),
         ({"x": lambda x: x.at[0, 0, 0, 0].set(jnp.nan)}, r"pass images in \[0, 1\]"),
         ({"x": lambda x: x[0]}, r"pass x \[B,H,W,C\]"),
-        ({"x": lambda x: x[:0], "y": lambda y: y[:0]}, "x"),
+        ({"x": lambda x: x[:0], "y": lambda y: y[:0]}, "at least one|empty"),
         ({"x": lambda x: jnp.round(x).astype(int)}, "float"),
         ({"y": lambda y: y[:2]}, r"pass x \[B,H,W,C\] and y \[B\]"),
         ({"y": lambda y: jax.nn.one_hot(y, 5)}, r"pass x \[B,H,W,C\] and y \[B\]"),

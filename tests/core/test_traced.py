@@ -54,8 +54,8 @@ def test_bind_replaces_the_named_numbers_alone():
     values = {path: value + 0.5 for path, value in PATHS.items()}
     bound = bind(objective, values)
     assert {path: value for path, value, _ in numbers(bound)} == values
-    assert bind(bound, PATHS) == objective and bind(objective, {}) == objective
     assert {path: value for path, value, _ in numbers(objective)} == PATHS
+    assert bind(bound, PATHS) == objective and bind(objective, {}) == objective
     assert type(bound.terms["gamma"]) is type(objective.terms["gamma"])
 
 

@@ -26,7 +26,11 @@ CONSTANTS = {
 }
 RAMP = {"type": "linear_schedule", "init_value": 0, "end_value": 2, "transition_steps": 5}
 SCHEDULES = {"objective.terms.gamma.weight": RAMP, "optimizer.learning_rate": {**RAMP, "end_value": 0.01}}
-BASE = {"train.ema": 0.9, "optimizer.clip_norm": 1.0, "objective.perturbations.llr.step.size": 0.1}
+BASE = {
+    "train.ema": 0.9,
+    "optimizer.clip_norm": 1.0,
+    "objective.perturbations.llr.step": {"type": "steepest", "size": 0.1},
+}
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def compiled_by(load, batch_of):
         with compilations() as asked:
             state = program.init()
             for step, batch in enumerate(batches):
-                state, metrics = program.train_step(state, batch, step)
+                state, _ = program.train_step(state, batch, step)
             jax.block_until_ready(state)
         return asked
 
@@ -71,7 +75,11 @@ def test_specs_that_differ_in_numbers_share_one_compilation(compiled_by):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"objective.perturbations.llr.steps": 3}, {"model.widths": [8]}, {"objective.terms.slope": {"type": "margin", "at": "llr"}}],
+    [
+        {"objective.perturbations.llr.steps": 3},
+        {"model.widths": [8]},
+        {"objective.terms.slope": {"type": "margin", "at": "llr"}},
+    ],
     ids=["search steps", "model", "term"],
 )
 def test_a_change_of_structure_compiles_init_and_step_once_each(compiled_by, changes):

@@ -7,7 +7,7 @@ import pytest
 import llrflow
 
 CNN = {"type": "cnn", "channels": [4, 8], "dense": 16}
-RESNET = {"type": "resnet", "widths": [4, 8], "norm": "batch"}
+RESNET = {"type": "resnet", "widths": [4], "norm": "batch"}
 
 
 @pytest.fixture
@@ -30,13 +30,9 @@ def relative(ours, other):
 
 
 def test_llr_training_of_a_batch_free_net_does_not_depend_on_the_devices(trained):
-    # In SGD float noise stays float noise; Adam divides it by the root of second moments near zero.
-    changes = {
-        "model": CNN,
-        "optimizer": {"type": "sgd", "learning_rate": 0.05, "momentum": 0.9},
-        "train.ema": 0.9,
-        "data.augment": {"crop": {"type": "pad_crop", "pad": 1}},
-    }
+    # Where g(delta; x) is itself float noise, its sign is too, and one example's search may turn round (2e-4 then).
+    # In SGD what remains stays small; Adam divides it by the root of second moments near zero.
+    changes = {"model": CNN, "optimizer": {"type": "sgd", "learning_rate": 0.05, "momentum": 0.9}, "train.ema": 0.9}
     single, metrics = trained(1, changes)
     for devices in (2, 4):
         state, others = trained(devices, changes)
@@ -45,7 +41,7 @@ def test_llr_training_of_a_batch_free_net_does_not_depend_on_the_devices(trained
             assert ours.keys() == {"objective", "accuracy", "loss", "gamma", "slope", "gradient_norm"}
             for name in ours:
                 np.testing.assert_allclose(other[name], ours[name], rtol=2e-4, atol=1e-6, err_msg=name)
-    assert metrics[-1]["loss"] < 0.9 * metrics[0]["loss"]  # it trains, so equal parameters mean something
+    assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.05  # it trains, so equal parameters mean something
 
 
 def test_batch_statistics_are_those_of_the_whole_batch(trained):

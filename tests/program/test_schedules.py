@@ -17,7 +17,11 @@ def test_the_table_holds_what_optax_computes(load):
         "optimizer.learning_rate": {"type": "cosine_decay_schedule", "init_value": 2e-3, "decay_steps": "100%"},
         "objective.terms.gamma.weight": ramp(4.0, "1 epoch"),
         "objective.perturbations.llr.epsilon": ramp(0.15, "50%"),
-        "train.ema": {"type": "piecewise_constant_schedule", "init_value": 0.5, "boundaries_and_scales": {"2 epochs": 1.5}},
+        "train.ema": {
+            "type": "piecewise_constant_schedule",
+            "init_value": 0.5,
+            "boundaries_and_scales": {"2 epochs": 1.5},
+        },
     }
     inputs = llrflow.compile(load(changes)).inputs
     expected = {

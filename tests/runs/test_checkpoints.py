@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -66,7 +67,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(damage, finished, copied, load, numbers_of, capsys):
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(
+    damage, finished, copied, load, numbers_of, capsys
+):
     damage(copied / "checkpoints", "12")
     result = llrflow.run(load(), copied)
     told = capsys.readouterr().err
@@ -88,7 +91,8 @@ def test_what_a_kill_left_half_written_is_removed(finished, copied, load, number
     checkpoints = copied / "checkpoints"
     (checkpoints / "manifests" / "12.json").unlink()  # killed between a step and its manifest
     (checkpoints / "16.orbax-checkpoint-tmp").mkdir()
-    (copied / "metrics.jsonl").open("a").write('{"step": 12, "obj')
+    with (copied / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 12, "obj')
     llrflow.run(load(), copied)
     assert numbers_of(copied) == numbers_of(finished)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["12", "4", "8", "manifests"]
@@ -104,7 +108,9 @@ def test_only_the_newest_checkpoints_are_kept(keep, load, tmp_path):
 
 def test_a_finished_run_is_read_again_quickly_and_nothing_changes(finished, copied, load, numbers_of):
     files = ["spec.yaml", "metrics.jsonl", *(f"checkpoints/manifests/{step}.json" for step in (4, 8, 12))]
-    before = {name: (copied / name).read_bytes() for name in files} | {"record": json.loads((copied / "run.json").read_text())}
+    before = {name: (copied / name).read_bytes() for name in files} | {
+        "record": json.loads((copied / "run.json").read_text())
+    }
     began = time.monotonic()
     result = llrflow.run(load(), copied)
     seconds = time.monotonic() - began
@@ -119,14 +125,19 @@ def test_another_spec_in_the_folder_is_refused_and_changes_nothing(copied, load)
         return {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.name != ".lock"}
 
     before = contents()
-    with pytest.raises(llrflow.SpecError, match=r"holds a run of another spec \(hash \w{12}, this one has \w{12}\); choose another --out"):
+    with pytest.raises(
+        llrflow.SpecError,
+        match=r"holds a run of another spec \(hash \w{12}, this one has \w{12}\); choose another --out",
+    ):
         llrflow.run(load({"seed": 1}), copied)
     assert contents() == before
 
 
 def test_fresh_needs_a_named_folder_and_starts_over_there(copied, load, finished, numbers_of, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(llrflow.SpecError, match=r"--fresh: deletes what a run folder holds; name the folder with --out DIR"):
+    with pytest.raises(
+        llrflow.SpecError, match=r"--fresh: deletes what a run folder holds; name the folder with --out DIR"
+    ):
         llrflow.run(load(), fresh=True)
     assert not (tmp_path / "runs").exists()
     (copied / "mine.txt").write_text("not of a run")
@@ -149,7 +160,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(load, tmp_path, fresh,
 
 def state(width=3, kind=np.float32):
     params = {"w": np.zeros((2, width), kind)}
-    return TrainState(params, {}, (), (), np.int32(7))
+    return TrainState(params, {}, (), (), np.asarray(7, np.int32))
 
 
 def test_a_tree_that_does_not_fit_is_named(tmp_path):
@@ -176,8 +187,9 @@ def test_training_that_diverges_stops_with_the_step_and_the_last_finite_values(l
     assert "the objective is not finite at step " in message and "learning rate" in message
     assert record["state"] == "failed" and record["error"] == f"NonFiniteError: {message}"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert f"last finite values, step {lines[-1]['step']}: objective {lines[-1]['objective']:.4g}" in message
+    last = message.split(f"last finite values, step {lines[-1]['step']}: ")[1]
+    assert f"objective {lines[-1]['objective']:.4g}" in last
     kept = Checkpoints(tmp_path / "checkpoints").steps()[-1]
     assert f"checkpoint {kept} is kept" in message
-    model = llrflow.load_model(tmp_path)
-    assert np.isfinite(model.logits(np.zeros((1, 8, 8, 1), np.float32))).all(), "the checkpoint it keeps is of no use"
+    parameters = jax.tree.leaves(llrflow.load_model(tmp_path).params)
+    assert all(np.isfinite(leaf).all() for leaf in parameters), "the checkpoint it keeps is of no use"

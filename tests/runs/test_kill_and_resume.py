@@ -33,7 +33,7 @@ def long_spec(tmp_path_factory, tiny, write_spec):
 def unbroken(long_spec, tmp_path_factory, llrflow_command):
     """Folder of the spec's run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    code, out, err = llrflow_command("run", long_spec, "--out", folder, cwd=folder.parent)
+    code, _, err = llrflow_command("run", long_spec, "--out", folder, cwd=folder.parent)
     assert code == 0, err
     return folder
 
@@ -81,13 +81,13 @@ def test_killed_before_a_checkpoint_in_training_and_in_evaluation(begin, unbroke
 
     process = begin()
     wait_for((folder / "run.json").exists, process)
-    time.sleep(rng.uniform(0, 0.5))
+    time.sleep(rng.uniform(0, 0.2))
     assert end_with(process, signal.SIGKILL)[0] == -signal.SIGKILL
     assert finished_steps(folder) == [] and record(folder)["state"] == "training"
 
     process = begin()
     wait_for(lambda: finished_steps(folder), process)
-    time.sleep(rng.uniform(0, 1))
+    time.sleep(rng.uniform(0, 0.3))
     end_with(process, signal.SIGKILL)
     kept = finished_steps(folder)
     assert 0 < kept[-1] < 600 and record(folder)["state"] == "training"
@@ -106,7 +106,10 @@ def test_killed_before_a_checkpoint_in_training_and_in_evaluation(begin, unbroke
     assert process.returncode == 0 and "continuing from step 600 of 600" in err
     assert numbers_of(folder) == numbers_of(unbroken)
     for name in ("fgsm", "pgd", "slow", "random"):
-        with np.load(folder / f"evaluation/600.{name}.npz") as ours, np.load(unbroken / f"evaluation/600.{name}.npz") as other:
+        with (
+            np.load(folder / f"evaluation/600.{name}.npz") as ours,
+            np.load(unbroken / f"evaluation/600.{name}.npz") as other,
+        ):
             for field in ("tried", "wrong", "value", "loss", "distance", "linearity"):
                 np.testing.assert_array_equal(ours[field], other[field], err_msg=f"{name} {field}")
     assert record(folder)["state"] == "finished" and record(folder)["step"] == 600
@@ -121,7 +124,7 @@ def test_asked_to_stop_it_saves_tells_how_to_go_on_and_continues(begin, unbroken
         process = begin()
         wait_for(lambda before=before: set(finished_steps(folder)) - set(before), process)
         time.sleep(rng.uniform(0, 0.2))
-        returned, out, err = end_with(process, signum)
+        returned, _, err = end_with(process, signum)
         assert returned == code, err
         step = record(folder)["step"]
         message = f"stopped at step {step} of 600 and saved; run the same command to continue"
@@ -131,12 +134,12 @@ def test_asked_to_stop_it_saves_tells_how_to_go_on_and_continues(begin, unbroken
 
     process = begin()
     wait_for((folder / "evaluation" / "600.fgsm.npz").exists, process)
-    returned, out, err = end_with(process, signal.SIGTERM)
+    returned, _, err = end_with(process, signal.SIGTERM)
     assert returned == 143 and err.splitlines()[-1] == "evaluation stopped and saved; run the same command to continue"
     assert record(folder)["state"] == "interrupted"
 
     process = begin()
-    out, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     assert numbers_of(folder) == numbers_of(unbroken)
     assert record(folder)["state"] == "finished" and record(folder)["error"] is None

@@ -1,0 +1,165 @@
+"""What the commands print and write when all is well."""
+
+import json
+
+import jsonschema
+import pytest
+import yaml
+
+import llrflow
+from llrflow.registry import KINDS
+from llrflow.spec.source import read_source
+
+NAMES = {
+    "term": {"cross_entropy", "margin", "local_linearity", "gradient_inner_product", "gradient_norm"},
+    "attack": {"fgsm", "pgd"},
+    "model": {"mlp", "cnn", "resnet"},
+    "dataset": {"digits"},
+    "optimizer": {"adam", "sgd", "adamw"},
+    "schedule": {"linear_schedule", "cosine_decay_schedule", "piecewise_constant_schedule"},
+}
+
+
+@pytest.fixture
+def spec_file(tiny, write_spec, tmp_path):
+    return write_spec(tmp_path / "spec.yaml", tiny())
+
+
+def test_validate_says_what_would_run_and_writes_nothing(command, spec_file, tmp_path):
+    code, out, err = command("validate", spec_file, "--set", "train.epochs=2", "--set", "train.steps=null")
+    assert (code, err) == (0, "") and out == f"{spec_file} is valid: 44 steps on 1 cpu device(s)\n"
+    code, out, _ = command("validate", spec_file, "--json")
+    shown = json.loads(out)
+    assert code == 0 and len(shown["hash"]) == 12 and shown["spec"]["train"]["steps"] == 12
+    assert not list((tmp_path / "cwd").iterdir())
+
+
+def test_types_list_every_component_with_its_fields(command):
+    code, out, _ = command("types", "--json")
+    listed = json.loads(out)
+    assert code == 0 and set(listed) == set(KINDS)
+    for kind, names in NAMES.items():
+        assert names <= {component["type"] for component in listed[kind]}
+    for components in listed.values():
+        for component in components:
+            if component["origin"].endswith(".py"):
+                continue  # a plugin of another test
+            assert component["summary"] and component["origin"] in ("llrflow", "optax")
+            for field in component["fields"]:
+                assert field["type"] and "object at" not in str(field), (component["type"], field)
+    pgd = next(component for component in listed["attack"] if component["type"] == "pgd")
+    fields = {field["name"]: field for field in pgd["fields"]}
+    assert fields["steps"]["default"] == 50 and fields["maximize"]["default"]["type"] == "margin"
+    code, out, _ = command("types", "term", "--json")
+    assert set(json.loads(out)) == {"term"}
+    code, out, _ = command("types", "term")
+    assert code == 0 and "gradient_norm  (llrflow)" in out and "p: 1 | 2 | inf = 2" in out
+
+
+def test_the_schema_accepts_the_specs_and_rejects_a_misspelt_key(command, repository, tiny):
+    code, out, _ = command("schema")
+    schema = json.loads(out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    check = jsonschema.Draft202012Validator(schema)
+    assert code == 0 and schema["$schema"].endswith("2020-12/schema")
+    specs = [read_source(path).data for path in sorted((repository / "specs").rglob("*.yaml"))]
+    for spec in [*specs, tiny(), read_source(repository / "llrflow/spec/starter.yaml").data]:
+        assert [error.message for error in check.iter_errors(spec)] == []
+    for changes in (
+        {"trian.steps": 4},
+        {"train.stepz": 4},
+        {"model.width": [3]},
+        {"objective.terms.gamma.wieght": 2},
+        {"optimizer.learning_rat": 0.1},
+        {"evaluate.attacks.pgd.stepz": 3},
+        {"model.type": "cnm"},
+        {"train.batch_size": "many"},
+    ):
+        assert not check.is_valid(read_source(tiny(), changes).data), changes
+
+
+def test_the_schema_knows_extends(command):
+    check = jsonschema.Draft202012Validator(json.loads(command("schema")[1]))
+    assert check.is_valid({"extends": "base.yaml", "seed": 3})
+
+
+def test_init_writes_a_commented_spec_that_validates_and_never_overwrites(command, tmp_path, data_dir):
+    code, out, _ = command("init")
+    written = tmp_path / "cwd" / "experiment.yaml"
+    assert code == 0 and out == "wrote experiment.yaml; next: llrflow run experiment.yaml\n"
+    assert written.read_text().count("#") > 10 and yaml.safe_load(written.read_text())["name"]
+    code, out, err = command("validate", written, "--set", f"data.dir={data_dir}")
+    assert code == 0 and "is valid" in out, err
+    before = written.read_bytes()
+    assert command("init")[0] == 2 and written.read_bytes() == before
+
+
+FORWARD_EQUIVALENTS = {
+    # LLR-K is 2K + 10 with the clean forward shared; plain training 3; PGD-K training 2K + 3.
+    "llr-2": ({}, 14, 2),
+    "llr-5": ({"objective.perturbations.llr.steps": 5}, 20, 5),
+    "cross-entropy": ({"objective": {"perturbations": None, "terms": None}}, 3, 0),
+    "pgd-10": (
+        {
+            "objective.terms": None,
+            "objective.perturbations.llr": {"maximize": {"type": "cross_entropy"}, "steps": 10},
+            "objective.loss": {"type": "cross_entropy", "at": "llr"},
+        },
+        23,
+        10,
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "cost", "steps"), FORWARD_EQUIVALENTS.values(), ids=FORWARD_EQUIVALENTS)
+def test_plan_counts_forward_equivalents(command, repository, data_dir, changes, cost, steps):
+    sets = {"data.dir": str(data_dir), "devices.count": 1, **changes}
+    arguments = [part for path, value in sets.items() for part in ("--set", f"{path}={json.dumps(value)}")]
+    code, out, err = command("plan", repository / "specs/quickstart.yaml", "--json", *arguments)
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["forward_equivalents_per_step"] == sum(plan["forward_equivalents"].values()) == cost
+    assert plan["search_steps"] == steps and plan["steps"] == 60 * 22 and plan["per_device_batch"] == 64
+    assert plan["parameters"] == 32 * 9 + 32 + 64 * 288 + 64 + 128 * 1024 + 128 + 10 * 128 + 10
+    assert cost * 0.7 < plan["xla_forward_equivalents"] < cost * 1.3
+
+
+def test_plan_of_a_gradient_penalty_and_of_more_devices(command, spec_file):
+    changes = {
+        "objective": {"perturbations": None, "terms": {"gamma": None, "slope": None, "flat": {"type": "gradient_norm"}}}
+    }
+    code, out, err = command(
+        "plan", spec_file, "--devices", 4, "--set", f"objective={json.dumps(changes['objective'])}"
+    )
+    assert code == 0, err
+    assert "16 on each of 4 cpu device(s)" in out and "clean input gradient" in out and "search steps 0" in out
+
+
+def test_run_prints_json_and_evaluate_repeats_it(command, spec_file, tmp_path):
+    code, out, err = command("run", spec_file, "--json", "--out", tmp_path / "run")
+    assert code == 0 and err == "", err
+    shown = json.loads(out)
+    assert shown["run"] == str(tmp_path / "run")
+    assert shown["evaluation"] == json.loads((tmp_path / "run/evaluation/12.json").read_text())
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["origins"]["threat.epsilon"].startswith(f"{spec_file}:") and record["state"] == "finished"
+    attacks = tmp_path / "attacks.yaml"
+    attacks.write_text("weak: {type: pgd, steps: 1}\n")
+    code, out, err = command("evaluate", tmp_path / "run", "--attacks", attacks, "--checkpoint", 8, "--json")
+    again = json.loads(out)["evaluation"]
+    assert code == 0 and again["checkpoint"] == 8 and "weak" in again["attacks"], err
+    code, out, err = command("run", spec_file, "--out", tmp_path / "run")
+    assert code == 0 and "360 test images, linf 0.15, step 12" in out and "worst case" in out
+    assert "continuing from step 12 of 12" in err
+
+
+def test_the_default_folder_is_named_by_the_resolved_spec(command, spec_file, tmp_path):
+    small = ["--set", "evaluate.attacks=null", "--set", "train.steps=2"]
+    assert command("run", spec_file, *small)[0] == 0
+    hash_of_it = json.loads(command("validate", spec_file, *small, "--json")[1])["hash"]
+    assert [path.name for path in (tmp_path / "cwd/runs").iterdir()] == [f"tiny-{hash_of_it}"]
+    stored = tmp_path / f"cwd/runs/tiny-{hash_of_it}/spec.yaml"
+    code, _, err = command("run", stored, "--out", stored.parent)  # the stored spec is the same experiment
+    assert code == 0 and "continuing from step 2 of 2" in err
+    devices = llrflow.load_spec(stored, {"devices.count": 2, "name": "renamed"})
+    assert llrflow.run(devices, stored.parent).record.name == "renamed"  # neither names the experiment
