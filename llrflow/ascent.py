@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from llrflow.probe import SearchProbe
-from llrflow.registry import Chosen, Component, Traced, make, register
+from llrflow.registry import Chosen, Component, Traced, register
 from llrflow.threat import Threat
 
 StepSize = Annotated[float | Literal["auto"], Traced(gt=0)]
@@ -142,16 +142,18 @@ class Search(Component):
     reach: ClassVar[float] = 2.5
     """How far all steps of size `auto` reach together, in epsilons."""
 
-    maximize: Annotated[Any, Chosen("term")] = Field(default_factory=lambda: make("term", "cross_entropy"))
+    maximize: Annotated[Any, Chosen("term", default="cross_entropy")] = Field(
+        default="cross_entropy", validate_default=True
+    )
     """The term to maximise."""
 
     steps: int = Field(default=10, ge=1)
     """Number of ascent steps."""
 
-    step: Annotated[Any, Chosen("step")] = Field(default_factory=lambda: make("step", "steepest"))
+    step: Annotated[Any, Chosen("step", default="steepest")] = Field(default="steepest", validate_default=True)
     """How a gradient becomes a step."""
 
-    start: Annotated[Any, Chosen("start")] = Field(default_factory=lambda: make("start", "uniform"))
+    start: Annotated[Any, Chosen("start", default="uniform")] = Field(default="uniform", validate_default=True)
     """Where the search starts; terms that are flat at zero (local_linearity) need a start inside the ball."""
 
     restarts: int = Field(default=1, ge=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from llrflow.errors import InputError, LlrflowError
 
 COMMANDS = {
     "run": ("llrflow.commands.run", "run", "Train and evaluate a spec; continue an unfinished run."),
-    "validate": ("llrflow.commands.inspect", "validate", "Check a spec, its dataset and its devices; write nothing."),
+    "validate": ("llrflow.commands.inspect", "validate", "Check a spec, its dataset and its devices; make no run."),
     "plan": ("llrflow.commands.inspect", "plan", "Show what a spec costs before running it."),
     "evaluate": ("llrflow.commands.run", "evaluate", "Evaluate a checkpoint of a run."),
     "data": ("llrflow.data.commands", "data", "Import datasets and list those that are prepared."),
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except LlrflowError as error:
         if "--verbose" in given:
-            raise
+            traceback.print_exception(error)
         label = "error: " if isinstance(error, InputError) or error.exit_code == 1 else ""
         click.echo(f"{label}{' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)

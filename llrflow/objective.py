@@ -38,7 +38,9 @@ class Perturbation(Search):
 class Objective(Component):
     """mean over the batch of  loss + sum_t weight_t * term_t(delta_at_t)."""
 
-    loss: Annotated[Any, Chosen("term", TermEntry)] = Field(default={"type": "cross_entropy"}, validate_default=True)
+    loss: Annotated[Any, Chosen("term", TermEntry, "cross_entropy")] = Field(
+        default="cross_entropy", validate_default=True
+    )
     """The classification loss, and where it is evaluated (`at`): clean, or an adversarial perturbation."""
 
     perturbations: dict[Name, Perturbation] = {}

@@ -73,7 +73,8 @@ def _import(plugin: str, where: str, load: object) -> None:
         raise PluginError(where, f"plugin {plugin!r}: {error}") from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if "importlib" not in f.filename and "llrflow/plugins.py" not in f.filename]
+        own = [f for f in frames if f.filename == plugin]
+        own = own or [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
         place = f" at {own[-1].filename}:{own[-1].lineno}" if own and not isinstance(error, SyntaxError) else ""
         message = f"plugin {plugin!r} failed to import{place}: {type(error).__name__}: {error}"
         raise PluginError(where, message, "fix the plugin, or correct its name") from error

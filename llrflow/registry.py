@@ -176,8 +176,11 @@ def make(kind: str, config: str | Mapping[str, Any] | Component) -> Any:
         raise SpecError(f"{kind} configuration", f"{'.'.join(map(str, path))} {got}".strip(), fix) from None
 
 
-def validate(kind: str, raw: Any, entry: type[Component] | None = None) -> Component:
-    """As `make`, for use inside pydantic validation; `entry` adds fields of the place the component stands in."""
+def validate(kind: str, raw: Any, entry: type[Component] | None = None, default: str | None = None) -> Component:
+    """As `make`, for use inside pydantic validation.
+
+    `entry` adds fields of the place the component stands in; `default` is the type where none is given.
+    """
     known = entries(kind)
     if isinstance(raw, str):
         raw = {"type": raw}
@@ -187,9 +190,9 @@ def validate(kind: str, raw: Any, entry: type[Component] | None = None) -> Compo
         raw = raw.model_dump()
     if not isinstance(raw, Mapping):
         raise invalid("mapping", f"needs a mapping with `type:` and the fields of one {kind}")
-    if "type" not in raw:
+    name = raw.get("type", default)
+    if name is None:
         raise invalid("no_type", f"has no `type`; one of {listing(known)}")
-    name = raw["type"]
     if not isinstance(name, str) or name not in known:
         raise_at(("type",), name, "unknown_type", f"is not a known {kind}; {suggest(name, known)}")
     cls = known[name].cls
@@ -215,13 +218,17 @@ class Chosen:
     Resolved when a value is validated, not when the class is built, so plugins may register later.
     """
 
-    def __init__(self, kind: str, entry: type[Component] | None = None) -> None:
-        self.kind, self.entry = kind, entry
+    def __init__(self, kind: str, entry: type[Component] | None = None, default: str | None = None) -> None:
+        self.kind, self.entry, self.default = kind, entry, default
         assert entry is None or set(entry.model_fields) == set(PLACE_FIELDS[kind])
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         def check(raw: Any) -> Any:
-            return None if raw is None and NoneType in get_args(source) else validate(self.kind, raw, self.entry)
+            return (
+                None
+                if raw is None and NoneType in get_args(source)
+                else validate(self.kind, raw, self.entry, self.default)
+            )
 
         return core_schema.no_info_plain_validator_function(
             check, serialization=core_schema.plain_serializer_function_ser_schema(dump)

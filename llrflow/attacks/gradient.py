@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from llrflow.ascent import Search
-from llrflow.registry import Chosen, make, register
+from llrflow.registry import Chosen, register
 
 
 @register("attack", "pgd")
@@ -18,7 +18,7 @@ class PGD(Search):
     margin, which the LLR author response found stronger than cross-entropy.
     """
 
-    maximize: Annotated[Any, Chosen("term")] = Field(default_factory=lambda: make("term", "margin"))
+    maximize: Annotated[Any, Chosen("term", default="margin")] = Field(default="margin", validate_default=True)
     """The term to maximise."""
 
     steps: int = Field(default=50, ge=1)
@@ -37,7 +37,7 @@ class FGSM(Search):
     steps: Literal[1] = 1
     """Always one."""
 
-    start: Annotated[Any, Chosen("start")] = Field(default_factory=lambda: make("start", "zero"))
+    start: Annotated[Any, Chosen("start", default="zero")] = Field(default="zero", validate_default=True)
     """Where the step is taken from."""
 
     restarts: Literal[1] = 1

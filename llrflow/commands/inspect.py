@@ -16,6 +16,8 @@ from llrflow.cli import json_option, print_json, spec_argument
 def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     """Check SPEC: every key and value, the plugins, the dataset, and whether batches fit the devices.
 
+    Makes no run folder.
+
     \b
     Example:
       llrflow validate specs/quickstart.yaml --set train.batch_size=63

@@ -78,6 +78,7 @@ def _print(result: Any, as_json: bool) -> None:
         console.print(
             f"linearity error at {name}: mean {values.mean:.3g}, median {median:.3g}, 95 % below {high:.3g} nats",
             highlight=False,
+            soft_wrap=True,
         )
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.record.seconds.items())
     console.print(f"{result.path}: {seconds}", highlight=False, soft_wrap=True)

@@ -17,11 +17,21 @@ from llrflow.ascent import Search, plan_steps
 from llrflow.attacks.run import AttackProgram
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError
+from llrflow.objective import CLEAN
 from llrflow.probe import LogitsFn
 from llrflow.program.devices import Devices
-from llrflow.program.inputs import BLOCKS, Inputs
+from llrflow.program.inputs import BLOCKS, Inputs, optax_errors
 from llrflow.program.state import Batch, TrainState
-from llrflow.program.step import Pieces, Statistics, initialise, network_of, objective_at, predict, train_step
+from llrflow.program.step import (
+    Pieces,
+    Statistics,
+    initialise,
+    network_of,
+    objective_at,
+    predict,
+    train_step,
+    updating_pass,
+)
 from llrflow.spec.load import at
 from llrflow.spec.resolve import resolve
 from llrflow.spec.schema import Spec
@@ -34,6 +44,8 @@ class Program:
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices) -> None:
         self.spec, self.facts, self.devices = spec, facts, devices
         self.inputs = Inputs(spec)
+        with optax_errors(spec, "optimizer"):
+            bind(spec, dict(zip(self.inputs.names, self.inputs.at(0), strict=True))).optimizer.build()
         self.classes, self.image_shape = facts.classes, facts.image_shape
         self._compiled = _compiled(_Key(spec, facts, devices, self.inputs.names))
         self._seed = devices.replicate(np.uint32(spec.seed))
@@ -105,17 +117,22 @@ class Program:
         return self.devices.replicate(self.inputs.at(step))  # type: ignore[return-value]
 
 
-def compile_spec(spec: Spec) -> Program:
+def compile_spec(spec: Spec, training: bool = True) -> Program:
     """Resolve a spec against its dataset and devices, and prepare its programs (compiled when first run).
 
-    Raises DataError when the dataset is not prepared, SpecError when spec, data and devices do not fit.
+    Without `devices.count` it takes all devices, on CPU as many as the batch divides over if that leaves less
+    than half of the cores idle. Raises DataError when the dataset is not prepared, SpecError when spec, data
+    and devices do not fit; without `training` the training batch may be any.
     """
     with located(spec):
         facts = describe(spec.data)
         resolved = resolve(spec, facts)
         devices = Devices(spec.devices.count)
     size, count = spec.train.batch_size, len(devices)
-    if size % count:
+    if training and size % count and spec.devices.count is None and devices.platform == "cpu":
+        fitting = max(n for n in range(1, count + 1) if size % n == 0)
+        devices, count = (Devices(fitting), fitting) if fitting > count / 2 else (devices, count)
+    if training and size % count:
         raise at(
             spec,
             "train.batch_size",
@@ -129,7 +146,26 @@ def compile_spec(spec: Spec) -> Program:
             raise at(
                 spec, f"model.{field}", f"has {len(given)} values for {channels} channels", f"give 1 or {channels}"
             )
-    return Program(resolved, facts, devices)
+    program = Program(resolved, facts, devices)
+    if training:
+        _check_statistics(program)
+    return program
+
+
+def _check_statistics(program: Program) -> None:
+    """SpecError when no pass updates the moving statistics that evaluation will use."""
+    policy, loss = program.spec.train.batch_norm, program.spec.objective.loss
+    if (policy.update, policy.perturbed, loss.at) == (
+        "auto",
+        "batch",
+        CLEAN,
+    ) or not program.abstract_state().model_state:
+        return
+    passes = program.passes()
+    updating = updating_pass(policy.update, passes)
+    if updating not in passes or (updating == "perturbed" and policy.perturbed == "moving"):
+        got = f"never updates the moving statistics: this objective has no {updating} pass with batch statistics"
+        raise at(program.spec, "train.batch_norm", got, "set `update: auto` and `perturbed: batch`")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Devices:
         Raises SpecError when fewer devices exist.
         """
         with contextlib.suppress(RuntimeError):  # raised once a backend runs: then its devices are what there is
-            jax.config.update("jax_num_cpu_devices", count or len(os.sched_getaffinity(0)))
+            jax.config.update("jax_num_cpu_devices", max(count or 1, len(os.sched_getaffinity(0))))
         available = jax.local_devices()
         if count is not None and count > len(available):
             raise SpecError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import numpy as np
 
@@ -11,6 +14,15 @@ from llrflow.spec.schema import Spec
 from llrflow.traced import numbers
 
 BLOCKS = ("objective", "optimizer", "threat", "train")
+
+
+@contextmanager
+def optax_errors(spec: Spec, path: str) -> Iterator[None]:
+    """Turn what optax says of wrong arguments into a SpecError at a place of the spec."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise at(spec, path, f"is refused by optax: {error}", "correct its arguments") from error
 
 
 class Inputs:
@@ -28,7 +40,9 @@ class Inputs:
             if not isinstance(value, Component):
                 self._table[:, column] = value
                 continue
-            self._table[:, column] = np.asarray(jax.vmap(value.build())(np.arange(steps)))  # type: ignore[attr-defined]
+            with optax_errors(spec, name):
+                schedule = value.build()  # type: ignore[attr-defined]
+            self._table[:, column] = np.asarray(jax.vmap(schedule)(np.arange(steps)))
             for extreme in (self._table[:, column].min(), self._table[:, column].max()):
                 problem = bounds.check(float(extreme))
                 if problem or not np.isfinite(extreme):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal, NamedTuple
 
 import haiku as hk
@@ -108,8 +108,12 @@ def updated_statistics(probe: Probe, update: str, before: Any) -> Any:
     """Moving statistics after the step, from the pass that the policy names (`auto`: clean if there was one)."""
     if not before:
         return before
-    chosen = update if update != "auto" else ("clean" if "clean" in probe.states else "perturbed")
-    return jax.lax.stop_gradient(probe.states.get(chosen, before))
+    return jax.lax.stop_gradient(probe.states[updating_pass(update, probe.states)])
+
+
+def updating_pass(update: str, passes: Container[str]) -> str:
+    """The pass that updates the moving statistics under a policy, given the passes that an objective makes."""
+    return update if update != "auto" else ("clean" if "clean" in passes else "perturbed")
 
 
 def purpose_key(seed: jax.Array, purpose: str) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -37,7 +38,8 @@ class Checkpoints:
         self._manifests.mkdir(exist_ok=True)
         files = {str(p.relative_to(self._step(step))): sha256_file(p) for p in self._files(step)}
         manifest = {"step": step, "spec_hash": spec_hash, "structure": _structure(state), "files": files}
-        write_atomic(self._manifests / f"{step}.json", json.dumps(manifest, indent=1).encode())
+        sealed = {"sha256": _digest(manifest), "manifest": manifest}
+        write_atomic(self._manifests / f"{step}.json", json.dumps(sealed, indent=1).encode())
         for stale in self.steps()[: -self._keep]:
             self._drop(stale)
 
@@ -78,7 +80,7 @@ class Checkpoints:
         """What is wrong with a checkpoint's files, or None."""
         try:
             manifest = self._manifest(step)
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             return "no readable manifest"
         found = {str(p.relative_to(self._step(step))) for p in self._files(step)}
         if missing := sorted(set(manifest["files"]) - found):
@@ -97,7 +99,10 @@ class Checkpoints:
             self._drop(later)
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        return json.loads((self._manifests / f"{step}.json").read_bytes())
+        sealed = json.loads((self._manifests / f"{step}.json").read_bytes())
+        if sealed["sha256"] != _digest(sealed["manifest"]):
+            raise ValueError("the manifest has changed")
+        return sealed["manifest"]
 
     def _manager(self) -> Any:
         # Retention is ours: Orbax would delete a step before its successor's manifest is written.
@@ -113,6 +118,10 @@ class Checkpoints:
     def _drop(self, step: int) -> None:
         (self._manifests / f"{step}.json").unlink(missing_ok=True)
         shutil.rmtree(self._step(step), ignore_errors=True)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _structure(state: TrainState) -> dict[str, str]:

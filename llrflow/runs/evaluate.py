@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -40,11 +42,10 @@ class Verdicts:
         """Picks up what `path` holds if it was found by the same attack: `identity` says which that is."""
         self._path, self._identity, self._saved, self.seconds = path, identity, time.monotonic(), 0.0
         self.arrays: dict[str, Any] = {name: np.zeros(n, dtype) for name, dtype in self.FIELDS.items()}
-        if path.exists():
-            with np.load(path, allow_pickle=False) as stored:
-                if str(stored["identity"]) == identity:
-                    self.arrays = {name: stored[name] for name in self.FIELDS}
-                    self.seconds = float(stored["seconds"])
+        absent_or_damaged = contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile)  # then begin anew
+        with absent_or_damaged, path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored["identity"]) == identity:
+                self.arrays, self.seconds = {name: stored[name] for name in self.FIELDS}, float(stored["seconds"])
 
     def record(self, ids: np.ndarray, verdict: Verdict) -> None:
         """Keep per example the better of what is known and a new restart's verdict."""

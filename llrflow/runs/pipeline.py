@@ -66,9 +66,10 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
         before = None if fresh else _earlier(folder, digest, data)
         if fresh:
             _clear(folder)
-        write_atomic(folder.spec, dump_yaml(_storable(program.spec)).encode())
         checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep)
+        # run.json is the first file: it marks the folder as a run's.
         ledger = _Ledger(folder, checkpoints, _new_record(program, spec, data, digest, before))
+        write_atomic(folder.spec, dump_yaml(_storable(program.spec)).encode())
         with ledger.keeping():
             trainer = Trainer(program, train_split, folder, checkpoints, digest, quiet)
             with ledger.timing(trainer.seconds):
@@ -88,8 +89,11 @@ def evaluate_run(path: str | Path, step: int | None = None, quiet: bool = True, 
     `attacks` is a mapping as under `evaluate.attacks`. Raises CheckpointError when no intact checkpoint is there.
     """
     folder = RunFolder(Path(path))
-    record, spec = _stored(folder, {} if attacks is None else {"evaluate.attacks": attacks})
-    program = compile_spec(spec)
+    overrides: dict[str, Any] = {"devices.count": None}
+    if attacks is not None:
+        overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{name}": a for name, a in attacks.items()}}
+    record, spec = _stored(folder, overrides)
+    program = compile_spec(spec, training=False)
     checkpoints = Checkpoints(folder.checkpoints)
     with located(spec):
         split = load_split(spec.data, spec.data.test)
@@ -224,8 +228,18 @@ def _clear(folder: RunFolder) -> None:
 
 @contextmanager
 def _sole_owner(folder: RunFolder) -> Iterator[None]:
-    """Hold the folder's lock, which a killed process lets go; SpecError when another process has it."""
-    folder.path.mkdir(parents=True, exist_ok=True)
+    """Hold the folder's lock, which a killed process lets go.
+
+    SpecError when another process has it, or when the folder holds files that are not a run's.
+    """
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        foreign = next((p.name for p in folder.path.iterdir() if p.name != ".lock"), None)
+    except OSError as error:
+        raise SpecError(str(folder.path), f"cannot be a run folder: {error.strerror}", "choose another --out") from None
+    if foreign is not None and not folder.run.exists():
+        got = f"holds {foreign} but no run.json: it is not a run folder"
+        raise SpecError(str(folder.path), got, "choose an empty or a new folder as --out")
     with (folder.path / ".lock").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

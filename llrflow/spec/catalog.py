@@ -37,7 +37,11 @@ def json_schema() -> dict[str, Any]:
         options = [_component_schema(choice, name, definitions) for name in sorted(entries(choice.kind))]
         short = [o["properties"]["type"]["const"] for o in options if o["required"] == ["type"]]
         definitions[choice.definition] = {"anyOf": [*options, *([{"enum": short}] if short else [])]}
-    return {"$schema": DRAFT, **_linked(schema), "title": "llrflow spec"}
+    text = {"type": "string", "description": "A spec file that this one changes."}
+    schema["properties"]["extends"] = {"anyOf": [text, {"type": "array", "items": text}]}
+    # A file that extends another may leave out anything.
+    needed = {"if": {"not": {"required": ["extends"]}}, "then": {"required": schema.pop("required")}}
+    return {"$schema": DRAFT, **_linked(schema), **needed, "title": "llrflow spec"}
 
 
 def _linked(schema: Any) -> Any:

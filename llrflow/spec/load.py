@@ -12,9 +12,10 @@ from pydantic_core import PydanticCustomError
 from llrflow.errors import SpecError
 from llrflow.objective import CLEAN
 from llrflow.plugins import load_plugins
-from llrflow.registry import first_problem, suggest
+from llrflow.registry import Component, first_problem, suggest
 from llrflow.spec.schema import Spec
 from llrflow.spec.source import read_source
+from llrflow.traced import numbers
 
 
 def load_spec(spec: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] = {}) -> Spec:
@@ -81,6 +82,11 @@ def _contradictions(spec: Spec) -> list[tuple[tuple[str, ...], str, str]]:
                     "set `at:` of a term or of the loss to it, or delete it",
                 )
             )
+    for name, attack in spec.evaluate.attacks.items():
+        for path, value, _ in numbers(attack, ("evaluate", "attacks", name)):
+            if isinstance(value, Component):
+                got = "follows a schedule, but attacks have no training steps"
+                found.append((tuple(path.split(".")), got, "give one number"))
     if "random" in spec.evaluate.attacks:
         found.append((("evaluate", "attacks", "random"), "is the name of the noise control", "rename the attack"))
     if spec.evaluate.parameters == "ema" and spec.train.ema is None:

@@ -49,7 +49,7 @@ def test_types_list_every_component_with_its_fields(command):
                 assert field["type"] and "object at" not in str(field), (component["type"], field)
     pgd = next(component for component in listed["attack"] if component["type"] == "pgd")
     fields = {field["name"]: field for field in pgd["fields"]}
-    assert fields["steps"]["default"] == 50 and fields["maximize"]["default"]["type"] == "margin"
+    assert fields["steps"]["default"] == 50 and fields["maximize"]["default"] == "margin"
     code, out, _ = command("types", "term", "--json")
     assert set(json.loads(out)) == {"term"}
     code, out, _ = command("types", "term")

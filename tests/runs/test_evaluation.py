@@ -152,7 +152,7 @@ def test_a_run_is_evaluated_with_other_attacks_and_checkpoints(copied):
     early = evaluate_run(copied, 4, attacks=attacks)
     assert early.evaluation.checkpoint == 4 and (copied / "evaluation" / "4.json").exists()
     assert early.evaluation.nominal.correct < result.evaluation.nominal.correct
-    with pytest.raises(llrflow.SpecError, match=r"evaluate\.attacks\.strong\.stepz.*did you mean 'steps'"):
+    with pytest.raises(llrflow.SpecError, match=r"evaluate\.attacks\.strong\.stepz.*did you mean 'step"):
         evaluate_run(copied, attacks={"strong": {"type": "pgd", "stepz": 20}})
 
 
