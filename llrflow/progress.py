@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Report = Callable[..., None]
-"""report(done, note=""): how much is finished, and a few words about it."""
+"""report(done, note="", total=None): how much is finished, a few words about it, and a new total once it is known."""
 
 
 @contextmanager
 def progress(title: str, total: int, quiet: bool = False, done: int = 0) -> Iterator[Report]:
     """Show how far a job of `total` parts is, with rate and time left; `done` parts were finished before."""
     if quiet:
-        yield lambda done, note="": None
+        yield lambda done, note="", total=None: None
         return
     from rich.console import Console
 
@@ -29,7 +29,7 @@ def progress(title: str, total: int, quiet: bool = False, done: int = 0) -> Iter
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bars:
         task = bars.add_task(title, total=total, completed=done, note="")
-        yield lambda done, note="": bars.update(task, completed=done, note=note)
+        yield lambda done, note="", total=None: bars.update(task, completed=done, note=note, total=total)
 
 
 class _Lines:
@@ -39,7 +39,8 @@ class _Lines:
         self._title, self._total, self._first, self._write = title, total, done, write
         self._tenths, self._start = done * 10 // max(total, 1), time.monotonic()
 
-    def __call__(self, done: int, note: str = "") -> None:
+    def __call__(self, done: int, note: str = "", total: int | None = None) -> None:
+        self._total = total or self._total
         if done * 10 // max(self._total, 1) <= self._tenths:
             return
         self._tenths = done * 10 // max(self._total, 1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -51,12 +49,16 @@ def import_command(name: str, file_format: str, source_dir: Path, data_dir: Path
     """
     from llrflow.data.importers import FORMATS
     from llrflow.errors import DataError
+    from llrflow.progress import progress
     from llrflow.registry import suggest
 
     if file_format not in FORMATS:
         raise DataError("--format", f"{file_format!r} is not a known format", suggest(file_format, FORMATS))
-    with _progress(name, quiet=as_json) as progress:
-        report = FORMATS[file_format](name, source_dir.expanduser(), data_dir.expanduser(), progress)
+    with progress(f"writing {name}", total=1, quiet=as_json) as show:
+        importer = FORMATS[file_format]
+        report = importer(
+            name, source_dir.expanduser(), data_dir.expanduser(), lambda done, total: show(done, total=total)
+        )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
         return
@@ -93,33 +95,3 @@ def list_command(data_dir: Path, as_json: bool) -> None:
         splits = ", ".join(f"{split} {count}" for split, count in row["splits"].items())
         shape = " x ".join("?" if size is None else str(size) for size in row["image_shape"] or ["no images"])
         click.echo(f"{name}  {row['version']}  {splits}  {shape}  {row['format']}")
-
-
-@contextmanager
-def _progress(name: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, a line for every tenth otherwise, on standard error."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _LinePerTenth(name)
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(f"writing {name}", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-class _LinePerTenth:
-    """Prints `writing NAME: done of total` whenever another tenth is done."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._tenths = name, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if done * 10 // total > self._tenths:
-            self._tenths = done * 10 // total
-            click.echo(f"writing {self._name}: {done} of {total}", err=True)

@@ -32,7 +32,8 @@ def begin(program: Program, folder: RunFolder, checkpoints: Checkpoints, report:
     folder.rewind_metrics(step or 0)
     if step is None:
         return program.init()
-    report(f"continuing from step {step} of {program.steps}")
+    if step < program.steps:
+        report(f"continuing from step {step} of {program.steps}")
     return program.devices.replicate(checkpoints.restore(program.abstract_state(), step))
 
 
