@@ -63,7 +63,9 @@ class _SizedStep(Component):
         """These steps keep no state."""
         return ()
 
-    def move(self, gradient: jax.Array, state: tuple[()], threat: Threat, auto: Any) -> tuple[jax.Array, tuple[()]]:
+    def move(
+        self, gradient: jax.Array, delta: jax.Array, state: tuple[()], threat: Threat, auto: Any
+    ) -> tuple[jax.Array, tuple[()]]:
         """(increment of delta [B,H,W,C], state); `auto` is the search's own step size."""
         size = auto if self.size == "auto" else self.size
         return size * self.direction(gradient, threat), state
@@ -111,13 +113,15 @@ class OptaxStep(Component):
     """Feed the raw gradient, or its steepest unit direction."""
 
     def init(self, delta: jax.Array) -> Any:
-        """The optimizer's state."""
-        return self.optimizer.build().init(delta)
+        """The optimizer's state, one for each example: no example may depend on its batch-mates."""
+        return jax.vmap(self.optimizer.build().init)(delta)
 
-    def move(self, gradient: jax.Array, state: Any, threat: Threat, auto: Any) -> tuple[jax.Array, Any]:
+    def move(
+        self, gradient: jax.Array, delta: jax.Array, state: Any, threat: Threat, auto: Any
+    ) -> tuple[jax.Array, Any]:
         """(increment of delta [B,H,W,C], state)."""
         ascent = gradient if self.of == "gradient" else threat.steepest(gradient)
-        return self.optimizer.build().update(-ascent, state)
+        return jax.vmap(self.optimizer.build().update)(-ascent, state, delta)
 
 
 class Carry(NamedTuple):
@@ -183,7 +187,7 @@ class Search(Component):
             carry = _keep_better(carry, value, wrong, goal) if self.keep == "best" else carry
             # One example's overflow must not turn its perturbation into NaN, which no projection mends.
             gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-            move, step_state = self.step.move(gradient, carry.step_state, threat, auto)
+            move, step_state = self.step.move(gradient, carry.delta, carry.step_state, threat, auto)
             return carry._replace(delta=threat.project(carry.delta + move, probes().x), step_state=step_state)
 
         if by == "scan":

@@ -74,6 +74,8 @@ def evaluate(
         reference = (jnp.zeros_like(probe.x[:, 0, 0, 0]), jnp.zeros_like(probe.x))
         if asks_reference(perturbation.maximize, searching(*reference)):
             source = probe if share_clean_pass else Probe.stateful(search_apply, probe.x, probe.y)
+            if source is not probe:
+                probe.passes.append("reference")
             reference = jax.lax.stop_gradient((source.loss(), source.input_gradient()))
         radius = threat.epsilon if perturbation.epsilon is None else perturbation.epsilon
         ball = threat.model_copy(update={"epsilon": radius})

@@ -41,7 +41,7 @@ class FGSM(Search):
     """Where the step is taken from."""
 
     restarts: Literal[1] = 1
-    """Always one: the attack is deterministic."""
+    """Always one."""
 
 
 @register("attack", "noise")

@@ -15,6 +15,7 @@ from llrflow.ascent import Carry, Search, plan_steps, restart_keys
 from llrflow.errors import SpecError
 from llrflow.probe import LogitsFn, SearchProbe, cross_entropy
 from llrflow.registry import Component, first_problem, make
+from llrflow.terms.linearity import LocalLinearity
 from llrflow.threat import Threat
 from llrflow.traced import bind, numbers
 
@@ -129,8 +130,9 @@ class AttackProgram:
         probes = self._probes(variables, examples, reference)
         delta = threat.project(attack.finish(probes, carry, "error").best, examples.x)
         probe = probes()
-        linearity = jnp.abs(probe.loss(delta) - probe.loss() - probe.slope(delta))
-        wrong = jnp.argmax(probe.logits(delta), axis=-1) != examples.y
+        linearity = LocalLinearity()(probe, delta)
+        logits = probe.logits(delta)
+        wrong = (jnp.argmax(logits, axis=-1) != examples.y) | ~jnp.all(jnp.isfinite(logits), axis=-1)
         value = attack.maximize(probe, delta)
         return Verdict(delta, wrong, value, probe.loss(delta), threat.distance(delta), linearity)
 

@@ -38,7 +38,8 @@ def run(spec: Path, changes: dict[str, Any], out: Path | None, fresh: bool, as_j
 @click.option("--attacks", type=click.Path(path_type=Path), help="YAML file of named attacks, instead of the spec's.")
 @json_option
 def evaluate(run_folder: Path, checkpoint: int | None, attacks: Path | None, as_json: bool) -> None:
-    """Attack a checkpoint of RUN and write RUN/evaluation/STEP.json; an interrupted evaluation is continued.
+    """Attack a checkpoint of RUN and write RUN/evaluation/STEP.json (with --attacks, STEP-HASH.json);
+    an interrupted evaluation is continued.
 
     \b
     Example:

@@ -185,9 +185,11 @@ class _Key:
 
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
-        parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in ("model", *BLOCKS)}
+        # Model and augmentations are compiled in whole: their numbers are constants, marked Traced or not.
+        parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
+        parts["model"] = spec.model.model_dump()
         parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
-        parts["augment"] = [[name, static_key(item)] for name, item in spec.data.augment.items()]
+        parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
         self.text = json.dumps([parts, names, facts.classes, facts.image_shape, [str(d) for d in devices.all]])
 
     def __eq__(self, other: object) -> bool:

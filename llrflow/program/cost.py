@@ -13,15 +13,17 @@ from llrflow.program.compile import Program, compile_spec
 from llrflow.program.state import Batch
 from llrflow.spec.schema import Spec
 
-PASS_COST = {"clean": 3, "perturbed": 3, "slope": 3, "input_gradient": 1}
+PASS_COST = {"clean": 3, "perturbed": 3, "slope": 3, "input_gradient": 1, "reference": 2}
 """Forward-equivalents of what a probe answers, parameter gradient included: a pass is 1F forward and 2F backward,
-a slope one more tangent pass and its 2F, a constant input gradient 1F on the pass it shares."""
+a slope one more tangent pass and its 2F, a constant input gradient 1F on the pass it shares, 2F where searches use
+other statistics and share none. A term that differentiates an input gradient costs more: then trust XLA's count."""
 
 PASS_TEXT = {
     "clean": "clean pass",
     "perturbed": "perturbed pass",
     "slope": "derivative along a perturbation",
-    "input_gradient": "clean input gradient",
+    "input_gradient": "input gradient",
+    "reference": "clean input gradient, moving statistics",
 }
 
 

@@ -17,6 +17,7 @@ from llrflow.ascent import Search
 from llrflow.attacks.run import Examples, Verdict, better
 from llrflow.data.batches import padded_chunks
 from llrflow.data.resident import Split
+from llrflow.errors import NonFiniteError
 from llrflow.files import open_atomic
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
@@ -76,9 +77,12 @@ class Evaluator:
         spec_hash: str,
         stop: StopRequest,
         quiet: bool = False,
+        label: str = "",
     ) -> None:
+        """`label` keeps an evaluation with other attacks than the spec's apart: evaluation/<step><label>.json."""
         spec, devices = program.spec, program.devices
         self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
+        self.label = label
         self.stop, self.quiet, self.step, self.n = stop, quiet, int(state.step), len(split.labels)
         self.parameters: Literal["raw", "ema"] = program.evaluated_parameters
         params = state.ema if self.parameters == "ema" else state.params
@@ -87,7 +91,7 @@ class Evaluator:
         folder.evaluation.mkdir(exist_ok=True)
 
     def evaluate(self) -> EvaluationRecord:
-        """Run every attack of the spec and write evaluation/<step>.json. Raises Interrupted between batches."""
+        """Run every attack of the spec and write evaluation/<step><label>.json. Raises Interrupted between batches."""
         spec = self.program.spec
         correct = self._correct()
         everything = {**spec.evaluate.attacks, RANDOM: make("attack", "noise")}
@@ -116,20 +120,24 @@ class Evaluator:
             gamma={name: distribution(v.arrays["linearity"][correct]) for name, v in verdicts.items() if correct.any()},
             versions=versions(),
         )
-        record.write(self.folder.evaluation / f"{self.step}.json")
+        record.write(self.folder.evaluation / f"{self.step}{self.label}.json")
         return record
 
     def _correct(self) -> np.ndarray:
         correct = np.zeros(self.n, bool)
         for ids, mask in padded_chunks(np.arange(self.n), self._batch_size):
             logits = self.program.logits(self._variables, self._images(ids))
+            if not np.isfinite(logits).all():
+                raise NonFiniteError(f"the network of checkpoint {self.step} gives logits that are not finite")
             correct[ids[mask]] = (logits.argmax(-1) == self.split.labels[ids])[mask]
         return correct
 
     def _attack(self, name: str, attack: Search, correct: np.ndarray) -> Verdicts:
         devices, program = self.program.devices, self.program.attack(attack)
-        found_by = [attack.model_dump(), self.program.spec.threat.model_dump(), self.parameters, self.split.fingerprint]
-        path = self.folder.evaluation / f"{self.step}.{name}.npz"
+        spec = self.program.spec
+        found_by = [attack.model_dump(), spec.threat.model_dump(), self.parameters, self.split.fingerprint]
+        found_by += spec.plugin_identities()
+        path = self.folder.evaluation / f"{self.step}{self.label}.{name}.npz"
         verdicts = Verdicts(path, self.n, json.dumps(found_by, sort_keys=True))
         tried, wrong = verdicts.arrays["tried"], verdicts.arrays["wrong"]
         purpose = jax.random.fold_in(jax.random.key(self.program.spec.seed), zlib.crc32(f"attack {name}".encode()))

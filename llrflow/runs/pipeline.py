@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
+import json
 import shutil
 import sys
 import time
@@ -74,7 +76,8 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
             trainer = Trainer(program, train_split, folder, checkpoints, digest, quiet)
             with ledger.timing(trainer.seconds):
                 state = trainer.train(begin(program, folder, checkpoints, _say), stop)
-            ledger.update(state="trained")
+            if ledger.record.state != "finished":
+                ledger.update(state="trained")
             seconds: dict[str, float] = {}
             with ledger.timing(seconds), _stopwatch(seconds, "evaluate"):
                 fetched = program.devices.fetch(state)
@@ -86,11 +89,14 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
 def evaluate_run(path: str | Path, step: int | None = None, quiet: bool = True, attacks: Any = None) -> Run:
     """Evaluate a checkpoint (default the newest intact one) of a run folder, with its spec's attacks or others.
 
-    `attacks` is a mapping as under `evaluate.attacks`. Raises CheckpointError when no intact checkpoint is there.
+    `attacks` is a mapping as under `evaluate.attacks`; its record is evaluation/<step>-<hash>.json.
+    Raises CheckpointError when no intact checkpoint is there.
     """
     folder = RunFolder(Path(path))
     overrides: dict[str, Any] = {"devices.count": None}
+    label = ""
     if attacks is not None:
+        label = "-" + hashlib.sha256(json.dumps(attacks, sort_keys=True).encode()).hexdigest()[:8]
         overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{name}": a for name, a in attacks.items()}}
     record, spec = _stored(folder, overrides)
     program = compile_spec(spec, training=False)
@@ -99,7 +105,7 @@ def evaluate_run(path: str | Path, step: int | None = None, quiet: bool = True, 
         split = load_split(spec.data, spec.data.test)
     with _sole_owner(folder), stop_requests() as stop:
         state = checkpoints.restore(program.abstract_state(), _chosen(checkpoints, step))
-        evaluation = Evaluator(program, state, split, folder, record.spec_hash, stop, quiet).evaluate()
+        evaluation = Evaluator(program, state, split, folder, record.spec_hash, stop, quiet, label).evaluate()
     return Run(folder.path, record, evaluation)
 
 
@@ -172,14 +178,14 @@ def _new_record(program: Program, spec: Spec, data: DataRecord, digest: str, bef
     return RunRecord(
         name=spec.name,
         spec_hash=digest,
-        state="training",
+        state="finished" if before is not None and before.state == "finished" else "training",
         step=0,
         steps=program.steps,
         seed=spec.seed,
         data=data,
-        devices=[str(device) for device in program.devices.all],
-        versions=versions(),
-        git=git_state(),
+        devices=[str(device) for device in program.devices.all] if before is None else before.devices,
+        versions=versions() if before is None else before.versions,
+        git=git_state() if before is None else before.git,
         seconds={} if before is None else before.seconds,
         origins=spec.origins() if before is None else before.origins,
     )
@@ -222,7 +228,7 @@ def _clear(folder: RunFolder) -> None:
     """Delete a run's files, and nothing that a run does not write."""
     for path in (folder.checkpoints, folder.evaluation, folder.events):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.spec, folder.run, folder.metrics):
+    for path in (folder.spec, folder.metrics, folder.run):  # last what marks the folder as a run's
         path.unlink(missing_ok=True)
 
 
@@ -234,7 +240,9 @@ def _sole_owner(folder: RunFolder) -> Iterator[None]:
     """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        foreign = next((p.name for p in folder.path.iterdir() if p.name != ".lock"), None)
+        foreign = next(
+            (p.name for p in folder.path.iterdir() if p.name != ".lock" and not p.name.startswith(".run.json.")), None
+        )
     except OSError as error:
         raise SpecError(str(folder.path), f"cannot be a run folder: {error.strerror}", "choose another --out") from None
     if foreign is not None and not folder.run.exists():

@@ -151,7 +151,8 @@ class RunFolder:
 
     def evaluations(self) -> dict[int, EvaluationRecord]:
         """Finished evaluations by checkpoint step."""
-        found = sorted(self.evaluation.glob("*.json"), key=lambda p: int(p.stem)) if self.evaluation.exists() else []
+        named = (p for p in self.evaluation.glob("*.json") if p.stem.isdigit())  # not those with other attacks
+        found = sorted(named, key=lambda p: int(p.stem))
         return {int(p.stem): EvaluationRecord.model_validate_json(p.read_bytes()) for p in found}
 
 

@@ -88,7 +88,7 @@ class Trainer:
         while self._pending:
             step, metrics = self._pending.popleft()
             values = {name: float(value) for name, value in self.program.devices.fetch(metrics).items()}
-            if not math.isfinite(values["objective"]):
+            if not math.isfinite(values["objective"]) or not math.isfinite(values["gradient_norm"]):
                 raise NonFiniteError(self._obituary(step, values))
             self._finite = (step, values)
             if step % spec.train.log_every == 0 or step == self.program.steps:
@@ -110,7 +110,7 @@ class Trainer:
         kept = self.checkpoints.steps()
         saved = f"checkpoint {kept[-1]} is kept" if kept else "no checkpoint was saved yet"
         return (
-            f"the objective is not finite at step {step} ({_listed(values)}); {last}; {saved}. "
+            f"the objective or its gradient is not finite at step {step} ({_listed(values)}); {last}; {saved}. "
             "Try a smaller learning rate, optimizer.clip_norm, or a warm-up of the weights"
         )
 

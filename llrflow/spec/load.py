@@ -87,6 +87,9 @@ def _contradictions(spec: Spec) -> list[tuple[tuple[str, ...], str, str]]:
             if isinstance(value, Component):
                 got = "follows a schedule, but attacks have no training steps"
                 found.append((tuple(path.split(".")), got, "give one number"))
+    for path, value, _ in numbers(spec):
+        if path.split(".")[0] in ("model", "data") and isinstance(value, Component):
+            found.append((tuple(path.split(".")), "follows a schedule, but is compiled in", "give one number"))
     if "random" in spec.evaluate.attacks:
         found.append((("evaluate", "attacks", "random"), "is the name of the noise control", "rename the attack"))
     if spec.evaluate.parameters == "ema" and spec.train.ema is None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from llrflow.data.batches import steps_per_epoch
 from llrflow.data.resident import DatasetFacts
-from llrflow.files import sha256_file
 from llrflow.optimizers import Duration, resolve_duration
 from llrflow.registry import Component
 from llrflow.spec.schema import Spec
@@ -37,7 +35,7 @@ def spec_hash(spec: Spec) -> str:
     Name, devices and the data's place do not count; plugin files count by their content.
     """
     data = spec.model_dump(exclude={"name": True, "devices": True, "data": {"dir"}})
-    data["plugins"] = [sha256_file(Path(p)) if p.endswith(".py") else p for p in spec.plugin_paths()]
+    data["plugins"] = spec.plugin_identities()
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 

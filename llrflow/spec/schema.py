@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
 from llrflow.data.block import Data
+from llrflow.files import sha256_file
 from llrflow.objective import Objective
 from llrflow.optimizers import Duration
 from llrflow.plugins import plugin_path
@@ -124,6 +126,10 @@ class Spec(Component):
         """Where each scalar came from, by dotted path; what is not listed is a default."""
         known = {} if self._source is None else self._source.origins
         return {".".join(map(str, path)): str(origin) for path, origin in known.items() if origin.text}
+
+    def plugin_identities(self) -> list[str]:
+        """`plugins` with the sha256 of a file's content in place of its path."""
+        return [sha256_file(Path(p)) if p.endswith(".py") else p for p in self.plugin_paths()]
 
     def plugin_paths(self) -> tuple[str, ...]:
         """`plugins` with files as absolute paths, relative ones taken from the spec file that names them."""

@@ -151,3 +151,32 @@ def test_wrong_input_is_refused(change, message, net):
     given = {name: change.get(name, lambda value: value)(value) for name, value in given.items()}
     with pytest.raises(SpecError, match=message):
         llrflow.attack(net.logits, given["x"], given["y"], given["threat"], given["config"], KEY)
+
+
+def test_an_example_whose_logits_are_not_finite_is_not_robust():
+    x, y = jnp.full((2, 2, 2, 1), 0.5), jnp.zeros(2, int)
+
+    def logits_fn(images):
+        return jnp.stack([jnp.ones(len(images)), jnp.zeros(len(images))], axis=1) * jnp.array([[jnp.nan], [1.0]])
+
+    result = llrflow.attack(logits_fn, x, y, {"norm": "linf", "epsilon": 0.1}, "fgsm", jax.random.key(0))
+    assert result.success.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sm3", "lamb", "adamw"])
+def test_an_optax_step_sees_each_example_alone(optimizer):
+    weights = jax.random.normal(jax.random.key(1), (12, 3))
+    x, y = jax.random.uniform(jax.random.key(2), (6, 2, 2, 3)), jnp.arange(6) % 3
+    config = {
+        "type": "pgd",
+        "steps": 3,
+        "step": {"type": "optax", "optimizer": {"type": optimizer, "learning_rate": 0.02}},
+    }
+
+    def attacked(n):
+        def logits_fn(images):
+            return images.reshape(len(images), -1) @ weights
+
+        return llrflow.attack(logits_fn, x[:n], y[:n], {"norm": "l2", "epsilon": 0.3}, config, jax.random.key(0))
+
+    np.testing.assert_allclose(attacked(6).x_adv[:2], attacked(2).x_adv, atol=1e-6)
