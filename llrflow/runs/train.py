@@ -32,8 +32,7 @@ def begin(program: Program, folder: RunFolder, checkpoints: Checkpoints, report:
     folder.rewind_metrics(step or 0)
     if step is None:
         return program.init()
-    if step < program.steps:
-        report(f"continuing from step {step} of {program.steps}")
+    report(f"continuing from step {step} of {program.steps}")
     return program.devices.replicate(checkpoints.restore(program.abstract_state(), step))
 
 
@@ -104,13 +103,14 @@ class Trainer:
         self.checkpoints.save(self.program.devices.fetch(state), self.spec_hash)
 
     def _obituary(self, step: int, values: dict[str, float]) -> str:
+        what = "gradient" if math.isfinite(values["objective"]) else "objective"
         last = "it never was finite"
         if self._finite is not None:
             last = f"last finite values, step {self._finite[0]}: " + _listed(self._finite[1])
         kept = self.checkpoints.steps()
         saved = f"checkpoint {kept[-1]} is kept" if kept else "no checkpoint was saved yet"
         return (
-            f"the objective or its gradient is not finite at step {step} ({_listed(values)}); {last}; {saved}. "
+            f"the {what} is not finite at step {step} ({_listed(values)}); {last}; {saved}. "
             "Try a smaller learning rate, optimizer.clip_norm, or a warm-up of the weights"
         )
 

@@ -132,7 +132,7 @@ def test_plan_of_a_gradient_penalty_and_of_more_devices(command, spec_file):
         "plan", spec_file, "--devices", 4, "--set", f"objective={json.dumps(changes['objective'])}"
     )
     assert code == 0, err
-    assert "16 on each of 4 cpu device(s)" in out and "clean input gradient" in out and "search steps 0" in out
+    assert "16 on each of 4 cpu device(s)" in out and "input gradient" in out and "search steps 0" in out
 
 
 def test_run_prints_json_and_evaluate_repeats_it(command, spec_file, tmp_path):
