@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from llrflow.ascent import Carry, Search, plan_steps, restart_keys
 from llrflow.errors import SpecError
+from llrflow.keys import example_keys
 from llrflow.probe import LogitsFn, SearchProbe, cross_entropy
 from llrflow.registry import Component, first_problem, make
 from llrflow.terms.linearity import LocalLinearity
@@ -115,7 +116,7 @@ class AttackProgram:
         gradient, loss = jax.grad(total, has_aux=True)(examples.x)
         attack, threat = self._bound(inputs)
         base = jax.random.wrap_key_data(key)
-        keys = restart_keys(jax.vmap(lambda example: jax.random.fold_in(base, example))(examples.ids), restart)
+        keys = restart_keys(example_keys(base, examples.ids), restart)
         reference = (loss, gradient)
         return reference, attack.begin(self._probes(variables, examples, reference)(), threat, keys)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Container, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +12,7 @@ import optax
 
 from llrflow import objective as objectives
 from llrflow.data.augment import augment
+from llrflow.keys import example_keys, purpose_key
 from llrflow.models.network import AXIS
 from llrflow.objective import Objective
 from llrflow.probe import ApplyFn, Probe
@@ -114,13 +114,3 @@ def updated_statistics(probe: Probe, update: str, before: Any) -> Any:
 def updating_pass(update: str, passes: Container[str]) -> str:
     """The pass that updates the moving statistics under a policy, given the passes that an objective makes."""
     return update if update != "auto" else ("clean" if "clean" in passes else "perturbed")
-
-
-def purpose_key(seed: jax.Array, purpose: str) -> jax.Array:
-    """A key for one use of randomness, independent of all others."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
-
-
-def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
-    """One key per example, [B]: the same for an example wherever it stands in a batch."""
-    return jax.vmap(lambda example: jax.random.fold_in(key, example))(ids)

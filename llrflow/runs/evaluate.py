@@ -6,7 +6,6 @@ import contextlib
 import json
 import time
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from llrflow.data.batches import padded_chunks
 from llrflow.data.resident import Split
 from llrflow.errors import NonFiniteError
 from llrflow.files import open_atomic
+from llrflow.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
 from llrflow.progress import progress
@@ -140,7 +140,7 @@ class Evaluator:
         path = self.folder.evaluation / f"{self.step}{self.label}.{name}.npz"
         verdicts = Verdicts(path, self.n, json.dumps(found_by, sort_keys=True))
         tried, wrong = verdicts.arrays["tried"], verdicts.arrays["wrong"]
-        purpose = jax.random.fold_in(jax.random.key(self.program.spec.seed), zlib.crc32(f"attack {name}".encode()))
+        purpose = purpose_key(self.program.spec.seed, f"attack {name}")
         shared = devices.replicate((np.asarray(jax.random.key_data(purpose)), program.numbers))
         n, count = int(correct.sum()), attack.restarts
         with progress(f"attack {name}", n * count, self.quiet) as report:

@@ -17,11 +17,11 @@ import optax
 
 import llrflow
 from llrflow.data.augment import augment
+from llrflow.keys import example_keys, purpose_key
 from llrflow.models.network import AXIS
 from llrflow.probe import cross_entropy
 from llrflow.program.compile import Program
 from llrflow.program.state import Batch, TrainState
-from llrflow.program.step import example_keys, purpose_key
 
 
 def double_backpropagation_step(program: Program, share: bool, state: TrainState, batch: Batch, seed: jax.Array) -> Any:
