@@ -205,7 +205,7 @@ class Search(Component):
 
     def _judge(self, probe: SearchProbe, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
         value = self.maximize(probe, delta)
-        return value, jnp.argmax(probe.logits(delta), axis=-1) != probe.y
+        return value, misclassified(probe.logits(delta), probe.y)
 
 
 def maximise(
@@ -225,12 +225,22 @@ def prefer(a: Carry, b: Carry, goal: Goal) -> Carry:
     """Per example the better of two outcomes: the larger value, for an attack misclassified before correct."""
     better = b.best_value > a.best_value
     if goal == "error":
-        better = jnp.where(a.best_wrong == b.best_wrong, better, b.best_wrong)
+        better = outranks(b.best_wrong, b.best_value, a.best_wrong, a.best_value)
     return a._replace(
         best=jnp.where(better[:, None, None, None], b.best, a.best),
         best_value=jnp.where(better, b.best_value, a.best_value),
         best_wrong=jnp.where(better, b.best_wrong, a.best_wrong),
     )
+
+
+def outranks(wrong: Any, value: Any, than_wrong: Any, than_value: Any) -> Any:
+    """[B] bool, of NumPy or JAX arrays: misclassified before correct, then the larger value."""
+    return (wrong & ~than_wrong) | ((wrong == than_wrong) & (value > than_value))
+
+
+def misclassified(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """[B] bool: another class than y has the largest logit, or some logit is not finite."""
+    return (jnp.argmax(logits, axis=-1) != y) | ~jnp.all(jnp.isfinite(logits), axis=-1)
 
 
 def restart_keys(keys: jax.Array, restart: int | jax.Array) -> jax.Array:
@@ -243,6 +253,11 @@ class Plan(NamedTuple):
 
     by: Literal["unroll", "scan", "host"]
     chunk: int
+
+    @property
+    def inside(self) -> Literal["unroll", "scan"]:
+        """How one compiled program repeats its steps; what the host calls is written out."""
+        return "scan" if self.by == "scan" else "unroll"
 
 
 def plan_steps(steps: int, platform: str, inside: bool) -> Plan:

@@ -172,8 +172,8 @@ def make(kind: str, config: str | Mapping[str, Any] | Component) -> Any:
     try:
         return validate(kind, config)
     except (ValidationError, PydanticCustomError) as error:
-        path, got, fix = first_problem(error)
-        raise SpecError(f"{kind} configuration", f"{'.'.join(map(str, path))} {got}".strip(), fix) from None
+        _, got, fix = first_problem(error)
+        raise SpecError(f"{kind} configuration", got, fix) from None
 
 
 def validate(kind: str, raw: Any, entry: type[Component] | None = None, default: str | None = None) -> Component:
@@ -339,19 +339,19 @@ def raise_at(path: tuple[str | int, ...], value: Any, code: str, message: str) -
 
 
 def first_problem(error: ValidationError | PydanticCustomError) -> tuple[tuple[str | int, ...], str, str]:
-    """(path, what came, what to do) of the first problem that pydantic found; the path stands before what came."""
+    """(path, what came at that path, what to do) of the first problem that pydantic found."""
     if isinstance(error, PydanticCustomError):
         message, _, fix = error.message().partition("; ")
         return (), message, fix
     problem = error.errors(include_url=False)[0]
     path = tuple(part for part in problem["loc"] if part != "[key]")
-    if problem["type"] == "missing":
-        return path, "is missing", "add it"
     message, _, fix = problem["msg"].replace("Input should", "should", 1).partition("; ")
-    if isinstance(problem["input"], (Mapping, BaseModel)):
-        return path, message, fix
     value = repr(problem["input"])
-    return path, f"= {value if len(value) <= 60 else value[:57] + '...'} {message}", fix
+    if problem["type"] == "missing":
+        message, fix = "is missing", "add it"
+    elif not isinstance(problem["input"], (Mapping, BaseModel)):
+        message = f"= {value if len(value) <= 60 else value[:57] + '...'} {message}"
+    return path, f"{'.'.join(map(str, path))} {message}".strip(), fix
 
 
 def suggest(name: Any, known: Any) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
-from llrflow.ascent import Carry, Search, plan_steps, restart_keys
+from llrflow.ascent import Carry, Search, misclassified, outranks, plan_steps, restart_keys
 from llrflow.errors import SpecError
 from llrflow.keys import example_keys
 from llrflow.probe import LogitsFn, SearchProbe, cross_entropy
@@ -123,8 +123,7 @@ class AttackProgram:
     def _advance_fn(self, variables: Any, examples: Examples, reference: Any, carry: Carry, inputs: Any) -> Carry:
         attack, threat = self._bound(inputs)
         probes = self._probes(variables, examples, reference)
-        by = "scan" if self.plan.by == "scan" else "unroll"
-        return attack.advance(probes, threat, carry, self.plan.chunk, by, "error")
+        return attack.advance(probes, threat, carry, self.plan.chunk, self.plan.inside, "error")
 
     def _finish_fn(self, variables: Any, examples: Examples, reference: Any, carry: Carry, inputs: Any) -> Verdict:
         attack, threat = self._bound(inputs)
@@ -132,15 +131,14 @@ class AttackProgram:
         delta = threat.project(attack.finish(probes, carry, "error").best, examples.x)
         probe = probes()
         linearity = LocalLinearity()(probe, delta)
-        logits = probe.logits(delta)
-        wrong = (jnp.argmax(logits, axis=-1) != examples.y) | ~jnp.all(jnp.isfinite(logits), axis=-1)
+        wrong = misclassified(probe.logits(delta), examples.y)
         value = attack.maximize(probe, delta)
         return Verdict(delta, wrong, value, probe.loss(delta), threat.distance(delta), linearity)
 
 
 def better(new: Verdict, old: Verdict) -> Any:
-    """[B] bool: misclassified before correct, then the larger objective."""
-    return np.where(new.wrong == old.wrong, new.value > old.value, new.wrong)
+    """[B] bool: where the new verdict outranks the old one."""
+    return outranks(new.wrong, new.value, old.wrong, old.value)
 
 
 def attack(
@@ -160,8 +158,8 @@ def attack(
     try:
         ball = Threat.model_validate(threat)
     except ValidationError as error:
-        path, got, fix = first_problem(error)
-        raise SpecError("threat", f"{'.'.join(map(str, path))} {got}".strip(), fix) from None
+        _, got, fix = first_problem(error)
+        raise SpecError("threat", got, fix) from None
     x, y = jnp.asarray(x), jnp.asarray(y)
     _check_batch(logits_fn, x, y)
     program = AttackProgram(make("attack", config), ball, lambda _, images: logits_fn(images), jax.default_backend())

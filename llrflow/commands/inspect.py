@@ -91,14 +91,12 @@ def types(kind: str | None, plugins: tuple[str, ...], as_json: bool) -> None:
       llrflow types --plugin my_terms.py --json
     """
     from llrflow.errors import SpecError
-    from llrflow.plugins import load_plugin
     from llrflow.registry import KINDS, suggest
     from llrflow.spec.catalog import catalog
 
     if kind is not None and kind not in KINDS:
         raise SpecError("types", f"{kind!r} is not a kind of component", suggest(kind, KINDS))
-    for plugin in plugins:
-        load_plugin(str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin, plugin)
+    _load(plugins)
     listed = {k: catalog(k) for k in KINDS if kind in (None, k)}
     if as_json:
         print_json(listed)
@@ -121,11 +119,9 @@ def schema(plugins: tuple[str, ...]) -> None:
     Example:
       llrflow schema > llrflow.schema.json
     """
-    from llrflow.plugins import load_plugin
     from llrflow.spec.catalog import json_schema
 
-    for plugin in plugins:
-        load_plugin(str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin, plugin)
+    _load(plugins)
     print_json(json_schema())
 
 
@@ -149,3 +145,10 @@ def init(path: Path) -> None:
         raise SpecError(str(path), "has no parent folder", f"create {path.parent} first")
     write_atomic(path, files("llrflow.spec").joinpath("starter.yaml").read_bytes())
     click.echo(f"wrote {path}; next: llrflow run {path}")
+
+
+def _load(plugins: tuple[str, ...]) -> None:
+    from llrflow.plugins import load_plugin
+
+    for plugin in plugins:
+        load_plugin(str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin, plugin)

@@ -155,11 +155,8 @@ def compile_spec(spec: Spec, training: bool = True) -> Program:
 def _check_statistics(program: Program) -> None:
     """SpecError when no pass updates the moving statistics that evaluation will use."""
     policy, loss = program.spec.train.batch_norm, program.spec.objective.loss
-    if (policy.update, policy.perturbed, loss.at) == (
-        "auto",
-        "batch",
-        CLEAN,
-    ) or not program.abstract_state().model_state:
+    usual = policy.update == "auto" and policy.perturbed == "batch" and loss.at == CLEAN
+    if usual or not program.abstract_state().model_state:
         return
     passes = program.passes()
     updating = updating_pass(policy.update, passes)
@@ -222,7 +219,7 @@ class _Compiled:
                 ema=bound.train.ema,
                 augment=bound.data.augment,
                 statistics=Statistics(policy.search, policy.perturbed, policy.update),
-                by="scan" if plan.by == "scan" else "unroll",
+                by=plan.inside,
             )
 
         def init(seed: jax.Array, values: jax.Array) -> TrainState:

@@ -175,19 +175,22 @@ class _Ledger:
 
 
 def _new_record(program: Program, spec: Spec, data: DataRecord, digest: str, before: RunRecord | None) -> RunRecord:
+    if before is not None:  # what trained the network so far stays on record
+        state = "finished" if before.state == "finished" else "training"
+        return before.model_copy(update={"name": spec.name, "state": state, "error": None})
     return RunRecord(
         name=spec.name,
         spec_hash=digest,
-        state="finished" if before is not None and before.state == "finished" else "training",
+        state="training",
         step=0,
         steps=program.steps,
         seed=spec.seed,
         data=data,
-        devices=[str(device) for device in program.devices.all] if before is None else before.devices,
-        versions=versions() if before is None else before.versions,
-        git=git_state() if before is None else before.git,
-        seconds={} if before is None else before.seconds,
-        origins=spec.origins() if before is None else before.origins,
+        devices=[str(device) for device in program.devices.all],
+        versions=versions(),
+        git=git_state(),
+        seconds={},
+        origins=spec.origins(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -58,8 +59,10 @@ class Trainer:
             self.folder.metrics.open("a") as log,
             SummaryWriter(str(self.folder.events), purge_step=first + 1) as events,
             progress("training", program.steps, self.quiet, first) as report,
+            contextlib.ExitStack() as stack,  # however training ends, its time counts
         ):
             began = time.monotonic()
+            stack.callback(lambda: self.seconds.update(train=time.monotonic() - began))
             for step in range(first, program.steps):
                 ids = batch_ids(spec.seed, step, len(self.split.labels), spec.train.batch_size)
                 batch = Batch(self.split.images[ids], self.split.labels[ids], ids.astype(np.int32))
@@ -77,7 +80,6 @@ class Trainer:
                 if stop.signum is not None and not last:
                     message = f"stopped at step {done} of {program.steps} and saved; run the same command to continue"
                     raise Interrupted(stop.signum, message)
-            self.seconds["train"] = time.monotonic() - began
         return state
 
     def _settle(self, log: TextIO, events: Any) -> dict[str, float]:

@@ -30,7 +30,7 @@ def load_spec(spec: str | os.PathLike[str] | Mapping[str, Any], overrides: Mappi
         loaded = Spec.model_validate(source.data)
     except (ValidationError, PydanticCustomError) as error:
         path, got, fix = first_problem(error)
-        raise SpecError(source.where(path), f"{'.'.join(map(str, path))} {got}".strip(), fix) from None
+        raise SpecError(source.where(path), got, fix) from None
     loaded._source = source
     for path, got, fix in _contradictions(loaded):
         raise at(loaded, ".".join(path), got, fix)

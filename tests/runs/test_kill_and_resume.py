@@ -118,7 +118,7 @@ def test_killed_before_a_checkpoint_in_training_and_in_evaluation(begin, unbroke
 
 
 def test_asked_to_stop_it_saves_tells_how_to_go_on_and_continues(begin, unbroken, tmp_path, numbers_of):
-    folder, rng = tmp_path / "run", random.Random(4)
+    folder, rng, trained = tmp_path / "run", random.Random(4), 0.0
     for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 0)):
         before = finished_steps(folder)
         process = begin()
@@ -131,6 +131,8 @@ def test_asked_to_stop_it_saves_tells_how_to_go_on_and_continues(begin, unbroken
         assert err.splitlines()[-1] == message and "Traceback" not in err
         assert finished_steps(folder)[-1] == step and record(folder)["state"] == "interrupted"
         assert record(folder)["error"] == message
+        assert record(folder)["seconds"]["train"] > trained, "the time of a stopped attempt counts"
+        trained = record(folder)["seconds"]["train"]
 
     process = begin()
     wait_for((folder / "evaluation" / "600.fgsm.npz").exists, process)
