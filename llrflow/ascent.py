@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
+from llrflow.answer import ask
 from llrflow.probe import SearchProbe
 from llrflow.registry import Chosen, Component, Traced, register
-from llrflow.threat import Threat
+from llrflow.threat import Threat, unit
 
 StepSize = Annotated[float | Literal["auto"], Traced(gt=0)]
 HOST_CHUNK = 8
@@ -99,7 +100,7 @@ class NormalizedStep(_SizedStep):
 
     def direction(self, gradient: jax.Array, threat: Threat) -> jax.Array:
         """[B,H,W,C], unit length in l2."""
-        return Threat(norm="l2", epsilon=1.0).steepest(gradient)
+        return unit(gradient)
 
 
 @register("step", "optax")
@@ -151,7 +152,7 @@ class Search(Component):
     )
     """The term to maximise."""
 
-    steps: int = Field(default=10, ge=1)
+    steps: int = Field(default=10, ge=0)
     """Number of ascent steps."""
 
     step: Annotated[Any, Chosen("step", default="steepest")] = Field(default="steepest", validate_default=True)
@@ -166,9 +167,13 @@ class Search(Component):
     keep: Literal["last", "best"] = "last"
     """Keep the last iterate, or the best one visited (one more forward pass)."""
 
+    def project(self, threat: Threat, delta: jax.Array, x: jax.Array) -> jax.Array:
+        """An iterate brought back into the threat model, [B,H,W,C]."""
+        return threat.project(delta, x)
+
     def begin(self, probe: SearchProbe, threat: Threat, keys: jax.Array) -> Carry:
         """The state before the first step; keys [B] are this restart's."""
-        delta = threat.project(self.start(threat, probe.x, keys), probe.x)
+        delta = self.project(threat, self.start(threat, probe.x, keys), probe.x)
         nothing = jnp.full(len(probe.x), -jnp.inf, probe.x.dtype)
         return Carry(delta, self.step.init(delta), delta, nothing, jnp.zeros(len(probe.x), bool))
 
@@ -188,7 +193,7 @@ class Search(Component):
             # One example's overflow must not turn its perturbation into NaN, which no projection mends.
             gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
             move, step_state = self.step.move(gradient, carry.delta, carry.step_state, threat, auto)
-            return carry._replace(delta=threat.project(carry.delta + move, probes().x), step_state=step_state)
+            return carry._replace(delta=self.project(threat, carry.delta + move, probes().x), step_state=step_state)
 
         if by == "scan":
             return jax.lax.scan(lambda c, _: (one(c), None), carry, length=steps)[0]
@@ -204,7 +209,7 @@ class Search(Component):
         return _keep_better(carry, value, wrong, goal)
 
     def _judge(self, probe: SearchProbe, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value = self.maximize(probe, delta)
+        value = ask(self.maximize, probe, delta).value
         return value, misclassified(probe.logits(delta), probe.y)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from llrflow.answer import ask
 from llrflow.ascent import Search, maximise
-from llrflow.probe import ApplyFn, Probe, SearchProbe, asks_reference
-from llrflow.registry import Chosen, Component, Name, Traced
-from llrflow.threat import Threat
+from llrflow.errors import PluginError
+from llrflow.probe import ApplyFn, Probe, asked_constants
+from llrflow.registry import Chosen, Component, Name, Traced, raise_at
+from llrflow.threat import Threat, clip_to_box
 
 CLEAN = "clean"
 
@@ -27,12 +30,39 @@ class TermEntry(Component):
     weight: Annotated[float, Traced()] = 1.0
     """Factor of the term in the objective; a number or a schedule over training steps."""
 
+    allow_negative: bool = False
+    """Allow a negative weight, which rewards what the term measures."""
+
 
 class Perturbation(Search):
     """A named perturbation that terms share: the result of one search per batch."""
 
+    steps: int = Field(default=10, ge=0)
+    """Number of ascent steps; 0 keeps the start."""
+
+    norm: Literal["linf", "l2"] | None = None
+    """Norm of this search's ball; default the threat's. Another norm needs an epsilon of its own."""
+
     epsilon: Annotated[float | None, Traced(ge=0)] = None
     """Radius of this search, a number or a schedule (warm-up); default the threat's."""
+
+    onto: Literal["ball", "box"] = "ball"
+    """Project every iterate onto the ball, or only onto the pixel box (N-FGSM, de Jorge et al. 2022)."""
+
+    @model_validator(mode="after")
+    def _radius_of_the_norm(self) -> Perturbation:
+        if self.norm is not None and self.epsilon is None:
+            raise_at(("norm",), self.norm, "no_epsilon", "has no radius; give this perturbation its own `epsilon`")
+        return self
+
+    def ball(self, threat: Threat) -> Threat:
+        """The ball that this search runs in."""
+        own = {"norm": self.norm, "epsilon": self.epsilon}
+        return threat.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+    def project(self, threat: Threat, delta: jax.Array, x: jax.Array) -> jax.Array:
+        """The iterate inside its ball and the box, or the box alone."""
+        return super().project(threat, delta, x) if self.onto == "ball" else clip_to_box(delta, x)
 
 
 class Objective(Component):
@@ -49,12 +79,19 @@ class Objective(Component):
     terms: dict[Name, Annotated[Any, Chosen("term", TermEntry)]] = {}
     """Named penalties."""
 
+    gradient: Annotated[Any, Chosen("gradient", default="plain")] = Field(default="plain", validate_default=True)
+    """How the parameter gradient is computed; plugins may wrap it (adversarial weight perturbation)."""
+
     def entries(self) -> dict[str, Any]:
         """The loss (as `loss`) and all terms."""
         return {"loss": self.loss, **self.terms}
 
+    def places(self) -> dict[str, str]:
+        """Dotted path of the loss and of each term in a spec, by name."""
+        return {"loss": "objective.loss", **{name: f"objective.terms.{name}" for name in self.terms}}
 
-def evaluate(
+
+def perturb(
     objective: Objective,
     probe: Probe,
     threat: Threat,
@@ -62,24 +99,63 @@ def evaluate(
     search_apply: ApplyFn,
     share_clean_pass: bool,
     by: Literal["unroll", "scan"],
-) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-    """(objective [B], parts [B] by name: `loss`, then each term unweighted, logits [B,K] where the loss stands).
+) -> dict[str, jax.Array]:
+    """The perturbations [B,H,W,C] that the objective's searches find, by name; constants to any later derivative.
 
-    keys(name) are per-example keys [B] for one perturbation; `search_apply` is the network as searches see
-    it, which take l(x) and grad l(x) from the probe's own clean pass when `share_clean_pass`.
+    keys(name) are per-example keys [B] for one perturbation; `search_apply` is the network as searches see it, which
+    take what they need of the clean images from the probe's own clean pass when `share_clean_pass`.
     """
-    deltas: dict[str, jax.Array | None] = {CLEAN: None}
-    for name, perturbation in objective.perturbations.items():
-        searching = partial(SearchProbe, search_apply, probe.x, probe.y, probe.keys)
-        reference = (jnp.zeros_like(probe.x[:, 0, 0, 0]), jnp.zeros_like(probe.x))
-        if asks_reference(perturbation.maximize, searching(*reference)):
-            source = probe if share_clean_pass else Probe.stateful(search_apply, probe.x, probe.y)
-            if source is not probe:
-                probe.passes.append("reference")
-            reference = jax.lax.stop_gradient((source.loss(), source.input_gradient()))
-        radius = threat.epsilon if perturbation.epsilon is None else perturbation.epsilon
-        ball = threat.model_copy(update={"epsilon": radius})
-        deltas[name] = maximise(perturbation, lambda p=searching, r=reference: p(*r), ball, keys(name), by)
-    parts = {name: term(probe, deltas[term.at]) for name, term in objective.entries().items()}
-    total = sum(term.weight * parts[name] for name, term in objective.entries().items())
-    return jnp.asarray(total), parts, probe.logits(deltas[objective.loss.at])
+    deltas: dict[str, jax.Array] = {}
+    source = probe if share_clean_pass else Probe.stateful(search_apply, probe.x, probe.y)
+    for name, search in objective.perturbations.items():
+        ball = search.ball(threat)
+        with placed(f"objective.perturbations.{name}.maximize"):
+            asked = asked_constants(search.maximize, probe.searching(search_apply, None, ball))
+            searching = partial(probe.searching, search_apply, source.constants(asked), ball)
+            deltas[name] = maximise(search, searching, ball, keys(name), by)
+    if source is not probe:
+        probe.passes |= {id(made): replace(made, at="clean, as searches see it") for made in source.passes.values()}
+    return deltas
+
+
+class Outcome(NamedTuple):
+    """What an objective amounts to on one batch."""
+
+    value: jax.Array
+    """The objective, [B]."""
+    metrics: dict[str, jax.Array]
+    """`loss` and each term by name, unweighted, and the terms' own metrics: [B] or scalars."""
+    states: dict[str, Any]
+    """The next running states of stateful terms, by name."""
+    logits: jax.Array
+    """[B,K], where the loss stands."""
+
+
+def evaluate(
+    objective: Objective, probe: Probe, perturbations: Mapping[str, jax.Array], states: Mapping[str, Any]
+) -> Outcome:
+    """The objective at given perturbations; `states` holds the running state of each stateful term."""
+    for name, delta in perturbations.items():
+        probe.name(delta, name)
+    deltas: dict[str, jax.Array | None] = {CLEAN: None, **perturbations}
+    total: Any = 0.0
+    metrics: dict[str, jax.Array] = {}
+    next_states: dict[str, Any] = {}
+    for name, place in objective.places().items():
+        term = objective.entries()[name]
+        with placed(place):
+            answer = ask(term, probe, deltas[term.at], states.get(name))
+        total += term.weight * answer.value
+        metrics |= {name: answer.value, **{f"{name}.{own}": part for own, part in answer.metrics.items()}}
+        if name in states:
+            next_states[name] = jax.lax.stop_gradient(answer.state)
+    return Outcome(total, metrics, next_states, probe.logits(deltas[objective.loss.at]))
+
+
+@contextmanager
+def placed(path: str) -> Iterator[None]:
+    """Give a PluginError of a term its place in the spec, a dotted path."""
+    try:
+        yield
+    except PluginError as error:
+        raise PluginError(path, f"{error.where}: {error.got}", error.fix) from error

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from llrflow.errors import PluginError
-from llrflow.registry import import_as, load_builtins
+from llrflow.registry import KINDS, entries, import_as, load_builtins
 from llrflow.spec.source import Source
 
 
@@ -23,9 +23,14 @@ def load_plugins(source: Source) -> None:
     listed = source.data.get("plugins") or ()
     if not isinstance(listed, (list, tuple)):
         return  # the schema reports it
+    seen: set[str] = set()
     for index, plugin in enumerate(listed):
         if isinstance(plugin, str):
-            load_plugin(plugin_path(source, index, plugin), source.where(("plugins", index)))
+            path, where = plugin_path(source, index, plugin), source.where(("plugins", index))
+            if path in seen:
+                raise PluginError(where, f"plugins: {plugin} is listed twice", "delete one of them")
+            seen.add(path)
+            load_plugin(path, where)
 
 
 def plugin_path(source: Source, index: int, plugin: str) -> str:
@@ -35,8 +40,8 @@ def plugin_path(source: Source, index: int, plugin: str) -> str:
     return str((folder / plugin).resolve()) if plugin.endswith(".py") else plugin
 
 
-def load_plugin(plugin: str, where: str = "plugin") -> None:
-    """Import one plugin: a `.py` file, an entry point of the group `llrflow.plugins`, or a module name."""
+def load_plugin(plugin: str, where: str = "plugin") -> str:
+    """Import one plugin: a `.py` file, an entry point of the group `llrflow.plugins`, or a module name; its origin."""
     load_builtins()  # first, lest a plugin that imports them be credited with them, or take them along when it fails
     if plugin.endswith(".py"):
         path = Path(plugin)
@@ -47,9 +52,26 @@ def load_plugin(plugin: str, where: str = "plugin") -> None:
         # The content is part of the name: an unchanged file is one module however often specs name it.
         name = f"llrflow_plugin_{path.stem}_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]}"
         _import(plugin, where, lambda: _import_file(name, path))
-        return
-    points = importlib.metadata.entry_points(group="llrflow.plugins", name=plugin)
-    _import(plugin, where, next(iter(points)).load if points else lambda: importlib.import_module(plugin))
+    else:
+        point = entry_point(plugin)
+        _import(plugin, where, point.load if point else lambda: importlib.import_module(plugin))
+    return plugin
+
+
+def entry_point(plugin: str) -> importlib.metadata.EntryPoint | None:
+    """The installed entry point of that name, if there is one."""
+    return next(iter(importlib.metadata.entry_points(group="llrflow.plugins", name=plugin)), None)
+
+
+def registered_by(origin: str) -> list[tuple[str, str]]:
+    """(kind, type name) of every component that a plugin registered.
+
+    Raises PluginError when there is none.
+    """
+    found = [(kind, name) for kind in KINDS for name, entry in entries(kind).items() if entry.origin == origin]
+    if not found:
+        raise PluginError(origin, "registers no component", 'decorate a class with @register("term", "its_name")')
+    return found
 
 
 def _import_file(name: str, path: Path) -> None:

@@ -3,17 +3,21 @@
 Write f for the classifier, l for the cross-entropy of one example, x for the batch and delta for a
 perturbation; `None` stands for the clean image. A Probe serves the objective, where answers are
 differentiated with respect to parameters; a SearchProbe serves the inner maximisation, where parameters
-are constant and l(x), grad l(x) were computed before the loop. Terms cannot tell them apart.
+are constant and what is asked of the clean image was computed before the loop. Terms cannot tell them apart.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from llrflow.threat import Threat
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 ApplyFn = Callable[[jax.Array, bool], tuple[jax.Array, Any]]
@@ -25,127 +29,240 @@ def cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
+@dataclass
+class Pass:
+    """What was asked of the network at one point; read by the count of costs (`llrflow plan`)."""
+
+    at: str
+    """`clean`, the name of a perturbation, or `elsewhere`: a point that a term chose itself."""
+    differentiated: bool = False
+    """Whether the pass itself is differentiated with respect to parameters."""
+    slopes: int = 0
+    """Directional derivatives, each differentiated."""
+    gradient: bool = False
+    """Whether the input gradient was asked for."""
+    double: bool = False
+    """Whether the input gradient is itself differentiated: double backpropagation."""
+
+
+class _Linear(NamedTuple):
+    """The network's pass at one point, linearised: l and f there, and v -> <v, grad l> per example."""
+
+    loss: jax.Array
+    logits: jax.Array
+    tangent: Callable[[jax.Array], jax.Array]
+
+
 class Probe:
     """Answers about one batch that are differentiable with respect to the parameters inside `logits_fn`.
 
-    The clean pass is linearised once: l(x), its logits, every slope <v, grad l(x)> and grad l(x) itself
-    share one forward pass. A slope is the forward-mode derivative, so differentiating it with respect to
-    parameters is reverse-over-forward (about 6F with l(x)) and never double backpropagation.
+    The pass at each point is linearised once: its loss, its logits, every slope <v, grad l> and grad l
+    itself share one forward pass. A slope is the forward-mode derivative, so differentiating it with
+    respect to parameters is reverse-over-forward (about 6F with the loss) and never double backpropagation.
 
     Shapes: x [B,H,W,C] in [0,1], y [B] integer, keys [B] or None, every answer [B] unless stated.
     With batch statistics an example's loss depends on its batch-mates; slopes then carry the whole batch's
     tangent, and only their sum equals that of <v, grad sum l>. Use `moving` statistics for exact per-example values.
     """
 
-    def __init__(self, logits_fn: LogitsFn, x: jax.Array, y: jax.Array, keys: jax.Array | None = None) -> None:
-        self.x, self.y, self.keys = x, y, keys
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        x: jax.Array,
+        y: jax.Array,
+        keys: jax.Array | None = None,
+        threat: Threat | None = None,
+    ) -> None:
+        self.x, self.y, self.threat = x, y, threat
+        self._keys = keys
         self._apply: ApplyFn = lambda images, clean: (logits_fn(images), None)
-        self._memo: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._axis: str | None = None
+        self._names: dict[int, str] = {}
+        self._memo: dict[Any, tuple[Any, Any]] = {}
         self.states: dict[str, Any] = {}
-        self.passes: list[str] = []
-        """What was computed, in order: `clean`, `perturbed`, `slope`, `input_gradient`. Read by the cost count."""
+        """Auxiliary state (BatchNorm) of the clean pass and of the first perturbed one."""
+        self.passes: dict[int, Pass] = {}
+        """What was asked at each point."""
 
     @classmethod
-    def stateful(cls, apply: ApplyFn, x: jax.Array, y: jax.Array, keys: jax.Array | None = None) -> Probe:
-        """A Probe on a network whose passes also return state (BatchNorm), kept in `states`."""
-        probe = cls(lambda images: images, x, y, keys)
-        probe._apply = apply
+    def stateful(
+        cls,
+        apply: ApplyFn,
+        x: jax.Array,
+        y: jax.Array,
+        keys: jax.Array | None = None,
+        threat: Threat | None = None,
+        axis: str | None = None,
+    ) -> Probe:
+        """A Probe on a network whose passes also return state (BatchNorm), kept in `states`.
+
+        `axis` names the device axis that the batch is spread over.
+        """
+        probe = cls(lambda images: images, x, y, keys, threat)
+        probe._apply, probe._axis = apply, axis
         return probe
 
-    def logits(self, delta: jax.Array | None = None) -> jax.Array:
-        """f(x + delta), [B,K]."""
-        return self._clean[1] if delta is None else self._perturbed(delta)
+    def logits(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
+        """f(x + delta), [B,K]; `constant` stops its derivative."""
+        logits = self._at(delta, differentiated=not constant).logits
+        return jax.lax.stop_gradient(logits) if constant else logits
 
     def loss(self, delta: jax.Array | None = None) -> jax.Array:
         """l(x + delta), the cross-entropy in nats."""
-        return self._clean[0] if delta is None else cross_entropy(self._perturbed(delta), self.y)
+        return self._at(delta, differentiated=True).loss
 
-    def slope(self, direction: jax.Array) -> jax.Array:
-        """<direction, grad l(x)> per example, in nats: the directional derivative at the clean image."""
-        return self._once("slope", direction, lambda: self._clean[2](direction))
+    def slope(self, direction: jax.Array, delta: jax.Array | None = None) -> jax.Array:
+        """<direction, grad l(x + delta)> per example, in nats: the directional derivative."""
 
-    def input_gradient(self, delta: jax.Array | None = None) -> jax.Array:
+        def run() -> jax.Array:
+            self._pass(delta).slopes += 1
+            return self._at(delta, differentiated=True).tangent(direction)
+
+        return self._once("slope", (direction, delta), run)
+
+    def input_gradient(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
         """grad_x l(x + delta), [B,H,W,C], in nats per pixel unit.
 
-        Differentiating it with respect to parameters is double backpropagation: where a term needs only
-        <v, grad l(x)>, `slope` is cheaper.
+        Differentiating it with respect to parameters is double backpropagation: `slope` (for a direction) and
+        `of_gradients` (for any function of it) are cheaper. `constant` stops its derivative.
         """
-        if delta is None:
-            return self._once("input_gradient", None, self._clean_gradient)
+        at = self._at(delta, differentiated=not constant)
+        self._pass(delta).gradient = True
+        self._pass(delta).double |= not constant
 
-        def total(offset: jax.Array) -> jax.Array:
-            return jnp.sum(cross_entropy(self._apply(self.x + offset, False)[0], self.y))
+        def run() -> jax.Array:
+            return jax.linear_transpose(at.tangent, self.x)(jnp.ones_like(at.loss))[0]
 
-        return self._once("input_gradient", delta, lambda: jax.grad(total)(delta))
+        gradient = self._once("input_gradient", (delta,), run)
+        return jax.lax.stop_gradient(gradient) if constant else gradient
 
-    @property
-    def _clean(self) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
-        def run() -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
+    def of_gradients(self, function: Callable[..., jax.Array], *deltas: jax.Array | None) -> jax.Array:
+        """function(grad l(x + delta_1), ...) -> [B], differentiated without double backpropagation.
+
+        With g the gradients and v = d function / d g, both constants, its parameter gradient is that of
+        sum_i <v_i, grad l(x + delta_i)>: one slope a point. `function` takes arrays [B,H,W,C], must treat
+        examples independently and be differentiable (`optax.safe_norm` where a gradient may vanish).
+        """
+        gradients = [self.input_gradient(delta, constant=True) for delta in deltas]
+        value, pull_back = jax.vjp(function, *gradients)
+        duals = pull_back(jnp.ones_like(value))
+        slopes = sum(self.slope(dual, delta) for dual, delta in zip(duals, deltas, strict=True))
+        return value + slopes - jax.lax.stop_gradient(slopes)
+
+    def keys(self, purpose: str) -> jax.Array:
+        """One random key per example, [B], for one use (`purpose`); the same wherever the example stands in a batch."""
+        if self._keys is None:
+            raise ValueError("this probe was made without random keys: pass `keys`")
+        return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(purpose.encode())))(self._keys)
+
+    def batch_mean(self, values: jax.Array) -> jax.Array:
+        """The mean of [B] values over the whole batch, on all devices, as a constant: for a term's running state."""
+        mean = jax.lax.stop_gradient(jnp.mean(values))
+        return mean if self._axis is None else jax.lax.pmean(mean, self._axis)
+
+    def name(self, delta: jax.Array, name: str) -> None:
+        """Tell what a perturbation is called, for the count of costs."""
+        self._names[id(delta)] = name
+
+    def constants(self, asked: set[str]) -> Reference | None:
+        """What a search asks of the clean image (fields of `Reference`), as constants; None if it asks nothing."""
+        if not asked:
+            return None
+        clean = self._at(None, differentiated=False)
+        gradient = self.input_gradient(constant=True) if "gradient" in asked else None
+        return jax.lax.stop_gradient(Reference(clean.loss, clean.logits, gradient))
+
+    def searching(self, apply: ApplyFn, reference: Reference | None, threat: Threat) -> SearchProbe:
+        """The probe of a search on the same batch, in which the network is `apply`."""
+        return SearchProbe(apply, self.x, self.y, self._keys, threat, reference)
+
+    def _at(self, delta: jax.Array | None, differentiated: bool) -> _Linear:
+        def run() -> _Linear:
+            clean = delta is None
+
             def loss_and_aux(images: jax.Array) -> tuple[jax.Array, Any]:
-                logits, state = self._apply(images, True)
+                logits, state = self._apply(images, clean)
                 return cross_entropy(logits, self.y), (logits, state)
 
-            loss, tangent, (logits, self.states["clean"]) = jax.linearize(loss_and_aux, self.x, has_aux=True)
-            return loss, logits, tangent
+            images = self.x if delta is None else self.x + delta
+            loss, tangent, (logits, state) = jax.linearize(loss_and_aux, images, has_aux=True)
+            self.states.setdefault("clean" if clean else "perturbed", state)
+            return _Linear(loss, logits, tangent)
 
-        return self._once("clean", None, run)
+        self._pass(delta).differentiated |= differentiated
+        return self._once("pass", (delta,), run)
 
-    def _clean_gradient(self) -> jax.Array:
-        loss, _, tangent = self._clean
-        return jax.linear_transpose(tangent, self.x)(jnp.ones_like(loss))[0]
+    def _pass(self, delta: jax.Array | None) -> Pass:
+        at = "clean" if delta is None else self._names.get(id(delta), "elsewhere")
+        return self.passes.setdefault(id(delta), Pass(at))
 
-    def _perturbed(self, delta: jax.Array) -> jax.Array:
-        def run() -> jax.Array:
-            logits, self.states["perturbed"] = self._apply(self.x + delta, False)
-            return logits
-
-        return self._once("perturbed", delta, run)
-
-    def _once(self, what: str, delta: jax.Array | None, run: Callable[[], Any]) -> Any:
-        # The memo keeps delta itself, so that its id cannot be reused while the entry lives.
-        key = (what, id(delta))
+    def _once(self, what: str, arrays: tuple[jax.Array | None, ...], run: Callable[[], Any]) -> Any:
+        # The memo keeps the arrays themselves, so that no id can be reused while an entry lives.
+        key = (what, *map(id, arrays))
         if key not in self._memo:
-            self.passes.append(what)
-            self._memo[key] = (delta, run())
+            self._memo[key] = (arrays, run())
         return self._memo[key][1]
 
 
+class Reference(NamedTuple):
+    """Constants of the clean images that a search may need."""
+
+    loss: Any
+    """l(x), [B]."""
+    logits: Any
+    """f(x), [B,K]."""
+    gradient: Any
+    """grad l(x), [B,H,W,C], or None where nobody asks for it."""
+
+
 class SearchProbe(Probe):
-    """A Probe with constant parameters: l(x) and grad l(x) are given, slopes are inner products with the latter."""
+    """A Probe with constant parameters: answers about the clean image are given, slopes there are inner products."""
 
     def __init__(
-        self, apply: ApplyFn, x: jax.Array, y: jax.Array, keys: jax.Array | None, loss: jax.Array, gradient: jax.Array
+        self,
+        apply: ApplyFn,
+        x: jax.Array,
+        y: jax.Array,
+        keys: jax.Array | None,
+        threat: Threat,
+        reference: Reference | None,
     ) -> None:
-        super().__init__(lambda images: images, x, y, keys)
-        self._apply = apply
-        self._reference = (loss, gradient)
-        self.asked_reference = False
-        """Whether l(x) or grad l(x) was wanted."""
+        """Without a reference it finds the clean image's answers itself."""
+        super().__init__(lambda images: images, x, y, keys, threat)
+        self._apply, self._reference = apply, reference
+        self.asked: set[str] = set()
+        """Which fields of the reference were wanted."""
 
-    @property
-    def _loss(self) -> jax.Array:
-        self.asked_reference = True
-        return self._reference[0]
-
-    @property
-    def _gradient(self) -> jax.Array:
-        self.asked_reference = True
-        return self._reference[1]
+    def logits(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
+        """f(x + delta); at the clean image the stored constant."""
+        return self._constants("logits").logits if delta is None else super().logits(delta, constant)
 
     def loss(self, delta: jax.Array | None = None) -> jax.Array:
         """l(x + delta); at the clean image the stored constant."""
-        return self._loss if delta is None else super().loss(delta)
+        return self._constants("loss").loss if delta is None else super().loss(delta)
 
-    def slope(self, direction: jax.Array) -> jax.Array:
-        """<direction, grad l(x)> with the stored gradient."""
-        return jnp.sum((direction * self._gradient).reshape(len(self._gradient), -1), axis=1)
+    def slope(self, direction: jax.Array, delta: jax.Array | None = None) -> jax.Array:
+        """<direction, grad l(x + delta)>; at the clean image with the stored gradient."""
+        if delta is not None:
+            return super().slope(direction, delta)
+        return jnp.sum((direction * self._constants("gradient").gradient).reshape(len(self.x), -1), axis=1)
 
-    def input_gradient(self, delta: jax.Array | None = None) -> jax.Array:
+    def input_gradient(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
         """grad l(x + delta); at the clean image the stored constant."""
-        return self._gradient if delta is None else super().input_gradient(delta)
+        return self._constants("gradient").gradient if delta is None else super().input_gradient(delta, constant)
+
+    def _constants(self, field: str) -> Reference:
+        self.asked.add(field)
+        if self._reference is not None:
+            return self._reference
+        clean = self._at(None, differentiated=False)
+        return Reference(clean.loss, clean.logits, super().input_gradient(constant=True))
 
 
-def asks_reference(term: Callable[[Probe, jax.Array], jax.Array], probe: SearchProbe) -> bool:
-    """Whether a term needs l(x) or grad l(x) while searching; found by tracing it once, nothing is computed."""
+def asked_constants(term: Callable[[SearchProbe, jax.Array], Any], probe: SearchProbe) -> set[str]:
+    """Which constants of the clean image (fields of `Reference`) a search for a term's maximum needs.
+
+    Found by tracing the term once, on a probe without a reference; nothing is computed.
+    """
     jax.eval_shape(lambda delta: term(probe, delta), probe.x)
-    return probe.asked_reference
+    return probe.asked

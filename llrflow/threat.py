@@ -54,17 +54,11 @@ class Threat(Component):
         else:
             length = _spread(_l2(delta.reshape(len(delta), -1)), delta)
             delta = delta * jnp.minimum(1.0, self.epsilon / jnp.maximum(length, 1e-12))
-        return jnp.clip(delta, -x, 1.0 - x)
+        return clip_to_box(delta, x)
 
     def steepest(self, gradient: jax.Array) -> jax.Array:
         """The unit-norm direction with the largest inner product: sign(g) for linf, g / ||g||_2 for l2."""
-        if self.norm == "linf":
-            return jnp.sign(gradient)
-        # Scaled first: squares of tiny or huge gradients leave float32, and the attack would stall.
-        largest = _spread(jnp.max(jnp.abs(gradient.reshape(len(gradient), -1)), axis=1), gradient)
-        gradient = gradient / jnp.where(largest > 0, largest, 1.0)
-        length = _spread(_l2(gradient.reshape(len(gradient), -1)), gradient)
-        return gradient / jnp.maximum(length, 1e-12)
+        return jnp.sign(gradient) if self.norm == "linf" else unit(gradient)
 
     def uniform(self, keys: jax.Array, x: jax.Array) -> jax.Array:
         """Perturbations uniform in the ball (before the box), one key per example."""
@@ -89,6 +83,19 @@ class Threat(Component):
                 f"an attack left the threat model: {self.norm} distance {worst:g} of {self.epsilon:g}, "
                 f"pixels in [{low:g}, {high:g}]"
             )
+
+
+def unit(vector: jax.Array) -> jax.Array:
+    """vector / ||vector||_2 per example, [B,...]; zero stays zero."""
+    # Scaled first: squares of tiny or huge gradients leave float32, and the attack would stall.
+    largest = _spread(jnp.max(jnp.abs(vector.reshape(len(vector), -1)), axis=1), vector)
+    vector = vector / jnp.where(largest > 0, largest, 1.0)
+    return vector / jnp.maximum(_spread(_l2(vector.reshape(len(vector), -1)), vector), 1e-12)
+
+
+def clip_to_box(delta: jax.Array, x: jax.Array) -> jax.Array:
+    """delta [B,H,W,C] with x + delta cut to [0, 1]."""
+    return jnp.clip(delta, -x, 1.0 - x)
 
 
 def _l2(flat: jax.Array) -> jax.Array:

@@ -12,20 +12,24 @@ C = TypeVar("C", bound=Component)
 INPUT = "<input>"
 
 
+def components(component: Component, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Component]]:
+    """The component and every component below it, with their paths."""
+    yield path, component
+    for name in type(component).model_fields:
+        value = getattr(component, name)
+        below = value.items() if isinstance(value, Mapping) else ((None, value),)
+        for key, item in below:
+            if isinstance(item, Component):
+                yield from components(item, (*path, name) if key is None else (*path, name, key))
+
+
 def numbers(component: Component, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float | Component, Traced]]:
     """Every traced number below a component: (dotted path, constant or schedule, its bounds)."""
-    for name, field in type(component).model_fields.items():
-        value, here = getattr(component, name), (*path, name)
-        marker = next((m for m in field.metadata if isinstance(m, Traced)), None)
-        if marker is not None:
-            if value is not None and not isinstance(value, str):
-                yield ".".join(here), value, marker
-        elif isinstance(value, Component):
-            yield from numbers(value, here)
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                if isinstance(item, Component):
-                    yield from numbers(item, (*here, key))
+    for here, part in components(component, path):
+        for name, field in type(part).model_fields.items():
+            marker, value = next((m for m in field.metadata if isinstance(m, Traced)), None), getattr(part, name)
+            if marker is not None and value is not None and not isinstance(value, str):
+                yield ".".join((*here, name)), value, marker
 
 
 def bind(component: C, values: Mapping[str, Any]) -> C:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
+from llrflow.answer import ask, lacking_classes
 from llrflow.ascent import Carry, Search, misclassified, outranks, plan_steps, restart_keys
 from llrflow.errors import SpecError
 from llrflow.keys import example_keys
-from llrflow.probe import LogitsFn, SearchProbe, cross_entropy
+from llrflow.probe import LogitsFn, Reference, SearchProbe, cross_entropy
 from llrflow.registry import Component, first_problem, make
 from llrflow.terms.linearity import LocalLinearity
 from llrflow.threat import Threat
@@ -47,6 +48,14 @@ class Verdict(NamedTuple):
     """||delta|| in the threat's norm, [B]."""
     linearity: Any
     """g(delta; x) = |l(x+delta) - l(x) - <delta, grad l(x)>| in nats, [B]."""
+
+
+class Start(NamedTuple):
+    """What an attack needs to know of its examples besides themselves."""
+
+    reference: Reference
+    keys: Any
+    """Raw random keys of this restart, one per example."""
 
 
 class AttackResult(NamedTuple):
@@ -88,10 +97,10 @@ class AttackProgram:
 
     def run(self, variables: Any, examples: Examples, key: Any, restart: Any, inputs: Any) -> Verdict:
         """One restart on one batch: all arguments as `wrap` wants them; key is raw key data."""
-        reference, carry = self._begin(variables, examples, key, restart, inputs)
+        start, carry = self._begin(variables, examples, key, restart, inputs)
         for _ in range(self.attack.steps // self.plan.chunk if self.attack.steps else 0):
-            carry = self._advance(variables, examples, reference, carry, inputs)
-        return self._finish(variables, examples, reference, carry, inputs)
+            carry = self._advance(variables, examples, start, carry, inputs)
+        return self._finish(variables, examples, start, carry, inputs)
 
     def _bound(self, inputs: Mapping[str, jax.Array]) -> tuple[Search, Threat]:
         split = {part: {} for part in ("attack", "threat")}
@@ -100,39 +109,40 @@ class AttackProgram:
             split[part][field] = value
         return bind(self.attack, split["attack"]), bind(self.threat, split["threat"])
 
-    def _probes(self, variables: Any, examples: Examples, reference: Any) -> Callable[[], SearchProbe]:
+    def _probes(self, variables: Any, examples: Examples, start: Start, threat: Threat) -> Callable[[], SearchProbe]:
         def apply(images: jax.Array, clean: bool) -> tuple[jax.Array, None]:
             return self.predict(variables, images), None
 
-        return partial(SearchProbe, apply, examples.x, examples.y, None, *reference)
+        keys = jax.random.wrap_key_data(start.keys)
+        return partial(SearchProbe, apply, examples.x, examples.y, keys, threat, start.reference)
 
     def _begin_fn(
         self, variables: Any, examples: Examples, key: jax.Array, restart: jax.Array, inputs: Any
-    ) -> tuple[Any, Carry]:
-        def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            loss = cross_entropy(self.predict(variables, x), examples.y)
-            return jnp.sum(loss), loss
+    ) -> tuple[Start, Carry]:
+        def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            logits = self.predict(variables, x)
+            loss = cross_entropy(logits, examples.y)
+            return jnp.sum(loss), (loss, logits)
 
-        gradient, loss = jax.grad(total, has_aux=True)(examples.x)
+        gradient, (loss, logits) = jax.grad(total, has_aux=True)(examples.x)
         attack, threat = self._bound(inputs)
-        base = jax.random.wrap_key_data(key)
-        keys = restart_keys(example_keys(base, examples.ids), restart)
-        reference = (loss, gradient)
-        return reference, attack.begin(self._probes(variables, examples, reference)(), threat, keys)
+        keys = restart_keys(example_keys(jax.random.wrap_key_data(key), examples.ids), restart)
+        start = Start(Reference(loss, logits, gradient), jax.random.key_data(keys))
+        return start, attack.begin(self._probes(variables, examples, start, threat)(), threat, keys)
 
-    def _advance_fn(self, variables: Any, examples: Examples, reference: Any, carry: Carry, inputs: Any) -> Carry:
+    def _advance_fn(self, variables: Any, examples: Examples, start: Start, carry: Carry, inputs: Any) -> Carry:
         attack, threat = self._bound(inputs)
-        probes = self._probes(variables, examples, reference)
+        probes = self._probes(variables, examples, start, threat)
         return attack.advance(probes, threat, carry, self.plan.chunk, self.plan.inside, "error")
 
-    def _finish_fn(self, variables: Any, examples: Examples, reference: Any, carry: Carry, inputs: Any) -> Verdict:
+    def _finish_fn(self, variables: Any, examples: Examples, start: Start, carry: Carry, inputs: Any) -> Verdict:
         attack, threat = self._bound(inputs)
-        probes = self._probes(variables, examples, reference)
+        probes = self._probes(variables, examples, start, threat)
         delta = threat.project(attack.finish(probes, carry, "error").best, examples.x)
         probe = probes()
         linearity = LocalLinearity()(probe, delta)
         wrong = misclassified(probe.logits(delta), examples.y)
-        value = attack.maximize(probe, delta)
+        value = ask(attack.maximize, probe, delta).value
         return Verdict(delta, wrong, value, probe.loss(delta), threat.distance(delta), linearity)
 
 
@@ -161,8 +171,11 @@ def attack(
         _, got, fix = first_problem(error)
         raise SpecError("threat", got, fix) from None
     x, y = jnp.asarray(x), jnp.asarray(y)
-    _check_batch(logits_fn, x, y)
-    program = AttackProgram(make("attack", config), ball, lambda _, images: logits_fn(images), jax.default_backend())
+    classes = _check_batch(logits_fn, x, y)
+    search = make("attack", config)
+    if lacking := lacking_classes(search, classes, ("attack",)):
+        raise SpecError(*lacking, "choose another term or target")
+    program = AttackProgram(search, ball, lambda _, images: logits_fn(images), jax.default_backend())
     examples = Examples(x, y, jnp.arange(len(x)))
     key_data = jax.random.bits(key, (2,), jnp.uint32)  # whatever generator the caller's key belongs to
     best = None
@@ -174,8 +187,8 @@ def attack(
     return AttackResult(x + best.delta, best.wrong, best.distance, best.loss)
 
 
-def _check_batch(logits_fn: LogitsFn, x: jax.Array, y: jax.Array) -> None:
-    """SpecError unless x [B,H,W,C] are float pixels in [0, 1] and y [B] labels of the model's classes."""
+def _check_batch(logits_fn: LogitsFn, x: jax.Array, y: jax.Array) -> int:
+    """The number of classes; SpecError unless x [B,H,W,C] are float pixels in [0, 1] and y [B] labels of them."""
 
     def refuse(got: str, fix: str) -> NoReturn:
         raise SpecError("attack", got, fix)
@@ -192,6 +205,7 @@ def _check_batch(logits_fn: LogitsFn, x: jax.Array, y: jax.Array) -> None:
         refuse(f"logits_fn returns {logits.shape}", f"return [B,K], here [{len(x)}, classes]")
     if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
         refuse(f"got labels from {int(y.min())} to {int(y.max())}", f"a label is one of 0 to {logits.shape[1] - 1}")
+    return logits.shape[1]
 
 
 def _choose(where: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

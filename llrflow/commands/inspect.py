@@ -62,11 +62,13 @@ def plan(spec: Path, changes: dict[str, Any], devices: int | None, measure: bool
         f"{result['steps']:,} steps of {result['batch_size']} images, "
         f"{result['per_device_batch']} on each of {result['devices']} {result['platform']} device(s)"
     )
-    click.echo("cost of a step in forward-equivalents (F):")
-    for part, cost in result["forward_equivalents"].items():
-        click.echo(f"  {part:<34} {cost:>5g} F")
+    click.echo("cost of a step in passes over the network, each about one forward pass (F):")
+    click.echo(f"  {'':<42} {'forward':>8} {'backward':>8} {'derivative':>10} {'F':>5}")
+    for part, count in result["passes"].items():
+        cells = f"{count['forward']:>8} {count['backward']:>8} {count['derivative']:>10}"
+        click.echo(f"  {part:<42} {cells} {result['forward_equivalents'][part]:>5}")
     total, plain = result["forward_equivalents_per_step"], result["forward_equivalents_of_cross_entropy"]
-    click.echo(f"  {'total':<34} {total:>5g} F = {total / plain:.2f} x a cross-entropy step")
+    click.echo(f"  {'total':<71} {total:>5} = {total / plain:.2f} x a cross-entropy step")
     click.echo(f"  search steps {result['search_steps']}; XLA counts {result['xla_forward_equivalents']:.1f} F")
     flops, memory = result["xla_flops_per_step_and_device"], result["xla_memory_bytes_per_device"]
     click.echo(f"XLA, per device: {flops / 1e9:.3g} Gflop a step, {memory / 2**20:.0f} MiB")

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 import optax
 
+from llrflow.answer import lacking_classes
 from llrflow.ascent import Search, plan_steps
 from llrflow.attacks.run import AttackProgram
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError
 from llrflow.objective import CLEAN
-from llrflow.probe import LogitsFn
+from llrflow.probe import LogitsFn, Pass
 from llrflow.program.devices import Devices
 from llrflow.program.inputs import BLOCKS, Inputs, optax_errors
 from llrflow.program.state import Batch, TrainState
@@ -27,7 +28,6 @@ from llrflow.program.step import (
     Statistics,
     initialise,
     network_of,
-    objective_at,
     predict,
     train_step,
     updating_pass,
@@ -88,10 +88,12 @@ class Program:
         state = jax.eval_shape(self._compiled.init, self._seed, self._numbers(0))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), state)
 
-    def passes(self) -> tuple[str, ...]:
-        """What the objective asks of its probe in one step (see `Probe.passes`); traced, not run."""
-        jax.eval_shape(self._compiled.passes, *self._abstract_step())
-        return self._compiled.passes_made
+    def passes(self) -> list[dict[int, Pass]]:
+        """What one step asks of the network: the passes of each computation of the gradient; traced, not run."""
+        made: list[dict[int, Pass]] = []
+        traced = self.devices.pmap(partial(self._compiled.step, observe=lambda probe: made.append(probe.passes)))
+        jax.eval_shape(traced, *self._abstract_step())
+        return made
 
     def lowered_step(self) -> Any:
         """The training step lowered for abstract arguments, for cost analysis."""
@@ -139,6 +141,8 @@ def compile_spec(spec: Spec, training: bool = True) -> Program:
             f"= {size} does not divide over {count} devices",
             f"try {-(-size // count) * count}",
         )
+    if lacking := lacking_classes(spec, facts.classes):
+        raise at(spec, *lacking, "choose another term or target")
     channels = facts.image_shape[-1]
     for field in ("mean", "std"):
         given = getattr(spec.model, field, (0,))
@@ -146,23 +150,29 @@ def compile_spec(spec: Spec, training: bool = True) -> Program:
             raise at(
                 spec, f"model.{field}", f"has {len(given)} values for {channels} channels", f"give 1 or {channels}"
             )
-    program = Program(resolved, facts, devices)
-    if training:
-        _check_statistics(program)
+    with located(spec):
+        program = Program(resolved, facts, devices)
+        if training:
+            _check_objective(program)
     return program
 
 
-def _check_statistics(program: Program) -> None:
-    """SpecError when no pass updates the moving statistics that evaluation will use."""
-    policy, loss = program.spec.train.batch_norm, program.spec.objective.loss
+def _check_objective(program: Program) -> None:
+    """Trace a step where something can only be found that way: a plugin's fault, or statistics never updated.
+
+    Raises PluginError, or SpecError when no pass updates the moving statistics that evaluation will use.
+    """
+    spec = program.spec
+    policy, loss = spec.train.batch_norm, spec.objective.loss
     usual = policy.update == "auto" and policy.perturbed == "batch" and loss.at == CLEAN
-    if usual or not program.abstract_state().model_state:
+    normed = bool(jax.tree.leaves(program.abstract_state().model_state))
+    if not spec.plugins and (usual or not normed):
         return
-    passes = program.passes()
-    updating = updating_pass(policy.update, passes)
-    if updating not in passes or (updating == "perturbed" and policy.perturbed == "moving"):
+    kinds = {"clean" if made.at == CLEAN else "perturbed" for passes in program.passes() for made in passes.values()}
+    updating = updating_pass(policy.update, kinds)
+    if normed and (updating not in kinds or (updating == "perturbed" and policy.perturbed == "moving")):
         got = f"never updates the moving statistics: this objective has no {updating} pass with batch statistics"
-        raise at(program.spec, "train.batch_norm", got, "set `update: auto` and `perturbed: batch`")
+        raise at(spec, "train.batch_norm", got, "set `update: auto` and `perturbed: batch`")
 
 
 @contextmanager
@@ -225,19 +235,13 @@ class _Compiled:
         def init(seed: jax.Array, values: jax.Array) -> TrainState:
             return initialise(pieces(values), facts.image_shape, seed)
 
-        def passes(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array) -> jax.Array:
-            objective, _, probe = objective_at(pieces(values), state.params, state, batch, seed)
-            self.passes_made = tuple(probe.passes)
-            return objective
-
-        def train(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array) -> Any:
-            return train_step(pieces(values), state, batch, seed)
+        def step(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array, **options: Any) -> Any:
+            return train_step(pieces(values), state, batch, seed, **options)
 
         self.init = devices.pmap(init)
-        self.train = devices.pmap(train, donate=(0,))
+        self.step = step
+        self.train = devices.pmap(step, donate=(0,))
         self.predict = devices.pmap(partial(_predict, self.network))
-        self.passes = devices.pmap(passes)
-        self.passes_made: tuple[str, ...] = ()
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,42 +3,74 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from llrflow.objective import Objective
+from llrflow.probe import Pass
 from llrflow.program.compile import Program, compile_spec
 from llrflow.program.state import Batch
 from llrflow.spec.schema import Spec
 
-PASS_COST = {"clean": 3, "perturbed": 3, "slope": 3, "input_gradient": 1, "reference": 2}
-"""Forward-equivalents of what a probe answers, parameter gradient included: a pass is 1F forward and 2F backward,
-a slope one more tangent pass and its 2F, a constant input gradient 1F on the pass it shares, 2F where searches use
-other statistics and share none. A term that differentiates an input gradient costs more: then trust XLA's count."""
-
-PASS_TEXT = {
-    "clean": "clean pass",
-    "perturbed": "perturbed pass",
-    "slope": "derivative along a perturbation",
-    "input_gradient": "input gradient",
-    "reference": "clean input gradient, moving statistics",
-}
+CROSS_ENTROPY = 3
+"""Forward-equivalents of a cross-entropy step: one pass and its derivatives for inputs and parameters."""
 
 
-def forward_equivalents(program: Program) -> dict[str, float]:
-    """Cost of the objective and its parameter gradient by part; 1F is one forward pass of the network.
+class Count(NamedTuple):
+    """Passes over the network; each costs about one forward pass, 1F."""
 
-    A search of K steps is 2K F a restart, and F more a restart where iterates are compared.
+    forward: int = 0
+    backward: int = 0
+    """Reverse passes: for inputs and for parameters count one each."""
+    derivative: int = 0
+    """Forward-mode (directional derivative) passes."""
+
+    @property
+    def total(self) -> int:
+        """Forward-equivalents."""
+        return sum(self)
+
+    def plus(self, other: Count) -> Count:
+        """The sum of both, field by field."""
+        return Count(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+def parts(program: Program) -> dict[str, Count]:
+    """What the objective and its parameter gradient cost by part.
+
+    A search of K steps is K forward and K backward a restart, and 1 forward more a restart where iterates are compared.
     """
-    parts: dict[str, float] = {}
-    for made in program.passes():
-        parts[PASS_TEXT[made]] = parts.get(PASS_TEXT[made], 0) + PASS_COST[made]
+    found: dict[str, Count] = {}
     for name, search in program.spec.objective.perturbations.items():
-        compares = search.keep == "best" or search.restarts > 1
-        parts[f"search {name} ({search.steps} steps)"] = search.restarts * (2 * search.steps + compares)
-    return parts
+        compares = (search.steps > 0 and search.keep == "best") or search.restarts > 1
+        steps = search.restarts * search.steps
+        found[f"search {name} ({search.steps} steps)"] = Count(steps + search.restarts * compares, steps)
+    for passes in program.passes():
+        for name, count in of_passes(passes.values()).items():
+            found[name] = found.get(name, Count()).plus(count)
+    return found
+
+
+def of_passes(passes: Iterable[Pass]) -> dict[str, Count]:
+    """What a probe's passes cost, their parameter gradient included, by part.
+
+    A pass is 1 forward, and 2 backward where it is differentiated; a slope 1 derivative and 2 backward; an input
+    gradient 1 backward, and 2 more where it is differentiated itself.
+    """
+    found: dict[str, Count] = {}
+    for made in passes:
+        counts = {"pass": Count(1, 2 * made.differentiated)}
+        if made.gradient:
+            counts["input gradient"] = Count(0, 1 + 2 * made.double)
+        if made.slopes:
+            counts["directional derivative"] = Count(0, 2 * made.slopes, made.slopes)
+        for what, count in counts.items():
+            name = f"{what}, {made.at}"
+            found[name] = found.get(name, Count()).plus(count)
+    return found
 
 
 def measure(program: Program, plain: Program, rounds: int = 7) -> dict[str, float]:
@@ -66,8 +98,7 @@ def plain_program(spec: Spec) -> Program:
 def plan(program: Program, spec: Spec, timed: bool) -> dict[str, Any]:
     """Everything that `llrflow plan` prints."""
     state = program.abstract_state()
-    parts = forward_equivalents(program)
-    total = sum(parts.values())
+    counts = parts(program)
     step = program.lowered_step().compile()
     flops, forward = (_flops(compiled) for compiled in (step, program.lowered_forward().compile()))
     memory = step.memory_analysis()
@@ -82,9 +113,10 @@ def plan(program: Program, spec: Spec, timed: bool) -> dict[str, Any]:
         "devices": len(program.devices),
         "platform": program.devices.platform,
         "per_device_batch": program.spec.train.batch_size // len(program.devices),
-        "forward_equivalents": parts,
-        "forward_equivalents_per_step": total,
-        "forward_equivalents_of_cross_entropy": PASS_COST["clean"],
+        "passes": {name: count._asdict() for name, count in counts.items()},
+        "forward_equivalents": {name: count.total for name, count in counts.items()},
+        "forward_equivalents_per_step": sum(count.total for count in counts.values()),
+        "forward_equivalents_of_cross_entropy": CROSS_ENTROPY,
         "search_steps": sum(p.steps * p.restarts for p in program.spec.objective.perturbations.values()),
         "xla_flops_per_step_and_device": flops,
         "xla_forward_equivalents": flops / forward,

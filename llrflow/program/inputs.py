@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,6 +44,13 @@ class Inputs:
             with optax_errors(spec, name):
                 schedule = value.build()  # type: ignore[attr-defined]
             self._table[:, column] = np.asarray(jax.vmap(schedule)(np.arange(steps)))
+            if (end := _end(value)) > steps and name.startswith("objective."):
+                raise at(
+                    spec,
+                    name,
+                    f"follows a schedule of {end} steps, training has {steps}",
+                    "shorten it, or train longer",
+                )
             for extreme in (self._table[:, column].min(), self._table[:, column].max()):
                 problem = bounds.check(float(extreme))
                 if problem or not np.isfinite(extreme):
@@ -53,6 +61,20 @@ class Inputs:
                         "change the schedule",
                     )
 
+        for term, place in spec.objective.places().items():
+            entry, column = spec.objective.entries()[term], self.names.index(f"{place}.weight")
+            if self._table[:, column].min() < 0 and not entry.allow_negative:
+                got = f"takes the value {self._table[:, column].min():g}, which would reward the term"
+                raise at(spec, f"{place}.weight", got, "make it positive, or set allow_negative: true beside it")
+
     def at(self, step: int) -> np.ndarray:
         """Values at a step, float32 in the order of `names`; those of the last step afterwards."""
         return self._table[min(step, len(self._table) - 1)]
+
+
+def _end(schedule: Component) -> int:
+    """The step at which a resolved schedule of optax reaches its last value; an exponential decay never does."""
+    fields: dict[str, Any] = {name: value or 0 for name, value in schedule.model_dump().items()}
+    transition = 0 if "decay_rate" in fields else fields.get("transition_steps", 0)
+    ends = [fields.get("transition_begin", 0) + transition, fields.get("decay_steps", 0), fields.get("warmup_steps", 0)]
+    return max(map(int, (*ends, *(fields.get("boundaries_and_scales") or ()))))

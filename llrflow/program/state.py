@@ -16,6 +16,8 @@ class TrainState(NamedTuple):
     optimizer_state: Any
     ema: Any
     """Exponential moving average of the parameters, or an empty tuple."""
+    terms: dict[str, Any]
+    """Running states of stateful terms, by the term's name in the objective."""
     step: jax.Array
     """Number of finished steps, int32."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import haiku as hk
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from llrflow import objective as objectives
+from llrflow.answer import first_state, guarded, is_stateful
 from llrflow.data.augment import augment
+from llrflow.gradients import Gradient
 from llrflow.keys import example_keys, purpose_key
 from llrflow.models.network import AXIS
 from llrflow.objective import Objective
@@ -57,13 +60,33 @@ def initialise(pieces: Pieces, image_shape: tuple[int, ...], seed: jax.Array) ->
     images = jnp.zeros((2, *image_shape))
     params, model_state = pieces.network.init(purpose_key(seed, "init"), images, True)
     ema = () if pieces.ema is None else params
-    return TrainState(params, model_state, pieces.optimizer.init(params), ema, jnp.zeros((), jnp.int32))
+    entries = pieces.objective.entries()
+    terms = {name: first_state(term) for name, term in entries.items() if is_stateful(term)}
+    optimizer_state = pieces.optimizer.init(params)
+    return TrainState(params, model_state, optimizer_state, ema, terms, jnp.zeros((), jnp.int32))
+
+
+class StepOutcome(NamedTuple):
+    """What one computation of the gradient leaves for the state and the log."""
+
+    model_state: Any
+    terms: dict[str, Any]
+    metrics: dict[str, jax.Array]
 
 
 def objective_at(
-    pieces: Pieces, params: Any, state: TrainState, batch: Batch, seed: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array], Probe]:
-    """(objective [B], per-example metrics [B] by name, the probe that answered) at some parameters."""
+    pieces: Pieces,
+    params: Any,
+    state: TrainState,
+    batch: Batch,
+    seed: jax.Array,
+    perturbations: Any,
+    observe: Callable[[Probe], None],
+) -> tuple[jax.Array, tuple[Any, StepOutcome]]:
+    """The device's mean objective at some parameters; as a second, the perturbations and what else came of it.
+
+    Searches unless given perturbations.
+    """
 
     def keys(purpose: str) -> jax.Array:
         return example_keys(jax.random.fold_in(purpose_key(seed, purpose), state.step), batch.ids)
@@ -77,31 +100,48 @@ def objective_at(
 
     policy = pieces.statistics
     images = augment(batch.images.astype(jnp.float32) / 255.0, keys("augment"), pieces.augment)
-    probe = Probe.stateful(passes("batch", policy.perturbed), images, batch.labels, keys("terms"))
-    shared = policy.search == "batch" or not state.model_state
-    search = passes(policy.search, policy.search)
-    value, parts, logits = objectives.evaluate(pieces.objective, probe, pieces.threat, keys, search, shared, pieces.by)
-    correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
-    return value, {"objective": value, "accuracy": correct, **parts}, probe
+    apply = passes("batch", policy.perturbed)
+    probe = Probe.stateful(apply, images, batch.labels, keys("terms"), pieces.threat, AXIS)
+    if perturbations is None:
+        shared = policy.search == "batch" or not state.model_state
+        search = passes(policy.search, policy.search)
+        perturbations = objectives.perturb(pieces.objective, probe, pieces.threat, keys, search, shared, pieces.by)
+    found = objectives.evaluate(pieces.objective, probe, perturbations, state.terms)
+    observe(probe)
+    correct = (jnp.argmax(found.logits, axis=-1) == batch.labels).astype(jnp.float32)
+    per_example = {"objective": found.value, "accuracy": correct, **found.metrics}
+    metrics = {name: jnp.mean(part) for name, part in per_example.items()}
+    model_state = updated_statistics(probe, policy.update, state.model_state)
+    return metrics["objective"], (perturbations, StepOutcome(model_state, found.states, metrics))
 
 
 def train_step(
-    pieces: Pieces, state: TrainState, batch: Batch, seed: jax.Array
+    pieces: Pieces,
+    state: TrainState,
+    batch: Batch,
+    seed: jax.Array,
+    observe: Callable[[Probe], None] = lambda probe: None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step on a device's share of the batch; metrics are means over the whole batch."""
+    """One optimizer step on a device's share of the batch; metrics are means over the whole batch.
 
-    def total(params: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-        value, per_example, probe = objective_at(pieces, params, state, batch, seed)
-        metrics = {name: jnp.mean(part) for name, part in per_example.items()}
-        return jnp.mean(value), (updated_statistics(probe, pieces.statistics.update, state.model_state), metrics)
+    `observe` is shown the probe of each computation of the gradient, while tracing.
+    """
 
-    gradient, (model_state, metrics) = jax.grad(total, has_aux=True)(state.params)
-    gradient, metrics = jax.lax.pmean((gradient, metrics), AXIS)
-    updates, optimizer_state = pieces.optimizer.update(gradient, state.optimizer_state, state.params)
+    def gradient(params: Any, perturbations: Any = None) -> Gradient:
+        at = partial(objective_at, pieces, state=state, batch=batch, seed=seed, observe=observe)
+        value, (found, outcome) = jax.grad(partial(at, perturbations=perturbations), has_aux=True)(params)
+        value, metrics = jax.lax.pmean((value, outcome.metrics), AXIS)
+        return Gradient(value, found, outcome._replace(metrics=metrics))
+
+    hook = pieces.objective.gradient
+    with objectives.placed("objective.gradient"):
+        computed = guarded(hook, lambda: hook(gradient, state.params))
+    outcome: StepOutcome = computed.outcome
+    updates, optimizer_state = pieces.optimizer.update(computed.value, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = () if pieces.ema is None else optax.incremental_update(params, state.ema, 1.0 - pieces.ema)
-    metrics["gradient_norm"] = optax.tree.norm(gradient)
-    return TrainState(params, model_state, optimizer_state, ema, state.step + 1), metrics
+    metrics = {**outcome.metrics, "gradient_norm": optax.tree.norm(computed.value)}
+    return TrainState(params, outcome.model_state, optimizer_state, ema, outcome.terms, state.step + 1), metrics
 
 
 def updated_statistics(probe: Probe, update: str, before: Any) -> Any:

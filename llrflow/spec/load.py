@@ -9,13 +9,14 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from llrflow.answer import is_stateful
 from llrflow.errors import SpecError
 from llrflow.objective import CLEAN
 from llrflow.plugins import load_plugins
 from llrflow.registry import Component, first_problem, suggest
 from llrflow.spec.schema import Spec
 from llrflow.spec.source import read_source
-from llrflow.traced import numbers
+from llrflow.traced import components, numbers
 
 
 def load_spec(spec: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] = {}) -> Spec:
@@ -87,6 +88,10 @@ def _contradictions(spec: Spec) -> list[tuple[tuple[str, ...], str, str]]:
             if isinstance(value, Component):
                 got = "follows a schedule, but attacks have no training steps"
                 found.append((tuple(path.split(".")), got, "give one number"))
+    for path, part in components(spec):
+        if "maximize" in type(part).model_fields and is_stateful(part.maximize):  # type: ignore[attr-defined]
+            got = f"({part.maximize.registered_as[1]}) keeps a running state"  # type: ignore[attr-defined]
+            found.append(((*path, "maximize"), f"{got}, which a search cannot maximise", "choose another term"))
     for path, value, _ in numbers(spec):
         if path.split(".")[0] in ("model", "data") and isinstance(value, Component):
             found.append((tuple(path.split(".")), "follows a schedule, but is compiled in", "give one number"))

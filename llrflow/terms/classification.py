@@ -1,21 +1,49 @@
-"""Terms of the logits at one point."""
+"""Terms of the logits: at one point, or between the clean image and a perturbed one."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
+from pydantic import Field
 
-from llrflow.probe import Probe
+from llrflow.probe import Probe, cross_entropy
 from llrflow.registry import Component, Traced, register
+
+Target = Annotated[int, Field(ge=1)] | Literal["least_likely", "random"] | None
+
+
+class Targeted(Component):
+    """Base of terms that may aim at one wrong class instead of all."""
+
+    target: Target = None
+    """Wrong class to aim at: its rank on the clean image (1 is the likeliest wrong class), `least_likely`, or
+    `random` (uniform, one draw per example). Default: untargeted."""
+
+    def target_class(self, probe: Probe, classes: int) -> jax.Array:
+        """The class that each example is driven to, [B]."""
+        if self.target == "random":
+            draw = jax.vmap(lambda key: jax.random.randint(key, (), 1, classes))(probe.keys("target"))
+            return (probe.y + draw) % classes
+        clean = probe.logits(constant=True)
+        rank = self.target if isinstance(self.target, int) else classes - 1
+        wrong_first = jnp.where(_is_label(clean, probe.y), -jnp.inf, clean)
+        return jnp.argsort(-wrong_first, axis=-1)[:, rank - 1]
+
+    @property
+    def needs_classes(self) -> int:
+        """Least number of classes."""
+        return self.target + 1 if isinstance(self.target, int) else 2
 
 
 @register("term", "cross_entropy")
-class CrossEntropy(Component):
+class CrossEntropy(Targeted):
     """l(x + delta) = -sum_k q_k log softmax(f(x + delta))_k, in nats.
 
-    q = (1 - s) onehot(y) + s / K with label smoothing s (Szegedy et al. 2016); s = 0 gives -log p_y.
+    q = (1 - s) onehot(y) + s / K with label smoothing s (Szegedy et al. 2016); s = 0 gives -log p_y. With a target t
+    it is log p_t, which grows as the example is driven to t.
     """
 
     label_smoothing: Annotated[float, Traced(ge=0, lt=1)] = 0.0
@@ -23,25 +51,104 @@ class CrossEntropy(Component):
 
     def __call__(self, probe: Probe, delta: jax.Array | None) -> jax.Array:
         """[B], in nats."""
-        uniform = -jnp.mean(jax.nn.log_softmax(probe.logits(delta)), axis=-1)
-        return (1.0 - self.label_smoothing) * probe.loss(delta) + self.label_smoothing * uniform
+        logits = probe.logits(delta)
+        uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+        if self.target is None:
+            return (1.0 - self.label_smoothing) * probe.loss(delta) + self.label_smoothing * uniform
+        towards = cross_entropy(logits, self.target_class(probe, logits.shape[-1]))
+        return -(1.0 - self.label_smoothing) * towards - self.label_smoothing * uniform
 
 
 @register("term", "margin")
-class Margin(Component):
+class Margin(Targeted):
     """max_{k != y} f_k(x + delta) - f_y(x + delta), in logit units: positive when misclassified.
 
     The "difference between logits" of the LLR author response, which it found a stronger attack than
-    cross-entropy (Carlini & Wagner 2017).
+    cross-entropy (Carlini & Wagner 2017). With a target t it is f_t - f_y (Gowal et al. 2019).
     """
 
     def __call__(self, probe: Probe, delta: jax.Array | None) -> jax.Array:
         """[B], in logits."""
-        return margin(probe.logits(delta), probe.y)
+        logits = probe.logits(delta)
+        if self.target is None:
+            return margin(logits, probe.y)
+        return _at_class(logits, self.target_class(probe, logits.shape[-1])) - _at_class(logits, probe.y)
+
+
+@register("term", "dlr")
+class DLR(Targeted):
+    """Difference of logits ratio (Croce & Hein 2020): unchanged when logits are shifted or scaled.
+
+    -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)) with z = f(x + delta) and z_(i) the i-th largest; with a target t
+    -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2). Needs 3 classes, 4 with a target.
+    """
+
+    def __call__(self, probe: Probe, delta: jax.Array | None) -> jax.Array:
+        """[B], without unit."""
+        logits = probe.logits(delta)
+        if self.target is None:
+            return dlr(logits, probe.y)
+        return targeted_dlr(logits, probe.y, self.target_class(probe, logits.shape[-1]))
+
+    @property
+    def needs_classes(self) -> int:
+        """Least number of classes."""
+        return 3 if self.target is None else max(4, super().needs_classes)
+
+
+@register("term", "kl_divergence")
+class KLDivergence(Component):
+    """KL divergence of the predictions p = softmax(f(x)) and q = softmax(f(x + delta)), in nats.
+
+    KL(p || q) is the penalty of TRADES (Zhang et al. 2019), whose gradient flows through both sides. It has no
+    gradient at delta = 0: a search that maximises it must start elsewhere.
+    """
+
+    needs_perturbation: ClassVar[bool] = True
+
+    direction: Literal["clean_to_perturbed", "perturbed_to_clean"] = "clean_to_perturbed"
+    """KL(p || q), or KL(q || p)."""
+
+    def __call__(self, probe: Probe, delta: jax.Array) -> jax.Array:
+        """[B], in nats."""
+        clean, perturbed = jax.nn.log_softmax(probe.logits()), jax.nn.log_softmax(probe.logits(delta))
+        if self.direction == "perturbed_to_clean":
+            clean, perturbed = perturbed, clean
+        return optax.losses.kl_divergence_with_log_targets(perturbed, clean)
+
+
+@register("term", "logit_pairing")
+class LogitPairing(Component):
+    """mean_k (f_k(x + delta) - f_k(x))^2: adversarial logit pairing (Kannan et al. 2018), in squared logits."""
+
+    needs_perturbation: ClassVar[bool] = True
+
+    def __call__(self, probe: Probe, delta: jax.Array) -> jax.Array:
+        """[B], in squared logits."""
+        return jnp.mean((probe.logits(delta) - probe.logits()) ** 2, axis=-1)
 
 
 def margin(logits: jax.Array, y: jax.Array) -> jax.Array:
     """max_{k != y} logits_k - logits_y, [B,K], [B] -> [B]."""
-    is_label = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
-    others = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
-    return others - jnp.max(jnp.where(is_label, logits, -jnp.inf), axis=-1)
+    return jnp.max(jnp.where(_is_label(logits, y), -jnp.inf, logits), axis=-1) - _at_class(logits, y)
+
+
+def dlr(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """(max_{k != y} z_k - z_y) / (z_(1) - z_(3) + 1e-12), [B,K], [B] -> [B]."""
+    largest = jax.lax.top_k(logits, 3)[0]
+    return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12), [B,K], [B], [B] -> [B]."""
+    largest = jax.lax.top_k(logits, 4)[0]
+    scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12
+    return (_at_class(logits, target) - _at_class(logits, y)) / scale
+
+
+def _is_label(logits: jax.Array, y: jax.Array) -> jax.Array:
+    return jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
+
+
+def _at_class(logits: jax.Array, k: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, k[:, None], axis=-1)[:, 0]

@@ -21,7 +21,8 @@ def _reference_logits(params, images):
 def reference():
     """The network, batch and expected values of tests/reference/terms.json, in this process's precision."""
     raw = json.loads((pathlib.Path(__file__).parents[1] / "reference" / "terms.json").read_text())
-    arrays = {name: jnp.asarray(raw[name]) for name in ("x", "y", "delta", "loss", "logits", "input_gradient")}
+    names = ("x", "y", "target", "delta", "delta_b", "alpha", "loss", "logits", "input_gradient")
+    arrays = {name: jnp.asarray(raw[name]) for name in names}
     return SimpleNamespace(
         **arrays,
         params={name: jnp.asarray(value) for name, value in raw["params"].items()},
@@ -61,12 +62,12 @@ def dressed():
 @pytest.fixture
 def search_probe():
     """A factory: the SearchProbe that a search gets for a logits function and a batch."""
-    from llrflow.probe import Probe, SearchProbe
+    from llrflow.probe import Probe
+    from llrflow.threat import Threat
 
     def make(logits, x, y):
-        clean = Probe(logits, x, y)
-        return SearchProbe(
-            lambda images, is_clean: (logits(images), None), x, y, None, clean.loss(), clean.input_gradient()
-        )
+        clean = Probe(logits, x, y, jax.random.split(jax.random.key(1), len(x)))
+        constants = clean.constants({"loss", "logits", "gradient"})
+        return clean.searching(lambda images, is_clean: (logits(images), None), constants, Threat(epsilon=0.1))
 
     return make

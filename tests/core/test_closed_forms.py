@@ -9,8 +9,8 @@ import pytest
 
 import llrflow
 from llrflow.ascent import Search, maximise
-from llrflow.objective import Objective, Perturbation, evaluate
-from llrflow.probe import Probe, SearchProbe
+from llrflow.objective import Objective, Perturbation, evaluate, perturb
+from llrflow.probe import Probe, Reference, SearchProbe
 from llrflow.threat import Threat
 
 DOUBLE = os.environ.get("JAX_ENABLE_X64") == "1"
@@ -71,7 +71,8 @@ def test_quadratic_search_stalls_at_its_zero_start(curvatures):
 
     def found(start):
         def searching(x, keys):
-            probe = Quadratic(None, x, jnp.zeros(len(x), int), None, None, jnp.zeros_like(x))
+            still = Reference(None, None, jnp.zeros_like(x))
+            probe = Quadratic(None, x, jnp.zeros(len(x), int), None, Threat(epsilon=EPSILON), still)
             search = Search.model_validate({"maximize": "local_linearity", "start": start})
             return maximise(search, lambda: probe, Threat(epsilon=EPSILON), keys, "scan")
 
@@ -111,8 +112,10 @@ def test_a_perturbation_of_its_own_epsilon_replaces_that_of_the_threat(radius, c
         def apply(images, clean):
             return logits(images), None
 
-        return evaluate(objective, Probe(logits, x, y), Threat(epsilon=EPSILON), lambda name: keys, apply, True, "scan")
+        probe = Probe(logits, x, y)
+        deltas = perturb(objective, probe, Threat(epsilon=EPSILON), lambda name: keys, apply, True, "scan")
+        return evaluate(objective, probe, deltas, {}).value
 
     keys = jax.random.split(jax.random.key(0), SHAPE[0])
-    value, _, _ = found(np.full(SHAPE, 0.5), np.zeros(SHAPE[0], int), keys)
+    value = found(np.full(SHAPE, 0.5), np.zeros(SHAPE[0], int), keys)
     np.testing.assert_allclose(value, (radius or EPSILON) ** 2 / 2 * np.sum(curvatures), rtol=TOLERANCE * 100)

@@ -8,57 +8,90 @@ import numpy as np
 import pytest
 
 from llrflow.objective import Objective, evaluate
+from llrflow.plugins import load_plugin
 from llrflow.probe import Probe
 from llrflow.registry import make
-from llrflow.threat import Threat
+from llrflow.terms.classification import targeted_dlr
 
 TOLERANCE = 1e-9 if os.environ.get("JAX_ENABLE_X64") == "1" else 1e-4
 
-# Reference name -> the term that must reproduce it at the reference's delta; LLR is composed below.
-TERMS = {
+AT_DELTA = {
     "perturbed_loss": {"type": "cross_entropy"},
     "local_linearity": {"type": "local_linearity"},
     "gradient_inner_product": {"type": "gradient_inner_product"},
+    "kl_clean_to_perturbed": {"type": "kl_divergence"},
+    "logit_pairing": {"type": "logit_pairing"},
+    "margin_at_delta": {"type": "margin"},
+    "dlr_at_delta": {"type": "dlr"},
+}
+AT_CLEAN = {
     "gradient_norm_l1": {"type": "gradient_norm", "p": 1},
     "gradient_norm_l2": {"type": "gradient_norm", "p": 2},
     "gradient_norm_l2_squared": {"type": "gradient_norm", "p": 2, "squared": True},
     "gradient_norm_linf": {"type": "gradient_norm", "p": "inf"},
-    "margin_at_delta": {"type": "margin"},
+    "curvature_l2": {"type": "curvature", "h": 1.5, "squared": False},
+    "curvature_l2_squared": {"type": "curvature", "h": 1.5},
 }
 LLR = Objective.model_validate(
     {
-        "perturbations": {"llr": {"maximize": {"type": "local_linearity"}, "steps": 1, "start": {"type": "uniform"}}},
+        "perturbations": {"llr": {"maximize": {"type": "local_linearity"}, "steps": 1}},
         "terms": {
             "gamma": {"type": "local_linearity", "at": "llr", "weight": 4},
             "slope": {"type": "gradient_inner_product", "at": "llr", "weight": 3},
         },
     }
 )
+BY_HAND = {
+    "slope": lambda probe, ref: probe.slope(ref.delta),
+    "llr_lambda4_mu3": lambda probe, ref: evaluate(LLR, probe, {"llr": ref.delta}, {}).value,
+    "dlr_targeted_at_delta": lambda probe, ref: targeted_dlr(probe.logits(ref.delta), ref.y, ref.target),
+    # Terms of plugins, at the reference's random draws.
+    "elle_squared_error": lambda probe, ref: make("term", "elle").error(probe, ref.delta, ref.delta_b, ref.alpha),
+    "gradient_misalignment": lambda probe, ref: make("term", "grad_align").misalignment(probe, ref.delta),
+    "mart_beta6": lambda probe, ref: (
+        make("term", "boosted_cross_entropy")(probe, ref.delta) + 6 * make("term", "weighted_kl")(probe, ref.delta)
+    ),
+}
+NAMES = [*AT_DELTA, *AT_CLEAN, *BY_HAND]
+GRADIENTS = [
+    "llr_lambda4_mu3",
+    "local_linearity",
+    "gradient_norm_l2",
+    "curvature_l2_squared",
+    "kl_clean_to_perturbed",
+    "gradient_misalignment",
+    "elle_squared_error",
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plugins(repository):
+    for name in ("elle", "grad_align", "mart"):
+        load_plugin(str(repository / "plugins" / name / f"{name}.py"))
+
+
+def test_every_entry_has_its_test(reference):
+    assert set(reference.per_example) == set(NAMES)
+    assert set(reference.parameter_gradients) == set(GRADIENTS)
 
 
 def same(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def value(name, probe, delta, monkeypatch):
-    """The quantity of that name per example, [B]; LLR through `objective.evaluate` with the reference's delta."""
-    if name == "slope":
-        return probe.slope(delta)
-    if name == "llr_lambda4_mu3":
-        monkeypatch.setattr("llrflow.objective.maximise", lambda *_: delta)
-        keys = jax.random.split(jax.random.key(0), len(probe.x))
-        return evaluate(LLR, probe, Threat(epsilon=0.15), lambda _: keys, probe._apply, True, "unroll")[0]
-    return make("term", TERMS[name])(probe, delta)
+def value(name, params, reference):
+    """The quantity of that name per example, [B]."""
+    probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
+    if name in BY_HAND:
+        return BY_HAND[name](probe, reference)
+    config, delta = (AT_DELTA[name], reference.delta) if name in AT_DELTA else (AT_CLEAN[name], None)
+    return make("term", config)(probe, delta)
 
 
-@pytest.mark.parametrize("name", [*TERMS, "slope", "llr_lambda4_mu3"])
-def test_per_example_value(name, reference, monkeypatch):
-    @jax.jit
-    def found(params, delta):
-        probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
-        return value(name, probe, delta, monkeypatch)
-
-    same(found(reference.params, reference.delta), reference.per_example[name])
+@pytest.mark.parametrize("name", NAMES)
+def test_per_example_value(name, reference):
+    found = jax.jit(lambda params: value(name, params, reference))(reference.params)
+    same(found, reference.per_example[name])
 
 
 def test_clean_pass(reference):
@@ -73,16 +106,8 @@ def test_clean_pass(reference):
         same(actual, expected)
 
 
-@pytest.mark.parametrize("name", ["llr_lambda4_mu3", "local_linearity", "gradient_norm_l2"])
-def test_parameter_gradient_of_the_batch_mean(name, reference, monkeypatch):
-    @jax.jit
-    def gradient(params):
-        def mean(params):
-            probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
-            return jnp.mean(value(name, probe, reference.delta, monkeypatch))
-
-        return jax.grad(mean)(params)
-
-    found = gradient(reference.params)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_parameter_gradient_of_the_batch_mean(name, reference):
+    found = jax.jit(jax.grad(lambda params: jnp.mean(value(name, params, reference))))(reference.params)
     for part, expected in zip(reference.params, reference.parameter_gradients[name], strict=True):
         same(found[part], expected)

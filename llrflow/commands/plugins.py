@@ -1,0 +1,61 @@
+"""`llrflow plugins`: what a plugin's author needs before a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llrflow.cli import json_option, overrides, print_json
+
+
+@click.group()
+def plugins() -> None:
+    """Check plugins: components of your own."""
+
+
+@plugins.command()
+@click.argument("plugin", metavar="FILE")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="TYPE.FIELD=VALUE",
+    callback=overrides,
+    help="A field of one of its components, where it has no default; repeatable.",
+)
+@json_option
+def check(plugin: str, changes: dict[str, Any], as_json: bool) -> None:
+    """Import FILE (or a module, or an installed entry point) and try its components on a toy batch.
+
+    Terms: one finite number per example, a gradient that reaches the parameters, examples that do not see their
+    batch-mates, and the cost in forward passes (F). Other kinds: what each must do. Exit code 1 if anything fails.
+
+    \b
+    Examples:
+      llrflow plugins check my_term.py
+      llrflow plugins check my_term.py --set my_term.power=3
+    """
+    from llrflow.checks import check as check_component
+    from llrflow.plugins import load_plugin, registered_by
+    from llrflow.registry import make
+
+    found = registered_by(load_plugin(str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin, plugin))
+    results: dict[str, list[dict[str, Any]]] = {}
+    for kind, name in found:
+        fields = {path.partition(".")[2]: value for path, value in changes.items() if path.startswith(f"{name}.")}
+        component = make(kind, {"type": name, **fields})
+        results[f"{kind} {name}"] = [finding._asdict() for finding in check_component(kind, component)]
+    failed = sum(not finding["ok"] for findings in results.values() for finding in findings)
+    if as_json:
+        print_json({"plugin": plugin, "failed": failed, "components": results})
+    else:
+        for label, findings in results.items():
+            click.secho(label, bold=True)
+            for finding in findings:
+                mark = click.style("ok    ", fg="green") if finding["ok"] else click.style("FAILED", fg="red")
+                click.echo(f"  {mark}  {finding['what']}" + (f": {finding['detail']}" if finding["detail"] else ""))
+        click.echo(f"{len(results)} component(s), {failed} check(s) failed")
+    sys.exit(1 if failed else 0)
