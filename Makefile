@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help quickstart test test-fast lint format install clean
+.PHONY: help quickstart methods test test-fast lint format install clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -11,11 +11,16 @@ help:  ## Show this list
 quickstart: $(VENV)/.installed  ## Install llrflow in .venv and run specs/quickstart.yaml
 	$(BIN)/llrflow run specs/quickstart.yaml
 
+methods: $(VENV)/.installed  ## Train and attack every method on digits; prints the table of docs/methods.md
+	for spec in specs/methods/*.yaml plugins/*/*.yaml; do $(BIN)/llrflow run $$spec --out runs/methods/$$(basename $$spec .yaml) || exit 1; done
+	$(BIN)/llrflow runs runs/methods --markdown
+
 test: $(VENV)/.installed-test  ## Run all tests, slow ones included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 test-fast: $(VENV)/.installed-test  ## Run the tests that take less than 20 s each
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not alone"
 
 lint: $(VENV)/.installed-test  ## Check style and types
 	$(BIN)/ruff check .

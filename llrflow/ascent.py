@@ -8,7 +8,7 @@ steps are repeated, is decided by `plan_steps` alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class GaussianStart(Component):
 
 class _SizedStep(Component):
     size: StepSize = "auto"
-    """Length of a step in pixel units; `auto` is 2.5 epsilon / steps (Madry et al. 2018), for fgsm epsilon."""
+    """Length of a step in pixel units; `auto` is the search's `reach` times epsilon / steps."""
 
     def init(self, delta: jax.Array) -> tuple[()]:
         """These steps keep no state."""
@@ -144,9 +144,6 @@ Goal = Literal["value", "error"]
 class Search(Component):
     """max over delta in the threat's ball of a term, by projected ascent from a start inside it."""
 
-    reach: ClassVar[float] = 2.5
-    """How far all steps of size `auto` reach together, in epsilons."""
-
     maximize: Annotated[Any, Chosen("term", default="cross_entropy")] = Field(
         default="cross_entropy", validate_default=True
     )
@@ -154,6 +151,9 @@ class Search(Component):
 
     steps: int = Field(default=10, ge=0)
     """Number of ascent steps."""
+
+    reach: Annotated[float, Traced(gt=0)] = 2.5
+    """How far all steps of size `auto` reach together, in epsilons (2.5: Madry et al. 2018)."""
 
     step: Annotated[Any, Chosen("step", default="steepest")] = Field(default="steepest", validate_default=True)
     """How a gradient becomes a step."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": ("llrflow.commands.inspect", "validate", "Check a spec, its dataset and its devices; make no run."),
     "plan": ("llrflow.commands.inspect", "plan", "Show what a spec costs before running it."),
     "evaluate": ("llrflow.commands.run", "evaluate", "Evaluate a checkpoint of a run."),
+    "runs": ("llrflow.commands.runs", "runs", "List the runs in a folder, with their results."),
     "plugins": ("llrflow.commands.plugins", "plugins", "Check plugins: components of your own."),
     "data": ("llrflow.data.commands", "data", "Import datasets and list those that are prepared."),
     "types": ("llrflow.commands.inspect", "types", "List every component with its fields and defaults."),

@@ -110,7 +110,11 @@ def perturb(
     for name, search in objective.perturbations.items():
         ball = search.ball(threat)
         with placed(f"objective.perturbations.{name}.maximize"):
-            asked = asked_constants(search.maximize, probe.searching(search_apply, None, ball))
+            asked: set[str] = set()
+            if search.steps or search.restarts > 1:  # else the start is the result, whatever is maximised
+                tracing = probe.searching(search_apply, None, ball)
+                asked = asked_constants(search.maximize, tracing)
+                probe.searches[name] = [made for made in tracing.passes.values() if made.at != CLEAN]
             searching = partial(probe.searching, search_apply, source.constants(asked), ball)
             deltas[name] = maximise(search, searching, ball, keys(name), by)
     if source is not probe:

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 
 from llrflow.errors import PluginError
+from llrflow.files import sha256_file
 from llrflow.registry import KINDS, entries, import_as, load_builtins
 from llrflow.spec.source import Source
 
@@ -38,6 +39,14 @@ def plugin_path(source: Source, index: int, plugin: str) -> str:
     origin = source.origins.get(("plugins", index))
     folder = Path(origin.file).parent if origin is not None and origin.line else Path()
     return str((folder / plugin).resolve()) if plugin.endswith(".py") else plugin
+
+
+def plugin_identity(plugin: str) -> str:
+    """What decides whether a plugin is the same: sha256 of a file, name and version of an installed one."""
+    if plugin.endswith(".py"):
+        return sha256_file(Path(plugin))
+    point = entry_point(plugin)
+    return f"{plugin}=={point.dist.version}" if point and point.dist else plugin
 
 
 def load_plugin(plugin: str, where: str = "plugin") -> str:

@@ -83,6 +83,8 @@ class Probe:
         """Auxiliary state (BatchNorm) of the clean pass and of the first perturbed one."""
         self.passes: dict[int, Pass] = {}
         """What was asked at each point."""
+        self.searches: dict[str, list[Pass]] = {}
+        """What one step of each search on this batch asks, by the search's name."""
 
     @classmethod
     def stateful(

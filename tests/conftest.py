@@ -11,7 +11,8 @@ from pathlib import Path
 # Tests compile a lot and compute little: unoptimised code compiles in half the time, and what one test or
 # process has compiled the others share.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llrflow-tests-")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llrflow-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
@@ -24,7 +25,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_sessionfinish():
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_addoption(parser):
@@ -118,6 +120,28 @@ def llrflow_command(start):
         process = start(arguments, cwd)
         out, err = process.communicate(timeout=120)
         return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """command(*arguments) -> (exit code, stdout, stderr) of the console script's `main`, in the empty tmp_path/cwd."""
+    from llrflow.cli import main
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return code, out, err
 
     return run
 

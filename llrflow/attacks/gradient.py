@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from llrflow.ascent import Search
-from llrflow.registry import Chosen, register
+from llrflow.registry import Chosen, Traced, register
 
 
 @register("attack", "pgd")
@@ -32,10 +32,11 @@ class PGD(Search):
 class FGSM(Search):
     """One steepest step of length epsilon from `start` (Goodfellow et al. 2015)."""
 
-    reach: ClassVar[float] = 1.0
-
     steps: Literal[1] = 1
     """Always one."""
+
+    reach: Annotated[float, Traced(gt=0)] = 1.0
+    """Length of the step, in epsilons."""
 
     start: Annotated[Any, Chosen("start", default="zero")] = Field(default="zero", validate_default=True)
     """Where the step is taken from."""

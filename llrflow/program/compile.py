@@ -19,7 +19,7 @@ from llrflow.attacks.run import AttackProgram
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError
 from llrflow.objective import CLEAN
-from llrflow.probe import LogitsFn, Pass
+from llrflow.probe import LogitsFn, Probe
 from llrflow.program.devices import Devices
 from llrflow.program.inputs import BLOCKS, Inputs, optax_errors
 from llrflow.program.state import Batch, TrainState
@@ -88,11 +88,10 @@ class Program:
         state = jax.eval_shape(self._compiled.init, self._seed, self._numbers(0))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), state)
 
-    def passes(self) -> list[dict[int, Pass]]:
-        """What one step asks of the network: the passes of each computation of the gradient; traced, not run."""
-        made: list[dict[int, Pass]] = []
-        traced = self.devices.pmap(partial(self._compiled.step, observe=lambda probe: made.append(probe.passes)))
-        jax.eval_shape(traced, *self._abstract_step())
+    def probes(self) -> list[Probe]:
+        """The probe of each computation of the gradient in one step, which knows what was asked; traced, not run."""
+        made: list[Probe] = []
+        jax.eval_shape(self.devices.pmap(partial(self._compiled.step, observe=made.append)), *self._abstract_step())
         return made
 
     def lowered_step(self) -> Any:
@@ -168,7 +167,7 @@ def _check_objective(program: Program) -> None:
     normed = bool(jax.tree.leaves(program.abstract_state().model_state))
     if not spec.plugins and (usual or not normed):
         return
-    kinds = {"clean" if made.at == CLEAN else "perturbed" for passes in program.passes() for made in passes.values()}
+    kinds = {kind for probe in program.probes() for kind in probe.states}
     updating = updating_pass(policy.update, kinds)
     if normed and (updating not in kinds or (updating == "perturbed" and policy.perturbed == "moving")):
         got = f"never updates the moving statistics: this objective has no {updating} pass with batch statistics"

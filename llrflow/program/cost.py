@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -37,36 +38,45 @@ class Count(NamedTuple):
         """The sum of both, field by field."""
         return Count(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
+    def times(self, factor: int) -> Count:
+        """Each field times a number."""
+        return Count(*(factor * mine for mine in self))
+
 
 def parts(program: Program) -> dict[str, Count]:
     """What the objective and its parameter gradient cost by part.
 
-    A search of K steps is K forward and K backward a restart, and 1 forward more a restart where iterates are compared.
+    A search step costs what its term asks at the perturbation, differentiated for inputs alone: 1 forward and 1
+    backward for a term of the perturbed pass. Comparing iterates or restarts costs one forward pass more a restart.
     """
     found: dict[str, Count] = {}
-    for name, search in program.spec.objective.perturbations.items():
-        compares = (search.steps > 0 and search.keep == "best") or search.restarts > 1
-        steps = search.restarts * search.steps
-        found[f"search {name} ({search.steps} steps)"] = Count(steps + search.restarts * compares, steps)
-    for passes in program.passes():
-        for name, count in of_passes(passes.values()).items():
-            found[name] = found.get(name, Count()).plus(count)
+    for probe in program.probes():
+        for name, asked in probe.searches.items():
+            search = program.spec.objective.perturbations[name]
+            step = functools.reduce(Count.plus, of_passes(asked, reverse=1).values(), Count())
+            compared = len(asked) if search.keep == "best" or search.restarts > 1 else 0
+            label = f"{search.steps} steps" + (f", {search.restarts} restarts" if search.restarts > 1 else "")
+            total = step.times(search.steps).plus(Count(compared)).times(search.restarts)
+            found[f"search {name} ({label})"] = total
+        for part, count in of_passes(probe.passes.values()).items():
+            found[part] = found.get(part, Count()).plus(count)
     return found
 
 
-def of_passes(passes: Iterable[Pass]) -> dict[str, Count]:
-    """What a probe's passes cost, their parameter gradient included, by part.
+def of_passes(passes: Iterable[Pass], reverse: int = 2) -> dict[str, Count]:
+    """What a probe's passes cost, with their derivative, by part.
 
-    A pass is 1 forward, and 2 backward where it is differentiated; a slope 1 derivative and 2 backward; an input
-    gradient 1 backward, and 2 more where it is differentiated itself.
+    A pass is 1 forward, and `reverse` backward where it is differentiated (2: for parameters and inputs, 1: for inputs
+    alone); a slope 1 derivative and `reverse` backward; an input gradient 1 backward, and `reverse` more where it is
+    differentiated itself.
     """
     found: dict[str, Count] = {}
     for made in passes:
-        counts = {"pass": Count(1, 2 * made.differentiated)}
+        counts = {"pass": Count(1, reverse * made.differentiated)}
         if made.gradient:
-            counts["input gradient"] = Count(0, 1 + 2 * made.double)
+            counts["input gradient"] = Count(0, 1 + reverse * made.double)
         if made.slopes:
-            counts["directional derivative"] = Count(0, 2 * made.slopes, made.slopes)
+            counts["directional derivative"] = Count(0, reverse * made.slopes, made.slopes)
         for what, count in counts.items():
             name = f"{what}, {made.at}"
             found[name] = found.get(name, Count()).plus(count)

@@ -16,6 +16,7 @@ from llrflow.plugins import load_plugins
 from llrflow.registry import Component, first_problem, suggest
 from llrflow.spec.schema import Spec
 from llrflow.spec.source import read_source
+from llrflow.threat import Threat
 from llrflow.traced import components, numbers
 
 
@@ -72,10 +73,17 @@ def _contradictions(spec: Spec) -> list[tuple[tuple[str, ...], str, str]]:
                 f" ({', '.join(objective.perturbations)})" if objective.perturbations else ", and define it there"
             )
             found.append((places[name], f"({term.registered_as[1]}) is evaluated at a perturbation and has none", fix))
-    for name in objective.perturbations:
+    for name, search in objective.perturbations.items():
         if name == CLEAN:
             found.append((("objective", "perturbations", name), "is the name of the unperturbed image", "rename it"))
-        elif name not in used:
+            continue
+        if isinstance(search.epsilon, float) and search.epsilon > 0:
+            try:
+                Threat.model_validate({"norm": search.norm or spec.threat.norm, "epsilon": search.epsilon})
+            except ValidationError as error:
+                _, got, fix = first_problem(error)
+                found.append((("objective", "perturbations", name, "epsilon"), got.removeprefix("epsilon "), fix))
+        if name not in used:
             found.append(
                 (
                     ("objective", "perturbations", name),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
 from llrflow.data.block import Data
-from llrflow.files import sha256_file
 from llrflow.objective import Objective
 from llrflow.optimizers import Duration
-from llrflow.plugins import plugin_path
+from llrflow.plugins import plugin_identity, plugin_path
 from llrflow.registry import Chosen, Component, Name, Traced
 from llrflow.spec.source import Source
 from llrflow.threat import Threat
@@ -128,8 +126,8 @@ class Spec(Component):
         return {".".join(map(str, path)): str(origin) for path, origin in known.items() if origin.text}
 
     def plugin_identities(self) -> list[str]:
-        """`plugins` with the sha256 of a file's content in place of its path."""
-        return [sha256_file(Path(p)) if p.endswith(".py") else p for p in self.plugin_paths()]
+        """`plugins` with a file's sha256 in place of its path, and an installed plugin's version after its name."""
+        return [plugin_identity(plugin) for plugin in self.plugin_paths()]
 
     def plugin_paths(self) -> tuple[str, ...]:
         """`plugins` with files as absolute paths, relative ones taken from the spec file that names them."""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from pydantic import Field
+from pydantic import PlainValidator
 
 from llrflow.probe import Probe, cross_entropy
-from llrflow.registry import Component, Traced, register
+from llrflow.registry import Component, Traced, invalid, register
 
-Target = Annotated[int, Field(ge=1)] | Literal["least_likely", "random"] | None
+Target = int | Literal["least_likely", "random"] | None
+
+
+def _check_target(raw: Any) -> Any:
+    if raw is None or raw in ("least_likely", "random") or (type(raw) is int and raw >= 1):
+        return raw
+    raise invalid("target", "is no target; write a rank (1, 2, ...), `least_likely` or `random`")
 
 
 class Targeted(Component):
     """Base of terms that may aim at one wrong class instead of all."""
 
-    target: Target = None
+    target: Annotated[Target, PlainValidator(_check_target, json_schema_input_type=Target)] = None
     """Wrong class to aim at: its rank on the clean image (1 is the likeliest wrong class), `least_likely`, or
     `random` (uniform, one draw per example). Default: untargeted."""
 

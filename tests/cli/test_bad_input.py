@@ -2,11 +2,18 @@
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 
+ELLE = str(Path(__file__).parents[2] / "plugins" / "elle" / "elle.py")
 PGD = {"maximize": {"type": "cross_entropy"}, "steps": 2}
 COSINE = {"type": "cosine_decay_schedule", "init_value": 0.1, "decay_steps": 0}
+
+
+def ramp(start, end, steps):
+    return {"type": "linear_schedule", "init_value": start, "end_value": end, "transition_steps": steps}
+
 
 # name: (changes of the tiny spec, what the message holds in this order: path, value, fix; a regex each)
 SPECS = {
@@ -19,6 +26,14 @@ SPECS = {
     "epsilon -1": ({"threat.epsilon": -1}, [r"threat\.epsilon = -1", "must be > 0"]),
     "epsilon 8/0": ({"threat.epsilon": "8/0"}, [r"threat\.epsilon = '8/0'", "zero", "such as 8/255"]),
     "epsilon 8": ({"threat.epsilon": 8}, [r"threat\.epsilon = 8", "pixel range", "write 8/255"]),
+    "epsilon 8 of a perturbation": (
+        {"objective.perturbations.llr.epsilon": 8},
+        [r"objective\.perturbations\.llr\.epsilon = 8", "pixel range", "write 8/255"],
+    ),
+    "target": (
+        {"objective.terms.gamma": {"type": "margin", "at": "llr", "target": "rnd"}},
+        [r"objective\.terms\.gamma\.target = 'rnd' is no target", "rank", "least_likely"],
+    ),
     "epsilon as a word": ({"threat.epsilon": "big"}, [r"threat\.epsilon = 'big'", "not a number", "such as 8/255"]),
     "epsilon with a schedule": (
         {"threat.epsilon": COSINE},
@@ -82,6 +97,47 @@ SPECS = {
         {"plugins": ["no_such_module_here"]},
         ["no_such_module_here", "failed to import", "correct its name"],
     ),
+    "plugin twice": ({"plugins": ["json", "json"]}, ["plugins: json is listed twice", "delete one"]),
+    "plugin twice, spelled differently": (
+        {"plugins": [ELLE, str(Path(ELLE).parent / ".." / "elle" / "elle.py")]},
+        [r"plugins: .*elle\.py is listed twice", "delete one"],
+    ),
+    "weight schedule beyond the end": (
+        {"objective.terms.gamma.weight": ramp(0, 1, 13)},
+        [r"objective\.terms\.gamma\.weight follows a schedule of 13 steps, training has 12", "or train longer"],
+    ),
+    "radius schedule beyond the end": (
+        {"objective.perturbations.llr.epsilon": ramp(0, 0.1, "1 epoch")},
+        [r"objective\.perturbations\.llr\.epsilon follows a schedule of 22 steps, training has 12", "shorten it"],
+    ),
+    "negative weight": (
+        {"objective.terms.gamma.weight": -0.5},
+        [r"objective\.terms\.gamma\.weight takes the value -0\.5", "reward the term", "allow_negative: true"],
+    ),
+    "negative weight of the loss": (
+        {"objective.loss": {"type": "cross_entropy", "weight": -1}},
+        [r"objective\.loss\.weight takes the value -1", "reward the term", "allow_negative: true"],
+    ),
+    "weight scheduled below 0": (
+        {"objective.terms.gamma.weight": ramp(1, -1, 10)},
+        [r"objective\.terms\.gamma\.weight takes the value -1", "reward the term", "allow_negative: true"],
+    ),
+    "norm without a radius": (
+        {"objective.perturbations.llr.norm": "l2"},
+        [r"objective\.perturbations\.llr\.norm = 'l2' has no radius", "its own `epsilon`"],
+    ),
+    "search of a stateful term": (
+        {"plugins": [ELLE], "objective.perturbations.llr.maximize": {"type": "elle_a"}},
+        [r"objective\.perturbations\.llr\.maximize \(elle_a\)", "running state", "choose another term"],
+    ),
+    "attack on a stateful term": (
+        {"plugins": [ELLE], "evaluate.attacks.pgd.maximize": {"type": "elle_a"}},
+        [r"evaluate\.attacks\.pgd\.maximize \(elle_a\)", "running state", "choose another term"],
+    ),
+    "target beyond the classes": (
+        {"objective.terms.extra": {"type": "margin", "target": 10}},
+        [r"objective\.terms\.extra \(term margin\) needs 11 classes, the model has 10", "another term or target"],
+    ),
 }
 
 
@@ -91,7 +147,7 @@ def test_a_wrong_spec(command, tiny, write_spec, tmp_path, changes, says, verb):
     spec = write_spec(tmp_path / "wrong.yaml", tiny(), changes)
     before, began = sorted(tmp_path.rglob("*")), time.monotonic()
     code, out, err = command(verb, spec)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10  # a search of the network would take a minute
     assert code == 2 and out == "", err
     place = re.match(rf"error: {re.escape(str(spec))}:(\d+):(\d+): ", err)
     assert place and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err, err
@@ -106,6 +162,13 @@ def test_a_wrong_spec(command, tiny, write_spec, tmp_path, changes, says, verb):
         "the place is not where a key or value begins"
     )
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("weight", [-0.5, ramp(1, -1, 12)], ids=["constant", "schedule"])
+def test_a_negative_weight_that_is_asked_for(command, tiny, write_spec, tmp_path, weight):
+    changes = {"objective.terms.gamma.weight": weight, "objective.terms.gamma.allow_negative": True}
+    code, _, err = command("validate", write_spec(tmp_path / "spec.yaml", tiny(), changes))
+    assert code == 0, err
 
 
 TEXTS = {
@@ -136,7 +199,7 @@ def test_a_file_that_is_no_spec(command, tmp_path, text, says):
     spec.write_text(text)
     before, began = sorted(tmp_path.rglob("*")), time.monotonic()
     code, out, err = command("run", spec)
-    assert code == 2 and out == "" and time.monotonic() - began < 2
+    assert code == 2 and out == "" and time.monotonic() - began < 5
     assert re.fullmatch(rf"error: {re.escape(str(spec))}{says}.*\n", err), err
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -211,3 +211,162 @@ def test_label_smoothing_mixes_the_uniform_distribution_in(net):
     log_p = np.asarray(jax.nn.log_softmax(net.logits(net.x + net.delta)))
     target = 0.7 * np.eye(5)[np.asarray(net.y)] + 0.3 / 5
     np.testing.assert_allclose(smoothed, -np.sum(target * log_p, axis=1), rtol=1e-5)
+
+
+def cosine(first, second):
+    """The cosine of two gradients per example, [B,H,W,C] -> [B]."""
+
+    def inner(a, b):
+        return jnp.sum(a * b, axis=(1, 2, 3))
+
+    return inner(first, second) / jnp.sqrt(inner(first, first) * inner(second, second))
+
+
+@pytest.mark.parametrize("clean_first", [True, False])
+def test_a_function_of_two_gradients_equals_double_backpropagation(clean_first, reference):
+    points = (None, reference.delta) if clean_first else (reference.delta, -reference.delta)
+
+    def mean(params, double):
+        probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
+        if double:
+            return jnp.mean(cosine(*(probe.input_gradient(point) for point in points)))
+        value = probe.of_gradients(cosine, *points)
+        assert all(made.slopes == 1 and not made.double for made in probe.passes.values())
+        return jnp.mean(value)
+
+    value, gradient = jax.jit(jax.value_and_grad(lambda params: mean(params, False)))(reference.params)
+    expected_value, expected = jax.jit(jax.value_and_grad(lambda params: mean(params, True)))(reference.params)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    for name, part in expected.items():
+        scale = float(jnp.abs(part).max())
+        assert scale > 1e-5
+        np.testing.assert_allclose(gradient[name], part, rtol=1e-3, atol=1e-4 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("answer", "constant"), [("input_gradient", True), ("input_gradient", False), ("logits", True)]
+)
+def test_a_constant_answer_has_no_derivative(answer, constant, reference):
+    def total(params, delta):
+        probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
+        return jnp.sum(getattr(probe, answer)(delta, constant=constant) ** 2)
+
+    slopes = jax.tree.leaves(jax.jit(jax.grad(total, (0, 1)))(reference.params, reference.delta))
+    moved = [float(jnp.abs(slope).max()) > 1e-3 for slope in slopes]
+    assert not any(moved) if constant else all(moved)
+
+
+PASSES = {
+    "constant logits": (lambda probe, d: probe.logits(d, constant=True), Pass("p")),
+    "logits": (lambda probe, d: probe.logits(d), Pass("p", differentiated=True)),
+    "loss": (lambda probe, d: probe.loss(d), Pass("p", differentiated=True)),
+    "constant gradient": (lambda probe, d: probe.input_gradient(d, constant=True), Pass("p", gradient=True)),
+    "gradient": (
+        lambda probe, d: probe.input_gradient(d),
+        Pass("p", differentiated=True, gradient=True, double=True),
+    ),
+    "slope": (lambda probe, d: probe.slope(probe.x, d), Pass("p", differentiated=True, slopes=1)),
+    "one slope twice": (
+        lambda probe, d: (probe.slope(probe.x, d), probe.slope(probe.x, d)),
+        Pass("p", differentiated=True, slopes=1),
+    ),
+    "two slopes": (
+        lambda probe, d: (probe.slope(probe.x, d), probe.slope(2 * probe.x, d)),
+        Pass("p", differentiated=True, slopes=2),
+    ),
+    "function of the gradient": (
+        lambda probe, d: probe.of_gradients(lambda gradient: gradient[:, 0, 0, 0], d),
+        Pass("p", differentiated=True, slopes=1, gradient=True),
+    ),
+    "constant, then not": (
+        lambda probe, d: (probe.input_gradient(d, constant=True), probe.input_gradient(d)),
+        Pass("p", differentiated=True, gradient=True, double=True),
+    ),
+    "not constant, then constant": (
+        lambda probe, d: (probe.input_gradient(d), probe.input_gradient(d, constant=True)),
+        Pass("p", differentiated=True, gradient=True, double=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("at", ["clean", "p", "elsewhere"])
+@pytest.mark.parametrize(("ask", "made"), PASSES.values(), ids=PASSES)
+def test_a_probe_records_what_was_asked(ask, made, at, net):
+    def asked(delta):
+        probe = Probe(net.logits, net.x, net.y)
+        if at == "p":
+            probe.name(delta, "p")
+        ask(probe, None if at == "clean" else delta)
+        assert list(probe.passes.values()) == [Pass(at, made.differentiated, made.slopes, made.gradient, made.double)]
+
+    jax.eval_shape(asked, net.delta)
+
+
+def test_curvature_at_a_perturbation_makes_one_pass_there_and_one_further_on(net):
+    def asked(delta):
+        probe = Probe(net.logits, net.x, net.y)
+        probe.name(delta, "p")
+        make("term", "curvature")(probe, delta)
+        here, further = probe.passes.values()
+        assert here == Pass("p", differentiated=True, slopes=1, gradient=True)
+        assert further == Pass("elsewhere", differentiated=True, slopes=1, gradient=True)
+
+    jax.eval_shape(asked, net.delta)
+
+
+def test_all_answers_at_one_point_share_one_pass(net, keys):
+    traced = []
+
+    def counting(images):
+        traced.append(images)
+        return net.logits(images)
+
+    def asked(delta):
+        probe = Probe(counting, net.x, net.y, keys)
+        for point in (None, delta):
+            for _ in range(2):
+                first, second = probe.loss(point), probe.loss(point)
+                assert first is second
+                probe.logits(point), probe.logits(point, constant=True), probe.input_gradient(point)
+                probe.input_gradient(point, constant=True), probe.slope(delta, point), probe.slope(net.x, point)
+                probe.of_gradients(lambda gradient: gradient[:, 0, 0, 0], point)
+                make("term", "gradient_norm")(probe, point), make("term", "margin")(probe, point)
+        assert len(traced) == 2
+        probe.loss(delta + 0.0)  # equal, but another array
+        assert len(traced) == 3
+
+    jax.eval_shape(asked, net.delta)
+
+
+def test_keys_are_an_examples_own_for_each_purpose(net, keys):
+    def drawn(keys, purpose):
+        return jax.random.key_data(Probe(net.logits, net.x[: len(keys)], net.y, keys).keys(purpose))
+
+    first = drawn(keys, "one")
+    np.testing.assert_array_equal(drawn(keys, "one"), first)
+    np.testing.assert_array_equal(drawn(keys[::-1], "one"), first[::-1])
+    np.testing.assert_array_equal(drawn(keys[2:3], "one"), first[2:3])
+    everything = np.concatenate([first, drawn(keys, "other"), jax.random.key_data(keys)])
+    assert len(np.unique(everything, axis=0)) == 3 * len(keys)
+
+
+def test_a_probe_without_keys_says_so(net):
+    probe = Probe(net.logits, net.x, net.y)
+    with pytest.raises(ValueError, match="made without random keys: pass `keys`"):
+        probe.keys("target")
+    with pytest.raises(ValueError, match="pass `keys`"):
+        make("term", {"type": "margin", "target": "random"})(probe, None)
+
+
+def test_the_batch_mean_is_that_of_all_devices_and_a_constant(net):
+    values = jnp.arange(12.0).reshape(3, 4) ** 2
+
+    def mean(values, axis):
+        probe = Probe.stateful(lambda images, clean: (net.logits(images), None), net.x, net.y, axis=axis)
+        return probe.batch_mean(values)
+
+    over_devices = jax.vmap(lambda values: jax.value_and_grad(mean)(values, "devices"), axis_name="devices")
+    means, slopes = over_devices(values)
+    np.testing.assert_allclose(means, np.mean(values))
+    np.testing.assert_array_equal(slopes, 0.0)
+    np.testing.assert_allclose(mean(values[1], None), np.mean(values[1]))

@@ -11,7 +11,7 @@ import pytest
 
 QUICKSTART = Path(__file__).parents[2] / "specs" / "quickstart.yaml"
 STANDARD = ("objective.terms=null", "objective.perturbations=null")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def run(environment: dict[str, str], out: Path, data_dir: Path, *changes: str) -> tuple[dict[str, Any], float]:
