@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from llrflow.errors import LlrflowError, PluginError
+from llrflow.errors import PluginError
+from llrflow.guard import described, guarded, is_array, shape_text, structure_of
 from llrflow.probe import Probe
-from llrflow.registry import Component, entries
+from llrflow.registry import Component
 from llrflow.traced import components
 
 
@@ -47,15 +47,15 @@ def ask(term: Component, probe: Probe, delta: jax.Array | None, state: Any = Non
         answer = Answer(answer)
     answer = answer._replace(metrics=dict(answer.metrics))
     batch = (len(probe.x),)
-    for name, part, allowed in (
+    for name, part, shapes in (
         ("its value", answer.value, (batch,)),
         *((f"the metric {name!r}", part, (batch, ())) for name, part in answer.metrics.items()),
     ):
-        if jnp.shape(part) not in allowed or not jnp.issubdtype(jnp.result_type(part), jnp.floating):
-            got = f"{name} is {jnp.result_type(part)}{list(jnp.shape(part))}"
+        if not is_array(part) or part.shape not in shapes or not jnp.issubdtype(part.dtype, jnp.floating):
+            got = f"{name} is {shape_text(part)}"
             raise PluginError(described(term), got, f"return one number per example, float[{len(probe.x)}]")
-    if is_stateful(term) and _structure(answer.state) != _structure(state):
-        got = f"its next state is {_structure(answer.state)}, init_state() gave {_structure(state)}"
+    if is_stateful(term) and structure_of(answer.state) != structure_of(state):
+        got = f"its next state is {structure_of(answer.state)}, init_state() gave {structure_of(state)}"
         raise PluginError(
             described(term), got, "return Answer(value, metrics, state) with a state of the same structure"
         )
@@ -64,24 +64,7 @@ def ask(term: Component, probe: Probe, delta: jax.Array | None, state: Any = Non
 
 def first_state(term: Component) -> Any:
     """A stateful term's state before the first step, as arrays."""
-    return jax.tree.map(jnp.asarray, term.init_state())  # type: ignore[attr-defined]
-
-
-def guarded(component: Component, call: Callable[[], Any]) -> Any:
-    """The result of a call of a plugin's component; what it raises becomes a PluginError with its file and line."""
-    try:
-        return call()
-    except LlrflowError:
-        raise
-    except Exception as error:
-        origin = _origin(component)
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == origin]
-        if origin in ("llrflow", "optax"):
-            raise
-        place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-        first = str(error).strip().split("\n")[0]
-        got = f"failed{place}: {type(error).__name__}: {first}"
-        raise PluginError(described(component), got, "fix the plugin; --verbose shows the traceback") from error
+    return guarded(term, lambda: jax.tree.map(jnp.asarray, term.init_state()))  # type: ignore[attr-defined]
 
 
 def lacking_classes(component: Component, classes: int, path: tuple[str, ...] = ()) -> tuple[str, str] | None:
@@ -90,22 +73,3 @@ def lacking_classes(component: Component, classes: int, path: tuple[str, ...] = 
         if (needed := getattr(part, "needs_classes", 2)) > classes:
             return ".".join(where), f"({part.label()}) needs {needed} classes, the model has {classes}"
     return None
-
-
-def described(component: Component) -> str:
-    """`term elle (plugins/elle.py)`."""
-    return f"{component.label()} ({_origin(component)})"
-
-
-def _origin(component: Component) -> str:
-    kind, name = component.registered_as or ("term", "")
-    entry = entries(kind).get(name)
-    return entry.origin if entry else "llrflow"
-
-
-def _structure(tree: Any) -> str:
-    leaves = {
-        jax.tree_util.keystr(path) or "state": f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    return ", ".join(f"{path} {leaf}" for path, leaf in leaves.items()) or "nothing"

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from llrflow.answer import ask
+from llrflow.guard import guarded, shaped
 from llrflow.probe import SearchProbe
 from llrflow.registry import Chosen, Component, Traced, register
 from llrflow.threat import Threat, unit
@@ -173,9 +174,11 @@ class Search(Component):
 
     def begin(self, probe: SearchProbe, threat: Threat, keys: jax.Array) -> Carry:
         """The state before the first step; keys [B] are this restart's."""
-        delta = self.project(threat, self.start(threat, probe.x, keys), probe.x)
+        start = shaped(self.start, probe.x.shape, lambda: self.start(threat, probe.x, keys))
+        delta = self.project(threat, start, probe.x)
         nothing = jnp.full(len(probe.x), -jnp.inf, probe.x.dtype)
-        return Carry(delta, self.step.init(delta), delta, nothing, jnp.zeros(len(probe.x), bool))
+        step_state = guarded(self.step, lambda: self.step.init(delta))
+        return Carry(delta, step_state, delta, nothing, jnp.zeros(len(probe.x), bool))
 
     def advance(
         self, probes: ProbeFactory, threat: Threat, carry: Carry, steps: int, by: Literal["unroll", "scan"], goal: Goal
@@ -192,7 +195,9 @@ class Search(Component):
             carry = _keep_better(carry, value, wrong, goal) if self.keep == "best" else carry
             # One example's overflow must not turn its perturbation into NaN, which no projection mends.
             gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-            move, step_state = self.step.move(gradient, carry.delta, carry.step_state, threat, auto)
+            move, step_state = guarded(
+                self.step, lambda: self.step.move(gradient, carry.delta, carry.step_state, threat, auto)
+            )
             return carry._replace(delta=self.project(threat, carry.delta + move, probes().x), step_state=step_state)
 
         if by == "scan":

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,7 +12,7 @@ from pydantic import Field, model_validator
 
 from llrflow.answer import ask
 from llrflow.ascent import Search, maximise
-from llrflow.errors import PluginError
+from llrflow.guard import placed
 from llrflow.probe import ApplyFn, Probe, asked_constants
 from llrflow.registry import Chosen, Component, Name, Traced, raise_at
 from llrflow.threat import Threat, clip_to_box
@@ -109,7 +108,7 @@ def perturb(
     source = probe if share_clean_pass else Probe.stateful(search_apply, probe.x, probe.y)
     for name, search in objective.perturbations.items():
         ball = search.ball(threat)
-        with placed(f"objective.perturbations.{name}.maximize"):
+        with placed(f"objective.perturbations.{name}"):
             asked: set[str] = set()
             if search.steps or search.restarts > 1:  # else the start is the result, whatever is maximised
                 tracing = probe.searching(search_apply, None, ball)
@@ -154,12 +153,3 @@ def evaluate(
         if name in states:
             next_states[name] = jax.lax.stop_gradient(answer.state)
     return Outcome(total, metrics, next_states, probe.logits(deltas[objective.loss.at]))
-
-
-@contextmanager
-def placed(path: str) -> Iterator[None]:
-    """Give a PluginError of a term its place in the spec, a dotted path."""
-    try:
-        yield
-    except PluginError as error:
-        raise PluginError(path, f"{error.where}: {error.got}", error.fix) from error

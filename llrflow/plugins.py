@@ -105,7 +105,8 @@ def _import(plugin: str, where: str, load: object) -> None:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [f for f in frames if f.filename == plugin]
-        own = own or [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+        ours = f"{Path(__file__).parent}/"
+        own = own or [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(ours)]
         place = f" at {own[-1].filename}:{own[-1].lineno}" if own and not isinstance(error, SyntaxError) else ""
         message = f"plugin {plugin!r} failed to import{place}: {type(error).__name__}: {error}"
         raise PluginError(where, message, "fix the plugin, or correct its name") from error

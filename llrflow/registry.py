@@ -159,7 +159,8 @@ def _check_methods(kind: str, cls: type[Component]) -> None:
         if kind == "term" and hasattr(cls, "init_state"):
             arguments = (*arguments, "state")
         wanted = f"def {method}({', '.join(('self', *arguments))})"
-        found = getattr(cls, method, None)
+        # Not getattr alone: every class has the __call__ of its metaclass.
+        found = getattr(cls, method) if any(method in vars(base) for base in cls.__mro__) else None
         if not callable(found):
             raise PluginError(cls.__qualname__, f"has no method {method}", f"a {kind} needs `{wanted}`")
         signature = inspect.signature(found)

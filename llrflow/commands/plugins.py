@@ -39,10 +39,16 @@ def check(plugin: str, changes: dict[str, Any], as_json: bool) -> None:
       llrflow plugins check my_term.py --set my_term.power=3
     """
     from llrflow.checks import check as check_component
+    from llrflow.errors import SpecError
     from llrflow.plugins import load_plugin, registered_by
-    from llrflow.registry import make
+    from llrflow.registry import make, suggest
 
     found = registered_by(load_plugin(str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin, plugin))
+    for path in changes:
+        if path.partition(".")[0] not in (known := [name for _, name in found]):
+            raise SpecError(
+                f"--set {path}", "names no component of this plugin", suggest(path.partition(".")[0], known)
+            )
     results: dict[str, list[dict[str, Any]]] = {}
     for kind, name in found:
         fields = {path.partition(".")[2]: value for path, value in changes.items() if path.startswith(f"{name}.")}

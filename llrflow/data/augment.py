@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
+from llrflow.guard import placed, shaped
 from llrflow.registry import Component, register
 
 
@@ -63,7 +64,9 @@ def augment(images_BHWC: jax.Array, keys_B: jax.Array, augmentations: Mapping[st
 
     def one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:
         for name, augmentation in augmentations.items():
-            image_HWC = augmentation(image_HWC, jax.random.fold_in(key, zlib.crc32(name.encode())))
+            own, before = jax.random.fold_in(key, zlib.crc32(name.encode())), image_HWC
+            with placed(f"data.augment.{name}"):
+                image_HWC = shaped(augmentation, before.shape, lambda a=augmentation, b=before, k=own: a(b, k))
         return image_HWC
 
     return jax.vmap(one)(images_BHWC, keys_B)

@@ -15,9 +15,10 @@ import optax
 
 from llrflow.answer import lacking_classes
 from llrflow.ascent import Search, plan_steps
-from llrflow.attacks.run import AttackProgram
+from llrflow.attacks.run import AttackProgram, Examples
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError
+from llrflow.guard import placed
 from llrflow.objective import CLEAN
 from llrflow.probe import LogitsFn, Probe
 from llrflow.program.devices import Devices
@@ -78,6 +79,15 @@ class Program:
         """An attack on this program's network, compiled over its devices."""
         predictor = partial(_predict, self._compiled.network)
         return AttackProgram(attack, self.spec.threat, predictor, self.devices.platform, self.devices.pmap)
+
+    def trace_attack(self, attack: Search) -> None:
+        """Trace an attack without running it: raises PluginError for a plugin's fault in it."""
+        program, (state, batch, _, _) = self.attack(attack), self._abstract_step()
+        images = jax.ShapeDtypeStruct(batch.images.shape, np.float32)
+        key = jax.random.key_data(jax.random.key(0))
+        shared = self.devices.replicate((np.asarray(key), np.uint32(0), program.numbers))
+        variables = (state.params, state.model_state)
+        jax.eval_shape(program.run, variables, Examples(images, batch.labels, batch.ids), *shared)
 
     def logits_fn(self, params: Any, model_state: Any) -> LogitsFn:
         """A plain JAX function of images for given unreplicated variables."""
@@ -167,6 +177,10 @@ def _check_objective(program: Program) -> None:
     normed = bool(jax.tree.leaves(program.abstract_state().model_state))
     if not spec.plugins and (usual or not normed):
         return
+    if spec.plugins:
+        for name, attack in spec.evaluate.attacks.items():
+            with placed(f"evaluate.attacks.{name}"):
+                program.trace_attack(attack)
     kinds = {kind for probe in program.probes() for kind in probe.states}
     updating = updating_pass(policy.update, kinds)
     if normed and (updating not in kinds or (updating == "perturbed" and policy.perturbed == "moving")):

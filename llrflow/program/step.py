@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from llrflow import objective as objectives
-from llrflow.answer import first_state, guarded, is_stateful
+from llrflow.answer import first_state, is_stateful
 from llrflow.data.augment import augment
+from llrflow.errors import PluginError
 from llrflow.gradients import Gradient
+from llrflow.guard import described, guarded, placed, shaped, structure_of
 from llrflow.keys import example_keys, purpose_key
 from llrflow.models.network import AXIS
 from llrflow.objective import Objective
@@ -47,7 +49,12 @@ class Pieces(NamedTuple):
 
 def network_of(model: Any, classes: int) -> hk.TransformedWithState:
     """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component."""
-    return hk.transform_with_state(lambda images, batch_statistics: model(images, classes, batch_statistics))
+
+    def logits(images: jax.Array, batch_statistics: bool) -> jax.Array:
+        with placed("model"):
+            return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
+
+    return hk.transform_with_state(logits)
 
 
 def predict(network: hk.TransformedWithState, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
@@ -61,7 +68,11 @@ def initialise(pieces: Pieces, image_shape: tuple[int, ...], seed: jax.Array) ->
     params, model_state = pieces.network.init(purpose_key(seed, "init"), images, True)
     ema = () if pieces.ema is None else params
     entries = pieces.objective.entries()
-    terms = {name: first_state(term) for name, term in entries.items() if is_stateful(term)}
+    terms = {}
+    for name, term in entries.items():
+        if is_stateful(term):
+            with placed(pieces.objective.places()[name]):
+                terms[name] = first_state(term)
     optimizer_state = pieces.optimizer.init(params)
     return TrainState(params, model_state, optimizer_state, ema, terms, jnp.zeros((), jnp.int32))
 
@@ -134,8 +145,12 @@ def train_step(
         return Gradient(value, found, outcome._replace(metrics=metrics))
 
     hook = pieces.objective.gradient
-    with objectives.placed("objective.gradient"):
+    with placed("objective.gradient"):
         computed = guarded(hook, lambda: hook(gradient, state.params))
+        if not isinstance(computed, Gradient) or structure_of(computed.value) != structure_of(state.params):
+            made = computed.value if isinstance(computed, Gradient) else computed
+            got = f"returns a {type(made).__name__} that is no gradient of the parameters"
+            raise PluginError(described(hook), got, "return a Gradient, as `gradient(params)` does")
     outcome: StepOutcome = computed.outcome
     updates, optimizer_state = pieces.optimizer.update(computed.value, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)

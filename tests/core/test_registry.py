@@ -177,4 +177,7 @@ def test_import_as_restores_the_origin_after_a_failure():
     class Mine(Component):
         """A component."""
 
+        def __call__(self, threat, x, keys):
+            return x
+
     assert entries("start")["mine_after_failure"].origin == "llrflow"
