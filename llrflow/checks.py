@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from llrflow.answer import Answer, ask, first_state, is_stateful
 from llrflow.attacks.run import attack as run_attack
 from llrflow.errors import LlrflowError
 from llrflow.gradients import Gradient
-from llrflow.guard import guarded
+from llrflow.guard import guarded, structure_of
 from llrflow.keys import example_keys
 from llrflow.probe import Probe, cross_entropy
 from llrflow.program.cost import of_passes
@@ -57,17 +56,18 @@ class Toy:
         """[B,K], with moving statistics."""
         return predict(self.network, params, self.state, x)
 
-    def probe(self, params: Any, x: jax.Array, y: jax.Array) -> Probe:
+    def probe(self, params: Any, x: jax.Array, y: jax.Array, keys: jax.Array | None = None) -> Probe:
         """A probe as the objective has it."""
-        return Probe(partial(self.logits, params), x, y, self.keys, THREAT)
+        return Probe(partial(self.logits, params), x, y, self.keys if keys is None else keys, THREAT)
 
 
 def check(kind: str, component: Component) -> Iterator[Finding]:
     """Everything that is checked of a component of a kind; one failure of the plugin itself ends it."""
     try:
         yield from CHECKS[kind](component)
-    except LlrflowError as error:
-        yield Finding("runs", False, str(error))
+    except Exception as error:  # whatever a plugin does wrong is what is looked for
+        text = str(error) if isinstance(error, LlrflowError) else f"{type(error).__name__}: {error}"
+        yield Finding("runs", False, " ".join(text.split())[:500])
 
 
 def _term(term: Component) -> Iterator[Finding]:
@@ -110,6 +110,18 @@ def _term(term: Component) -> Iterator[Finding]:
     moved = None if delta is None else delta.at[CHANGED].multiply(-0.5)
     other = jax.jit(asked)(toy.params, x, y, moved, answer.state)
     yield _independent(again.value, other.value, may_stay=off)
+    back = jnp.arange(BATCH)[::-1]
+
+    def turned(params: Any, state: Any) -> jax.Array:
+        there = None if delta is None else delta[back]
+        return ask(term, toy.probe(params, toy.x[back], toy.y[back], toy.keys[back]), there, state).value
+
+    moved = jax.jit(turned)(toy.params, answer.state)[back]
+    same = np.allclose(moved, again.value, rtol=1e-2, atol=1e-3 * float(np.abs(again.value).max()))
+    yield Finding("an example's place in the batch does not matter", bool(same), "")
+    if delta is None:
+        perturbed = jax.jit(asked)(toy.params, toy.x, toy.y, toy.delta, answer.state)
+        yield _finite("finite values at a perturbation", perturbed.value)
     total = sum(count.total for count in cost.values())
     parts = ", ".join(f"{name} {count.total} F" for name, count in cost.items())
     yield Finding("cost", True, f"{total} F with its parameter gradient, if it shares nothing ({parts or 'no pass'})")
@@ -176,7 +188,7 @@ def _gradient(hook: Any) -> Iterator[Finding]:
         return Gradient(value, {"delta": toy.delta} if perturbations is None else perturbations, None)
 
     found = guarded(hook, lambda: hook(gradient, toy.params))
-    good = isinstance(found, Gradient) and jax.tree.structure(found.value) == jax.tree.structure(toy.params)
+    good = isinstance(found, Gradient) and structure_of(found.value) == structure_of(toy.params)
     yield Finding("returns a Gradient like the parameters", good, "" if good else f"returns {type(found).__name__}")
     if good:
         yield _finite("finite values", found.value)
@@ -198,7 +210,7 @@ def _schedule(schedule: Any) -> Iterator[Finding]:
 
 
 def _dataset(dataset: Any) -> Iterator[Finding]:
-    yield Finding("signature", True, f"prepare(data_dir: {Path.__name__}); not run, it may download")
+    yield Finding("not tried", True, "prepare(data_dir) may download")
 
 
 CHECKS: dict[str, Callable[[Any], Iterator[Finding]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +23,10 @@ def guarded(component: Component, call: Callable[[], Any]) -> Any:
     except LlrflowError:
         raise
     except Exception as error:
-        origin = _origin(component)
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == origin]
-        if origin in ("llrflow", "optax"):
+        if _origin(component) in ("llrflow", "optax"):
             raise
+        source = getattr(sys.modules.get(type(component).__module__), "__file__", None)
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
         place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
         first = str(error).strip().split("\n")[0]
         got = f"failed{place}: {type(error).__name__}: {first}"

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from llrflow.answer import ask
 from llrflow.ascent import Search, maximise
 from llrflow.guard import placed
 from llrflow.probe import ApplyFn, Probe, asked_constants
-from llrflow.registry import Chosen, Component, Name, Traced, raise_at
+from llrflow.registry import Chosen, Component, Name, Traced
 from llrflow.threat import Threat, clip_to_box
 
 CLEAN = "clean"
@@ -47,12 +47,6 @@ class Perturbation(Search):
 
     onto: Literal["ball", "box"] = "ball"
     """Project every iterate onto the ball, or only onto the pixel box (N-FGSM, de Jorge et al. 2022)."""
-
-    @model_validator(mode="after")
-    def _radius_of_the_norm(self) -> Perturbation:
-        if self.norm is not None and self.epsilon is None:
-            raise_at(("norm",), self.norm, "no_epsilon", "has no radius; give this perturbation its own `epsilon`")
-        return self
 
     def ball(self, threat: Threat) -> Threat:
         """The ball that this search runs in."""
@@ -112,12 +106,14 @@ def perturb(
             asked: set[str] = set()
             if search.steps or search.restarts > 1:  # else the start is the result, whatever is maximised
                 tracing = probe.searching(search_apply, None, ball)
-                asked = asked_constants(search.maximize, tracing)
+                asked = asked_constants(lambda p, delta, term=search.maximize: ask(term, p, delta).value, tracing)
                 probe.searches[name] = [made for made in tracing.passes.values() if made.at != CLEAN]
             searching = partial(probe.searching, search_apply, source.constants(asked), ball)
             deltas[name] = maximise(search, searching, ball, keys(name), by)
     if source is not probe:
-        probe.passes |= {id(made): replace(made, at="clean, as searches see it") for made in source.passes.values()}
+        probe.passes |= {
+            f"search {at}": replace(made, at="clean, as searches see it") for at, made in source.passes.items()
+        }
     return deltas
 
 

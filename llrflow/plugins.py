@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llrflow.errors import PluginError
 from llrflow.files import sha256_file
-from llrflow.registry import KINDS, entries, import_as, load_builtins
+from llrflow.registry import KINDS, entries, forget, import_as, load_builtins
 from llrflow.spec.source import Source
 
 
@@ -86,6 +86,7 @@ def registered_by(origin: str) -> list[tuple[str, str]]:
 def _import_file(name: str, path: Path) -> None:
     if name in sys.modules:
         return
+    forget(str(path))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -46,11 +46,12 @@ class Pass:
 
 
 class _Linear(NamedTuple):
-    """The network's pass at one point, linearised: l and f there, and v -> <v, grad l> per example."""
+    """The network's pass at one point, linearised: l and f there, v -> <v, grad l> per example, auxiliary state."""
 
     loss: jax.Array
     logits: jax.Array
     tangent: Callable[[jax.Array], jax.Array]
+    state: Any
 
 
 class Probe:
@@ -80,8 +81,8 @@ class Probe:
         self._names: dict[int, str] = {}
         self._memo: dict[Any, tuple[Any, Any]] = {}
         self.states: dict[str, Any] = {}
-        """Auxiliary state (BatchNorm) of the clean pass and of the first perturbed one."""
-        self.passes: dict[int, Pass] = {}
+        """Auxiliary state (BatchNorm) of the clean pass and of the first perturbed one that terms asked for."""
+        self.passes: dict[Any, Pass] = {}
         """What was asked at each point."""
         self.searches: dict[str, list[Pass]] = {}
         """What one step of each search on this batch asks, by the search's name."""
@@ -128,14 +129,8 @@ class Probe:
         Differentiating it with respect to parameters is double backpropagation: `slope` (for a direction) and
         `of_gradients` (for any function of it) are cheaper. `constant` stops its derivative.
         """
-        at = self._at(delta, differentiated=not constant)
-        self._pass(delta).gradient = True
+        gradient = self._gradient(delta, self._at(delta, differentiated=not constant))
         self._pass(delta).double |= not constant
-
-        def run() -> jax.Array:
-            return jax.linear_transpose(at.tangent, self.x)(jnp.ones_like(at.loss))[0]
-
-        gradient = self._once("input_gradient", (delta,), run)
         return jax.lax.stop_gradient(gradient) if constant else gradient
 
     def of_gradients(self, function: Callable[..., jax.Array], *deltas: jax.Array | None) -> jax.Array:
@@ -147,9 +142,9 @@ class Probe:
         """
         gradients = [self.input_gradient(delta, constant=True) for delta in deltas]
         value, pull_back = jax.vjp(function, *gradients)
-        duals = pull_back(jnp.ones_like(value))
+        duals = jax.lax.stop_gradient(pull_back(jnp.ones_like(value)))
         slopes = sum(self.slope(dual, delta) for dual, delta in zip(duals, deltas, strict=True))
-        return value + slopes - jax.lax.stop_gradient(slopes)
+        return value + (slopes - jax.lax.stop_gradient(slopes))
 
     def keys(self, purpose: str) -> jax.Array:
         """One random key per example, [B], for one use (`purpose`); the same wherever the example stands in a batch."""
@@ -170,8 +165,8 @@ class Probe:
         """What a search asks of the clean image (fields of `Reference`), as constants; None if it asks nothing."""
         if not asked:
             return None
-        clean = self._at(None, differentiated=False)
-        gradient = self.input_gradient(constant=True) if "gradient" in asked else None
+        clean = self._linear(None)  # not `_at`: what a search asks must not decide which pass updates BatchNorm
+        gradient = self._gradient(None, clean) if "gradient" in asked else None
         return jax.lax.stop_gradient(Reference(clean.loss, clean.logits, gradient))
 
     def searching(self, apply: ApplyFn, reference: Reference | None, threat: Threat) -> SearchProbe:
@@ -179,20 +174,30 @@ class Probe:
         return SearchProbe(apply, self.x, self.y, self._keys, threat, reference)
 
     def _at(self, delta: jax.Array | None, differentiated: bool) -> _Linear:
-        def run() -> _Linear:
-            clean = delta is None
+        at = self._linear(delta)
+        self._pass(delta).differentiated |= differentiated
+        self.states.setdefault("clean" if delta is None else "perturbed", at.state)
+        return at
 
+    def _linear(self, delta: jax.Array | None) -> _Linear:
+        def run() -> _Linear:
             def loss_and_aux(images: jax.Array) -> tuple[jax.Array, Any]:
-                logits, state = self._apply(images, clean)
+                logits, state = self._apply(images, delta is None)
                 return cross_entropy(logits, self.y), (logits, state)
 
             images = self.x if delta is None else self.x + delta
             loss, tangent, (logits, state) = jax.linearize(loss_and_aux, images, has_aux=True)
-            self.states.setdefault("clean" if clean else "perturbed", state)
-            return _Linear(loss, logits, tangent)
+            return _Linear(loss, logits, tangent, state)
 
-        self._pass(delta).differentiated |= differentiated
+        self._pass(delta)
         return self._once("pass", (delta,), run)
+
+    def _gradient(self, delta: jax.Array | None, at: _Linear) -> jax.Array:
+        def run() -> jax.Array:
+            return jax.linear_transpose(at.tangent, self.x)(jnp.ones_like(at.loss))[0]
+
+        self._pass(delta).gradient = True
+        return self._once("input_gradient", (delta,), run)
 
     def _pass(self, delta: jax.Array | None) -> Pass:
         at = "clean" if delta is None else self._names.get(id(delta), "elsewhere")
@@ -257,8 +262,8 @@ class SearchProbe(Probe):
         self.asked.add(field)
         if self._reference is not None:
             return self._reference
-        clean = self._at(None, differentiated=False)
-        return Reference(clean.loss, clean.logits, super().input_gradient(constant=True))
+        clean = self._linear(None)
+        return Reference(clean.loss, clean.logits, self._gradient(None, clean))
 
 
 def asked_constants(term: Callable[[SearchProbe, jax.Array], Any], probe: SearchProbe) -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from llrflow.errors import PluginError, SpecError
+from llrflow.signatures import check_methods
 
 KINDS = ("term", "model", "attack", "augmentation", "dataset", "schedule", "optimizer", "step", "start", "gradient")
 
@@ -46,20 +46,6 @@ BUILTIN_MODULES = (
 
 PLACE_FIELDS = {"term": ("at", "weight", "allow_negative"), "optimizer": ("clip_norm",)}
 """Fields that the place of a component adds to it (see `Chosen`); no component of the kind may define them."""
-
-METHODS: dict[str, dict[str, tuple[str, ...]]] = {
-    "term": {"__call__": ("probe", "delta")},
-    "model": {"__call__": ("images", "classes", "batch_statistics")},
-    "augmentation": {"__call__": ("image", "key")},
-    "start": {"__call__": ("threat", "x", "keys")},
-    "step": {"init": ("delta",), "move": ("gradient", "delta", "state", "threat", "auto")},
-    "gradient": {"__call__": ("gradient", "params")},
-    "attack": {"begin": ("probe", "threat", "keys")},
-    "dataset": {"prepare": ("data_dir",)},
-    "optimizer": {"build": ()},
-    "schedule": {"build": ()},
-}
-"""What components of each kind are called with. A term that defines `init_state` is also given its state."""
 
 
 class Component(BaseModel):
@@ -146,7 +132,7 @@ def register(kind: str, name: str) -> Callable[[ComponentT], ComponentT]:
             raise PluginError(
                 cls.__qualname__, f"field {min(reserved)!r} is reserved for every {kind}", "rename the field"
             )
-        _check_methods(kind, cls)
+        check_methods(kind, cls)
         cls.registered_as = (kind, name)
         _entries[kind][name] = Entry(cls, _origin)
         return cls
@@ -154,20 +140,10 @@ def register(kind: str, name: str) -> Callable[[ComponentT], ComponentT]:
     return decorate
 
 
-def _check_methods(kind: str, cls: type[Component]) -> None:
-    for method, arguments in METHODS[kind].items():
-        if kind == "term" and hasattr(cls, "init_state"):
-            arguments = (*arguments, "state")
-        wanted = f"def {method}({', '.join(('self', *arguments))})"
-        # Not getattr alone: every class has the __call__ of its metaclass.
-        found = getattr(cls, method) if any(method in vars(base) for base in cls.__mro__) else None
-        if not callable(found):
-            raise PluginError(cls.__qualname__, f"has no method {method}", f"a {kind} needs `{wanted}`")
-        signature = inspect.signature(found)
-        try:
-            signature.bind(cls, *arguments)
-        except TypeError as error:
-            raise PluginError(cls.__qualname__, f"{method}{signature}: {error}", f"a {kind} needs `{wanted}`") from None
+def forget(origin: str) -> None:
+    """Take back what an origin registered: its file has changed and is about to be imported anew."""
+    for kind, known in _entries.items():
+        _entries[kind] = {name: entry for name, entry in known.items() if entry.origin != origin}
 
 
 def import_as(origin: str, load: Callable[[], Any]) -> Any:

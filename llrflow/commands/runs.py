@@ -32,21 +32,18 @@ def runs(directory: Path, markdown: bool, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ["nominal", *dict.fromkeys(name for row in rows for name in row["attacks"]), "worst case"]
+    attacks = list(dict.fromkeys(name for row in rows for name in row["attacks"]))
     lines = [
         [
             row["name"],
             f"{row['state']} {row['step']}/{row['steps']}",
-            *(
-                _percent({"nominal": row["nominal"], "worst case": row["worst_case"], **row["attacks"]}.get(c))
-                for c in columns
-            ),
+            *map(_percent, (row["nominal"], *(row["attacks"].get(name) for name in attacks), row["worst_case"])),
             f"{row['seconds']:.0f} s",
         ]
         for row in rows
         if row["state"] == "finished" or not markdown
     ]
-    headings = ["run", "state", *columns, "time"]
+    headings = ["run", "state", "nominal", *attacks, "worst case", "time"]
     if markdown:
         for cells in ([headings[0], *headings[2:]], ["---"] * (len(headings) - 1), *([c[0], *c[2:]] for c in lines)):
             click.echo(f"| {' | '.join(cells)} |")
@@ -63,21 +60,35 @@ def runs(directory: Path, markdown: bool, as_json: bool) -> None:
 
 
 def _row(folder: Any) -> dict[str, Any]:
-    """One run as plain data; what was not evaluated is None."""
-    record, evaluations = folder.record(), folder.evaluations()
-    found = evaluations[max(evaluations)] if evaluations else None
-    return {
+    """One run as plain data; what was not evaluated, or is no evaluation of the last checkpoint, is None."""
+    from pydantic import ValidationError
+
+    from llrflow.errors import CheckpointError
+
+    blank: dict[str, Any] = {
         "path": str(folder.path),
-        "name": record.name,
-        "state": record.state,
-        "step": record.step,
-        "steps": record.steps,
-        "seconds": sum(record.seconds.values()),
-        "n": found and found.n,
-        "nominal": found and found.nominal.accuracy,
-        "attacks": {name: attack.accuracy for name, attack in found.attacks.items()} if found else {},
-        "worst_case": found and found.worst_case.accuracy,
+        "name": folder.path.name,
+        "state": "unreadable",
+        "step": 0,
+        "steps": 0,
+        "n": None,
     }
+    blank |= {"seconds": 0.0, "nominal": None, "attacks": {}, "worst_case": None}
+    try:
+        record, evaluations = folder.record(), folder.evaluations()
+    except (CheckpointError, ValidationError):
+        return blank
+    found = evaluations.get(record.step)
+    row = {
+        **blank,
+        **record.model_dump(include={"name", "state", "step", "steps"}),
+        "seconds": sum(record.seconds.values()),
+    }
+    if found is not None:
+        shares = {name: attack.accuracy for name, attack in found.attacks.items()}
+        row |= {"n": found.n, "nominal": found.nominal.accuracy, "attacks": shares}
+        row["worst_case"] = found.worst_case.accuracy
+    return row
 
 
 def _percent(share: float | None) -> str:

@@ -17,7 +17,7 @@ from llrflow.answer import lacking_classes
 from llrflow.ascent import Search, plan_steps
 from llrflow.attacks.run import AttackProgram, Examples
 from llrflow.data.resident import DatasetFacts, describe
-from llrflow.errors import InputError
+from llrflow.errors import InputError, LlrflowError
 from llrflow.guard import placed
 from llrflow.objective import CLEAN
 from llrflow.probe import LogitsFn, Probe
@@ -181,7 +181,15 @@ def _check_objective(program: Program) -> None:
         for name, attack in spec.evaluate.attacks.items():
             with placed(f"evaluate.attacks.{name}"):
                 program.trace_attack(attack)
-    kinds = {kind for probe in program.probes() for kind in probe.states}
+    try:
+        kinds = program.probes()[-1].states  # the last computation of the gradient is the one that counts
+    except LlrflowError:
+        raise
+    except Exception as error:  # raised while differentiating, outside any call of the plugin
+        got = f"cannot be traced with these plugins: {type(error).__name__}: {str(error).splitlines()[0]}"
+        if not spec.plugins:
+            raise
+        raise at(spec, "objective", got, "try each one with `llrflow plugins check FILE`") from error
     updating = updating_pass(policy.update, kinds)
     if normed and (updating not in kinds or (updating == "perturbed" and policy.perturbed == "moving")):
         got = f"never updates the moving statistics: this objective has no {updating} pass with batch statistics"

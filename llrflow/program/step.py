@@ -163,7 +163,7 @@ def updated_statistics(probe: Probe, update: str, before: Any) -> Any:
     """Moving statistics after the step, from the pass that the policy names (`auto`: clean if there was one)."""
     if not before:
         return before
-    return jax.lax.stop_gradient(probe.states[updating_pass(update, probe.states)])
+    return jax.lax.stop_gradient(probe.states.get(updating_pass(update, probe.states), before))
 
 
 def updating_pass(update: str, passes: Container[str]) -> str:

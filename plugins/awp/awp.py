@@ -14,8 +14,8 @@ from llrflow.registry import Component, Traced, register
 class AdversarialWeightPerturbation(Component):
     """The gradient at w + v with v = gamma ||w|| g / ||g||, g the objective's gradient at w; per weight tensor.
 
-    Biases and other vectors stay where they are. The adversarial images are found once, at w, as in the authors'
-    code; the update is applied to w. Costs a second objective, without its searches.
+    Biases, scales of norm layers and other vectors stay where they are. The adversarial images are found once, at w,
+    as in the authors' code; the update is applied to w. Costs a second objective, without its searches.
     """
 
     gamma: Annotated[float, Traced(ge=0)] = 0.01
@@ -29,6 +29,6 @@ class AdversarialWeightPerturbation(Component):
 
     def moved(self, weights, slope):
         """w + v of one tensor."""
-        if weights.ndim < 2:
+        if weights.size == max(weights.shape, default=1):  # a vector, whatever its axes: Haiku's norm layers have four
             return weights
         return weights + self.gamma * jnp.linalg.norm(weights) * slope / (jnp.linalg.norm(slope) + 1e-20)

@@ -30,6 +30,10 @@ SPECS = {
         {"objective.perturbations.llr.epsilon": 8},
         [r"objective\.perturbations\.llr\.epsilon = 8", "pixel range", "write 8/255"],
     ),
+    "perturbation named like a random stream": (
+        {"objective.perturbations.augment": PGD, "objective.terms.gamma.at": "augment"},
+        [r"objective\.perturbations\.augment", "another random stream", "rename it"],
+    ),
     "target": (
         {"objective.terms.gamma": {"type": "margin", "at": "llr", "target": "rnd"}},
         [r"objective\.terms\.gamma\.target = 'rnd' is no target", "rank", "least_likely"],
@@ -124,15 +128,18 @@ SPECS = {
     ),
     "norm without a radius": (
         {"objective.perturbations.llr.norm": "l2"},
-        [r"objective\.perturbations\.llr\.norm = 'l2' has no radius", "its own `epsilon`"],
+        [
+            r"objective\.perturbations\.llr\.norm = 'l2' is not the threat's norm, and has no radius",
+            "its own `epsilon`",
+        ],
     ),
     "search of a stateful term": (
         {"plugins": [ELLE], "objective.perturbations.llr.maximize": {"type": "elle_a"}},
-        [r"objective\.perturbations\.llr\.maximize \(elle_a\)", "running state", "choose another term"],
+        [r"objective\.perturbations\.llr\.maximize \(term elle_a\)", "running state", "choose another term"],
     ),
     "attack on a stateful term": (
         {"plugins": [ELLE], "evaluate.attacks.pgd.maximize": {"type": "elle_a"}},
-        [r"evaluate\.attacks\.pgd\.maximize \(elle_a\)", "running state", "choose another term"],
+        [r"evaluate\.attacks\.pgd\.maximize \(term elle_a\)", "running state", "choose another term"],
     ),
     "target beyond the classes": (
         {"objective.terms.extra": {"type": "margin", "target": 10}},

@@ -57,12 +57,14 @@ def test_types_list_every_component_with_its_fields(command):
 
 
 def test_the_schema_accepts_the_specs_and_rejects_a_misspelt_key(command, repository, tiny):
-    code, out, _ = command("schema")
+    plugins = [part for path in sorted((repository / "plugins").glob("*/*.py")) for part in ("--plugin", path)]
+    code, out, _ = command("schema", *plugins)
     schema = json.loads(out)
     jsonschema.Draft202012Validator.check_schema(schema)
     check = jsonschema.Draft202012Validator(schema)
     assert code == 0 and schema["$schema"].endswith("2020-12/schema")
-    specs = [read_source(path).data for path in sorted((repository / "specs").rglob("*.yaml"))]
+    paths = [*sorted((repository / "specs").rglob("*.yaml")), *sorted((repository / "plugins").rglob("*.yaml"))]
+    specs = [read_source(path).data for path in paths]
     for spec in [*specs, tiny(), read_source(repository / "llrflow/spec/starter.yaml").data]:
         assert [error.message for error in check.iter_errors(spec)] == []
     for changes in (
@@ -163,3 +165,36 @@ def test_the_default_folder_is_named_by_the_resolved_spec(command, spec_file, tm
     assert code == 0 and "continuing from step 2 of 2" in err
     devices = llrflow.load_spec(stored, {"devices.count": 2, "name": "renamed"})
     assert llrflow.run(devices, stored.parent).record.name == "renamed"  # neither names the experiment
+
+
+def test_runs_lists_what_a_folder_holds(command, spec_file, tmp_path):
+    small = ["--set", "evaluate.attacks.pgd=null", "--set", "train.steps=2"]
+    assert command("run", spec_file, *small, "--out", tmp_path / "all/done")[0] == 0
+    assert command("run", spec_file, *small, "--set", "seed=1", "--out", tmp_path / "all/begun")[0] == 0
+    for evaluation in (tmp_path / "all/begun/evaluation").glob("*.json"):
+        evaluation.unlink()
+    (tmp_path / "all/odd").mkdir()
+    (tmp_path / "all/odd/run.json").write_text("{")
+    record = tmp_path / "all/begun/run.json"
+    record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
+    code, out, err = command("runs", tmp_path / "all", "--json")
+    begun, done, odd = json.loads(out)
+    assert code == 0 and err == ""
+    assert (odd["state"], odd["name"], odd["nominal"]) == ("unreadable", "odd", None)
+    assert begun["state"] == "interrupted" and begun["nominal"] is None and begun["attacks"] == {}
+    evaluation = json.loads((tmp_path / "all/done/evaluation/2.json").read_text())
+    assert done["nominal"] == evaluation["nominal"]["accuracy"] and done["n"] == 360
+    assert done["attacks"] == {"fgsm": evaluation["attacks"]["fgsm"]["accuracy"]}
+    out = command("runs", tmp_path / "all")[1]
+    assert "interrupted 2/2" in out and "finished 2/2" in out
+    lines = command("runs", tmp_path / "all", "--markdown")[1].splitlines()
+    assert lines[0] == "| run | nominal | fgsm | worst case | time |" and len(lines) == 3  # only the finished one
+    assert lines[2].startswith(f"| tiny | {done['nominal']:.2%} | ")
+
+
+def test_runs_of_an_empty_folder(command, tmp_path):
+    code, out, err = command("runs", tmp_path)
+    assert (code, out) == (
+        2,
+        "",
+    ) and err == f"error: {tmp_path}: holds no run folders; name the folder that holds them\n"

@@ -105,6 +105,7 @@ def test_importing_llrflow_starts_nothing():
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("arguments", "limit"),
     [

@@ -88,3 +88,15 @@ def test_two_plugins_cannot_take_one_name(command, with_plugin, tmp_path):
     code, _, err = command("validate", spec)
     assert code == 2 and err.count("\n") == 1
     assert re.search(r"theirs\.py'.*'taken_twice' is already registered by .*mine\.py; choose another name", err), err
+
+
+def test_an_edited_plugin_takes_the_place_of_what_it_was(command, with_plugin, tmp_path):
+    spec, plugin = with_plugin("edited"), tmp_path / "plugins/mine.py"
+    assert command("validate", spec)[0] == 0
+    plugin.write_text(plugin.read_text().replace("power: int = 2", "power: int = 2\n    shift: float = 0.0"))
+    code, _, err = command("validate", spec, "--set", "objective.terms.confident.shift=1")
+    assert code == 0, err
+    plugin.write_text(plugin.read_text() + "\n1 / 0\n")
+    assert command("validate", spec)[0] == 2
+    plugin.write_text(plugin.read_text().replace("\n1 / 0\n", ""))
+    assert command("validate", spec)[0] == 0

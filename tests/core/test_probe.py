@@ -370,3 +370,23 @@ def test_the_batch_mean_is_that_of_all_devices_and_a_constant(net):
     np.testing.assert_allclose(means, np.mean(values))
     np.testing.assert_array_equal(slopes, 0.0)
     np.testing.assert_allclose(mean(values[1], None), np.mean(values[1]))
+
+
+def test_a_function_of_gradients_may_close_over_other_answers(reference):
+    def weighted(probe):
+        return probe.of_gradients(lambda gradient: probe.loss() * jnp.sum(gradient**3, axis=(1, 2, 3)), None)
+
+    def doubly(probe):
+        return probe.loss() * jnp.sum(probe.input_gradient() ** 3, axis=(1, 2, 3))
+
+    def gradient_of(value):
+        def mean(params):
+            return jnp.mean(value(Probe(lambda images: reference.apply(params, images), reference.x, reference.y)))
+
+        return jax.jit(jax.value_and_grad(mean))(reference.params)
+
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-4),
+        gradient_of(weighted),
+        gradient_of(doubly),
+    )

@@ -86,6 +86,13 @@ def test_adversarial_training_without_a_clean_pass_still_updates_them():
     assert not equal(after, before)
 
 
+@pytest.mark.parametrize("search", ["batch", "moving"])
+def test_what_a_search_asks_of_the_clean_images_does_not_make_a_clean_pass(search):
+    objective = {"loss": {"type": "cross_entropy", "at": "llr"}, "perturbations": LLR["perturbations"]}
+    before, after, clean, _ = step_of(objective, Statistics(search, "batch", "auto"))
+    assert not equal(after, clean) and not equal(after, before)
+
+
 @functools.cache
 def _weighted_parts():
     objective = LLR | {"terms": {"gamma": {"type": "local_linearity", "at": "llr", "weight": 2.5}}}

@@ -28,6 +28,7 @@ PATHS = {
     "loss.weight": 1.0,
     "perturbations.llr.epsilon": 0.1,
     "perturbations.llr.maximize.label_smoothing": 0.0,
+    "perturbations.llr.reach": 2.5,
     "perturbations.llr.start.radius": 1.0,
     "perturbations.llr.step.size": 0.02,
     "terms.gamma.weight": 4.0,

@@ -75,7 +75,7 @@ def double_backpropagation_step(program: Program, share: bool, state: TrainState
     optimizer = spec.optimizer.build()
     updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, model_state, optimizer_state, (), state.step + 1), {"objective": value}
+    return TrainState(params, model_state, optimizer_state, (), {}, state.step + 1), {"objective": value}
 
 
 def steps_of(spec: str, data_dir: str, norm: str) -> tuple[Program, list[Callable[[TrainState], Any]]]:

@@ -9,9 +9,11 @@ import pytest
 import llrflow
 from llrflow.keys import example_keys, purpose_key
 from llrflow.objective import perturb
+from llrflow.plugins import load_plugin
 from llrflow.probe import Probe
 from llrflow.program.state import Batch
 from llrflow.program.step import network_of, predict
+from llrflow.registry import make
 
 RATE = 0.1
 SGD = {"type": "sgd", "learning_rate": RATE}
@@ -153,3 +155,14 @@ def test_moving_statistics_come_from_one_pass_a_step(program, batch):
         state, _ = made.train_step(state, batch, step)
     (counter,) = {int(leaf) for leaf in jax.tree.leaves(made.devices.fetch(state).model_state) if np.ndim(leaf) == 0}
     assert counter == 2  # though each step computed two gradients
+
+
+def test_vectors_stay_whatever_their_axes(plugin_file):
+    load_plugin(plugin_file("awp"))
+    awp = make("gradient", {"type": "awp", "gamma": 0.5})
+    for shape in ((3,), (1, 1, 1, 3), (), (1,)):
+        weights = jnp.full(shape, 2.0)
+        np.testing.assert_array_equal(awp.moved(weights, jnp.ones(shape)), weights)
+    kernel = jnp.full((1, 1, 2, 3), 2.0)
+    moved = awp.moved(kernel, 7 * jnp.ones(kernel.shape))
+    assert float(jnp.linalg.norm(moved - kernel)) == pytest.approx(0.5 * float(jnp.linalg.norm(kernel)), rel=1e-5)

@@ -182,6 +182,13 @@ class Idle(Network):
         return hk.Linear(classes)(hk.Flatten()(h))
 
 
+class PlacedTerm(Component):
+    """Noise by the place in the batch, not by the example."""
+
+    def __call__(self, probe, delta):
+        return probe.loss(delta) * jax.random.uniform(jax.random.key(0), (len(probe.x),))
+
+
 class Brighter(Component):
     """Pixels above 1."""
 
@@ -277,7 +284,13 @@ class Scattered(Component):
 
 BATCH_MATES = "an example does not see its batch-mates"
 COMPONENTS = {
-    "term": (Term(), {ConstantTerm(): "gradient reaches the parameters"}),
+    "term": (
+        Term(),
+        {
+            ConstantTerm(): "gradient reaches the parameters",
+            PlacedTerm(): "an example's place in the batch does not matter",
+        },
+    ),
     "model": (
         make("model", {"type": "mlp", "widths": [4]}),
         {Averaging(): BATCH_MATES, Narrow(): "runs", Idle(): "gradient reaches every parameter"},

@@ -2,7 +2,14 @@
 
 import re
 
+import numpy as np
 import pytest
+
+import llrflow
+from llrflow.answer import ask
+from llrflow.errors import PluginError
+from llrflow.probe import Probe
+from llrflow.registry import Component, import_as, register
 
 HEAD = '''
 import jax
@@ -169,6 +176,55 @@ def test_a_term_that_a_search_maximises(refused, verb):
         rf"term maximised_{verb} \({file}\): its value is float32\[64, 10\]; return one number per example, float\[64\]"
     )
     assert re.fullmatch(rf"objective\.perturbations\.llr {says}", message), message
+
+
+def test_a_term_that_raises_where_a_search_asks_it(refused):
+    code = (
+        HEAD.format(kind="term", name="raising_in_search")
+        + "    def __call__(self, probe, delta):\n        {}['gone']\n"
+    )
+    changes = {"objective.perturbations.llr.maximize": {"type": "raising_in_search"}}
+    message, file = refused("validate", code, changes, "llr:")
+    assert re.fullmatch(
+        rf"objective\.perturbations\.llr term raising_in_search \({file}\): failed at {file}:\d+: KeyError: 'gone'; .*",
+        message,
+    ), message
+
+
+def test_an_answer_may_be_maximised(tiny, tmp_path):
+    code = "    def __call__(self, probe, delta):\n        return Answer(probe.loss(delta))\n"
+    (tmp_path / "plugin.py").write_text(HEAD.format(kind="term", name="answering") + code)
+    changes = {"plugins": [str(tmp_path / "plugin.py")], "objective.perturbations.llr.maximize": {"type": "answering"}}
+    program = llrflow.compile(llrflow.load_spec(tiny(), changes))
+    assert len(program.probes()[0].searches["llr"]) == 1
+
+
+def test_a_term_that_cannot_be_differentiated(refused):
+    body = (
+        "    def __call__(self, probe, delta):\n        import jax\n"
+        "        return jax.lax.while_loop(lambda v: v[0] > 9, lambda v: v / 2, probe.loss())\n"
+    )
+    changes = {"objective.terms.extra": {"type": "looping"}}
+    message, _ = refused("validate", HEAD.format(kind="term", name="looping") + body, changes, "objective:")
+    assert re.match(
+        r"objective cannot be traced with these plugins: \w+: .*; try each one with `llrflow plugins", message
+    )
+
+
+def test_an_installed_plugin_is_located_too():
+    def load():
+        @register("term", "installed_and_broken")
+        class Broken(Component):
+            def __call__(self, probe, delta):
+                raise RuntimeError("no way")
+
+        return Broken
+
+    term = import_as("some_distribution", load)()
+    with pytest.raises(
+        PluginError, match=rf"some_distribution.*: failed at {re.escape(__file__)}:\d+: RuntimeError: no way"
+    ):
+        ask(term, Probe(lambda images: images, np.zeros((1, 2, 2, 1), np.float32), np.zeros(1, int)), None)
 
 
 OTHER_KINDS = {

@@ -160,7 +160,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(load, tmp_path, fresh,
 
 def state(width=3, kind=np.float32):
     params = {"w": np.zeros((2, width), kind)}
-    return TrainState(params, {}, (), (), np.asarray(7, np.int32))
+    return TrainState(params, {}, (), (), {}, np.asarray(7, np.int32))
 
 
 def test_a_tree_that_does_not_fit_is_named(tmp_path):

@@ -1,0 +1,101 @@
+"""What single fields cannot know: contradictions between the blocks of a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from llrflow.answer import is_stateful
+from llrflow.objective import CLEAN
+from llrflow.registry import Component, first_problem, suggest
+from llrflow.spec.schema import Spec
+from llrflow.threat import Threat
+from llrflow.traced import components, numbers
+
+LOGGED = ("objective", "accuracy", "gradient_norm", "step")
+"""Metrics that every run logs beside those of its terms."""
+
+STREAMS = ("augment", "terms")
+"""Random streams of a step beside those of its perturbations."""
+
+
+class Problem(NamedTuple):
+    """One contradiction."""
+
+    path: str
+    """Dotted path of the value to correct."""
+    got: str
+    fix: str
+
+
+def contradictions(spec: Spec) -> Iterator[Problem]:
+    """Every contradiction, those of the objective first."""
+    if (spec.train.epochs is None) == (spec.train.steps is None):
+        both = "has both `epochs` and `steps`" if spec.train.epochs else "has neither `epochs` nor `steps`"
+        yield Problem("train", both, "give exactly one of them")
+    yield from _terms(spec)
+    yield from _perturbations(spec)
+    yield from _components(spec)
+    yield from _evaluation(spec)
+
+
+def _terms(spec: Spec) -> Iterator[Problem]:
+    objective = spec.objective
+    if "loss" in objective.terms:
+        yield Problem("objective.terms.loss", "is the name of the classification loss", "rename the term")
+    for name in objective.terms:
+        if name in LOGGED:
+            yield Problem(f"objective.terms.{name}", "is the name of a metric that every run logs", "rename the term")
+    places = objective.places()
+    for name, term in objective.entries().items():
+        if term.at != CLEAN and term.at not in objective.perturbations:
+            got = f"= {term.at!r} is not a perturbation of this objective"
+            yield Problem(f"{places[name]}.at", got, suggest(term.at, [CLEAN, *objective.perturbations]))
+        elif term.at == CLEAN and getattr(term, "needs_perturbation", False):
+            fix = "set `at:` to one of objective.perturbations" + (
+                f" ({', '.join(objective.perturbations)})" if objective.perturbations else ", and define it there"
+            )
+            got = f"({term.registered_as[1]}) is evaluated at a perturbation and has none"
+            yield Problem(places[name], got, fix)
+
+
+def _perturbations(spec: Spec) -> Iterator[Problem]:
+    used = {term.at for term in spec.objective.entries().values()}
+    for name, search in spec.objective.perturbations.items():
+        path, norm = f"objective.perturbations.{name}", search.norm or spec.threat.norm
+        if name == CLEAN or name in STREAMS:
+            what = "the unperturbed image" if name == CLEAN else "another random stream"
+            yield Problem(path, f"is the name of {what}", "rename it")
+        elif name not in used:
+            yield Problem(path, "is used by no term", "set `at:` of a term or of the loss to it, or delete it")
+        if norm != spec.threat.norm and search.epsilon is None:
+            got = f"= {norm!r} is not the threat's norm, and has no radius"
+            yield Problem(f"{path}.norm", got, "give this perturbation its own `epsilon`")
+        if isinstance(search.epsilon, float) and search.epsilon > 0:
+            try:
+                Threat.model_validate({"norm": norm, "epsilon": search.epsilon})
+            except ValidationError as error:
+                _, got, fix = first_problem(error)
+                yield Problem(f"{path}.epsilon", got.removeprefix("epsilon "), fix)
+
+
+def _components(spec: Spec) -> Iterator[Problem]:
+    for where, part in components(spec):
+        maximize = getattr(part, "maximize", None)
+        if isinstance(maximize, Component) and is_stateful(maximize):
+            got = f"({maximize.label()}) keeps a running state, which a search cannot maximise"
+            yield Problem(".".join((*where, "maximize")), got, "choose another term")
+    for path, value, _ in numbers(spec):
+        if isinstance(value, Component) and path.split(".")[0] in ("model", "data"):
+            yield Problem(path, "follows a schedule, but is compiled in", "give one number")
+        elif isinstance(value, Component) and path.split(".")[0] == "evaluate":
+            yield Problem(path, "follows a schedule, but attacks have no training steps", "give one number")
+
+
+def _evaluation(spec: Spec) -> Iterator[Problem]:
+    if "random" in spec.evaluate.attacks:
+        yield Problem("evaluate.attacks.random", "is the name of the noise control", "rename the attack")
+    if spec.evaluate.parameters == "ema" and spec.train.ema is None:
+        yield Problem("evaluate.parameters", "= 'ema' but training keeps no moving average", "set train.ema")
