@@ -16,11 +16,11 @@ methods: $(VENV)/.installed  ## Train and attack every method on digits; prints 
 	$(BIN)/llrflow runs runs/methods --markdown
 
 test: $(VENV)/.installed-test  ## Run all tests, slow ones included
-	$(BIN)/python -m pytest -n 2 -m "not alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 test-fast: $(VENV)/.installed-test  ## Run the tests that take less than 20 s each
-	$(BIN)/python -m pytest -n 2 -m "not slow and not alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone"
 
 lint: $(VENV)/.installed-test  ## Check style and types
 	$(BIN)/ruff check .

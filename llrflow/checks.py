@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -61,6 +62,11 @@ class Toy:
         return Probe(partial(self.logits, params), x, y, self.keys if keys is None else keys, THREAT)
 
 
+@functools.cache
+def _toy() -> Toy:
+    return Toy()
+
+
 def check(kind: str, component: Component) -> Iterator[Finding]:
     """Everything that is checked of a component of a kind; one failure of the plugin itself ends it."""
     try:
@@ -71,7 +77,7 @@ def check(kind: str, component: Component) -> Iterator[Finding]:
 
 
 def _term(term: Component) -> Iterator[Finding]:
-    toy = Toy()
+    toy = _toy()
     state = first_state(term) if is_stateful(term) else None
     delta = toy.delta if getattr(term, "needs_perturbation", False) else None
     made: list[Probe] = []
@@ -139,7 +145,7 @@ def _model(model: Component) -> Iterator[Finding]:
 
 
 def _augmentation(augmentation: Any) -> Iterator[Finding]:
-    toy = Toy()
+    toy = _toy()
     run = jax.vmap(augmentation)
     images = guarded(augmentation, lambda: _retraced(run)(toy.x, toy.keys))
     yield Finding("shape", images.shape == toy.x.shape, f"{list(images.shape[1:])} from {list(toy.x.shape[1:])}")
@@ -150,7 +156,7 @@ def _augmentation(augmentation: Any) -> Iterator[Finding]:
 
 
 def _start(start: Any) -> Iterator[Finding]:
-    toy = Toy()
+    toy = _toy()
     delta = guarded(start, lambda: jax.jit(partial(start, THREAT))(toy.x, toy.keys))
     yield Finding("shape", delta.shape == toy.x.shape, str(list(delta.shape)))
     yield _finite("finite values", delta)
@@ -158,7 +164,7 @@ def _start(start: Any) -> Iterator[Finding]:
 
 
 def _step(step: Any) -> Iterator[Finding]:
-    toy = Toy()
+    toy = _toy()
 
     def moved(gradient: jax.Array) -> Any:
         return step.move(gradient, toy.delta, step.init(toy.delta), THREAT, 0.05)[0]
@@ -170,7 +176,7 @@ def _step(step: Any) -> Iterator[Finding]:
 
 
 def _attack(attack: Any) -> Iterator[Finding]:
-    toy = Toy()
+    toy = _toy()
     config = attack.model_dump()
     result = guarded(
         attack, lambda: run_attack(partial(toy.logits, toy.params), toy.x, toy.y, THREAT, config, jax.random.key(0))
@@ -180,7 +186,7 @@ def _attack(attack: Any) -> Iterator[Finding]:
 
 
 def _gradient(hook: Any) -> Iterator[Finding]:
-    toy, calls = Toy(), []
+    toy, calls = _toy(), []
 
     def gradient(params: Any, perturbations: Any = None) -> Gradient:
         calls.append(perturbations)
@@ -197,7 +203,7 @@ def _gradient(hook: Any) -> Iterator[Finding]:
 
 
 def _optimizer(optimizer: Any) -> Iterator[Finding]:
-    toy = Toy()
+    toy = _toy()
     transform = guarded(optimizer, optimizer.build)
     updates, _ = guarded(optimizer, lambda: transform.update(toy.params, transform.init(toy.params), toy.params))
     yield _finite("finite updates", optax.apply_updates(toy.params, updates))

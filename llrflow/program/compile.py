@@ -174,13 +174,14 @@ def _check_objective(program: Program) -> None:
     spec = program.spec
     policy, loss = spec.train.batch_norm, spec.objective.loss
     usual = policy.update == "auto" and policy.perturbed == "batch" and loss.at == CLEAN
-    normed = bool(jax.tree.leaves(program.abstract_state().model_state))
-    if not spec.plugins and (usual or not normed):
+    if usual and not spec.plugins:
         return
-    if spec.plugins:
-        for name, attack in spec.evaluate.attacks.items():
-            with placed(f"evaluate.attacks.{name}"):
-                program.trace_attack(attack)
+    normed = bool(jax.tree.leaves(program.abstract_state().model_state))
+    if not normed and not spec.plugins:
+        return
+    for name, attack in spec.evaluate.attacks.items() if spec.plugins else ():
+        with placed(f"evaluate.attacks.{name}"):
+            program.trace_attack(attack)
     try:
         kinds = program.probes()[-1].states  # the last computation of the gradient is the one that counts
     except LlrflowError:
