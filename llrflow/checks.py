@@ -18,6 +18,7 @@ from llrflow.errors import LlrflowError
 from llrflow.gradients import Gradient
 from llrflow.guard import guarded, structure_of
 from llrflow.keys import example_keys
+from llrflow.models.network import AXIS
 from llrflow.probe import Probe, cross_entropy
 from llrflow.program.cost import of_passes
 from llrflow.program.step import network_of, predict
@@ -50,7 +51,7 @@ class Toy:
         self.keys = example_keys(jax.random.key(0), jnp.arange(BATCH))
         self.network = network_of(model or make("model", {"type": "cnn", "channels": [8], "dense": 16}), CLASSES)
         # Batch statistics are averaged over a device axis, which a program always has.
-        init = jax.vmap(lambda x: self.network.init(jax.random.key(1), x, True), axis_name="devices")
+        init = jax.vmap(lambda x: self.network.init(jax.random.key(1), x, True), axis_name=AXIS)
         self.params, self.state = jax.tree.map(lambda leaf: leaf[0], init(self.x[None]))
 
     def logits(self, params: Any, x: jax.Array) -> jax.Array:
