@@ -1,14 +1,14 @@
 """The inner maximisation: one projected-ascent loop for training perturbations and for attacks.
 
-The loop is three pure methods (`begin`, `advance`, `finish`) over a `Carry`; `maximise` strings them
-together inside a compiled step, `llrflow.attacks` drives them from the host. Which of the two, and how the
-steps are repeated, is decided by `plan_steps` alone.
+The loop is pure methods (`begin`, `advance`, `judged`) over a `Carry`; `maximise` strings them together inside
+a compiled step, `llrflow.attacks` drives them from the host as it drives every attack. Which of the two, and
+how the steps are repeated, is decided by `plan_steps` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from llrflow.registry import Chosen, Component, Traced, register
 from llrflow.threat import Threat, unit
 
 StepSize = Annotated[float | Literal["auto"], Traced(gt=0)]
-HOST_CHUNK = 8
+SCAN_CHUNK = 10
+"""Most steps of an attack between two looks at which examples are settled, where steps are scanned."""
 
 
 @register("start", "zero")
@@ -141,6 +142,8 @@ ProbeFactory = Callable[[], SearchProbe]
 Goal = Literal["value", "error"]
 """What the best iterate is: the largest value (training), or an error before the largest value (attacks)."""
 
+StateT = TypeVar("StateT")
+
 
 class Search(Component):
     """max over delta in the threat's ball of a term, by projected ascent from a start inside it."""
@@ -172,50 +175,47 @@ class Search(Component):
         """An iterate brought back into the threat model, [B,H,W,C]."""
         return threat.project(delta, x)
 
-    def begin(self, probe: SearchProbe, threat: Threat, keys: jax.Array) -> Carry:
-        """The state before the first step; keys [B] are this restart's."""
-        start = shaped(self.start, probe.x.shape, lambda: self.start(threat, probe.x, keys))
-        delta = self.project(threat, start, probe.x)
-        nothing = jnp.full(len(probe.x), -jnp.inf, probe.x.dtype)
+    goal: ClassVar[Goal] = "value"
+
+    def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: Any) -> Carry:
+        """The state before the first step; keys [B] are this run's."""
+        x = probes().x
+        start = shaped(self.start, x.shape, lambda: self.start(threat, x, keys))
+        delta = self.project(threat, start, x)
+        nothing = jnp.full(len(x), -jnp.inf, x.dtype)
         step_state = guarded(self.step, lambda: self.step.init(delta))
-        return Carry(delta, step_state, delta, nothing, jnp.zeros(len(probe.x), bool))
+        return Carry(delta, step_state, delta, nothing, jnp.zeros(len(x), bool))
 
-    def advance(
-        self, probes: ProbeFactory, threat: Threat, carry: Carry, steps: int, by: Literal["unroll", "scan"], goal: Goal
-    ) -> Carry:
-        """`steps` ascent steps, written out or scanned; 2F each."""
+    def advance(self, probes: ProbeFactory, threat: Threat, carry: Carry, index: Any) -> Carry:
+        """One ascent step, 2F; `index` counts them from 0."""
+
+        def total(delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            value, wrong = self._judge(probes(), delta)
+            return jnp.sum(value), (value, wrong)
+
+        gradient, (value, wrong) = jax.grad(total, has_aux=True)(carry.delta)
+        carry = self._keep_better(carry, value, wrong) if self.keep == "best" else carry
+        # One example's overflow must not turn its perturbation into NaN, which no projection mends.
+        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
         auto = self.reach * threat.epsilon / max(self.steps, 1)
+        move, step_state = guarded(
+            self.step, lambda: self.step.move(gradient, carry.delta, carry.step_state, threat, auto)
+        )
+        return carry._replace(delta=self.project(threat, carry.delta + move, probes().x), step_state=step_state)
 
-        def one(carry: Carry) -> Carry:
-            def total(delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-                value, wrong = self._judge(probes(), delta)
-                return jnp.sum(value), (value, wrong)
-
-            gradient, (value, wrong) = jax.grad(total, has_aux=True)(carry.delta)
-            carry = _keep_better(carry, value, wrong, goal) if self.keep == "best" else carry
-            # One example's overflow must not turn its perturbation into NaN, which no projection mends.
-            gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-            move, step_state = guarded(
-                self.step, lambda: self.step.move(gradient, carry.delta, carry.step_state, threat, auto)
-            )
-            return carry._replace(delta=self.project(threat, carry.delta + move, probes().x), step_state=step_state)
-
-        if by == "scan":
-            return jax.lax.scan(lambda c, _: (one(c), None), carry, length=steps)[0]
-        for _ in range(steps):
-            carry = one(carry)
-        return carry
-
-    def finish(self, probes: ProbeFactory, carry: Carry, goal: Goal) -> Carry:
+    def judged(self, probes: ProbeFactory, carry: Carry) -> Carry:
         """The kept perturbation in `best`, judged; F, which falls away where no judgement is used."""
         value, wrong = self._judge(probes(), carry.delta)
         if self.keep == "last":
             return carry._replace(best=carry.delta, best_value=value, best_wrong=wrong)
-        return _keep_better(carry, value, wrong, goal)
+        return self._keep_better(carry, value, wrong)
 
     def _judge(self, probe: SearchProbe, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
         value = ask(self.maximize, probe, delta).value
         return value, misclassified(probe.logits(delta), probe.y)
+
+    def _keep_better(self, carry: Carry, value: jax.Array, wrong: jax.Array) -> Carry:
+        return prefer(carry, carry._replace(best=carry.delta, best_value=value, best_wrong=wrong), self.goal)
 
 
 def maximise(
@@ -224,11 +224,23 @@ def maximise(
     """delta [B,H,W,C] found by the search inside one traced program; a constant to any later derivative."""
     outcome = None
     for restart in range(search.restarts):
-        carry = search.begin(probes(), threat, restart_keys(keys, restart))
-        carry = search.finish(probes, search.advance(probes, threat, carry, search.steps, by, "value"), "value")
+        carry = search.begin(probes, threat, restart_keys(keys, restart), restart)
+        carry = repeat(lambda c, i: search.advance(probes, threat, c, i), carry, 0, search.steps, by)
+        carry = search.judged(probes, carry)
         outcome = carry if outcome is None else prefer(outcome, carry, "value")
     assert outcome is not None
     return jax.lax.stop_gradient(outcome.best)
+
+
+def repeat(
+    one: Callable[[StateT, Any], StateT], state: StateT, first: Any, steps: int, by: Literal["unroll", "scan"]
+) -> StateT:
+    """`state` after `steps` calls of one(state, index), the index counted from `first`; written out or scanned."""
+    if by == "scan":
+        return jax.lax.scan(lambda s, i: (one(s, i), None), state, first + jnp.arange(steps))[0]
+    for index in range(steps):
+        state = one(state, first + index)
+    return state
 
 
 def prefer(a: Carry, b: Carry, goal: Goal) -> Carry:
@@ -254,8 +266,8 @@ def misclassified(logits: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def restart_keys(keys: jax.Array, restart: int | jax.Array) -> jax.Array:
-    """Per-example keys [B] of one restart."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, restart))(keys)
+    """Per-example keys [B] of one restart, or of one restart each [B]."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(restart, jnp.uint32), keys.shape))
 
 
 class Plan(NamedTuple):
@@ -274,15 +286,12 @@ def plan_steps(steps: int, platform: str, inside: bool) -> Plan:
     """The one place that chooses a strategy; all of them give the same perturbation.
 
     XLA:CPU runs convolutions inside a while loop about four times slower than outside, so on CPU a training
-    step writes its search out, and an attack (`inside=False`) calls a compiled chunk of written-out steps
-    from the host. GPU and TPU scan; that has never been run on such a device by the authors of llrflow.
+    step writes its search out, and an attack (`inside=False`) calls one compiled step from the host, as often as
+    needed: settled examples leave after every step, and nothing long is compiled. GPU and TPU scan; that has never
+    been run on such a device by the authors of llrflow.
     """
-    if platform != "cpu":
-        return Plan("scan", steps)
+    if platform == "cpu":
+        return Plan("unroll", steps) if inside else Plan("host", 1)
     if inside:
-        return Plan("unroll", steps)
-    return Plan("host", max(n for n in range(1, HOST_CHUNK + 1) if steps % n == 0))
-
-
-def _keep_better(carry: Carry, value: jax.Array, wrong: jax.Array, goal: Goal) -> Carry:
-    return prefer(carry, carry._replace(best=carry.delta, best_value=value, best_wrong=wrong), goal)
+        return Plan("scan", steps)
+    return Plan("scan", max(n for n in range(1, SCAN_CHUNK + 1) if max(steps, 1) % n == 0))

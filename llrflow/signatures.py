@@ -13,7 +13,11 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
     "start": {"__call__": ("threat", "x", "keys")},
     "step": {"init": ("delta",), "move": ("gradient", "delta", "state", "threat", "auto")},
     "gradient": {"__call__": ("gradient", "params")},
-    "attack": {"begin": ("probe", "threat", "keys")},
+    "attack": {
+        "begin": ("probes", "threat", "keys", "run"),
+        "advance": ("probes", "threat", "state", "index"),
+        "finish": ("probes", "threat", "state"),
+    },
     "dataset": {"prepare": ("data_dir",)},
     "optimizer": {"build": ()},
     "schedule": {"build": ()},

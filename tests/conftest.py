@@ -71,7 +71,12 @@ def tiny(data_dir):
             },
             "optimizer": {"type": "adam", "learning_rate": 0.01},
             "train": {"steps": 12, "batch_size": 64, "log_every": 4},
-            "evaluate": {"batch_size": 120, "attacks": {"fgsm": {"type": "fgsm"}, "pgd": {"type": "pgd", "steps": 5}}},
+            "evaluate": {
+                "batch_size": 120,
+                "cascade": False,
+                "checks": {"examples": 0},
+                "attacks": {"fgsm": {"type": "fgsm"}, "pgd": {"type": "pgd", "steps": 5}},
+            },
             "checkpoint": {"every": 4},
             "devices": {"count": 1},
         }
@@ -153,6 +158,7 @@ def numbers_of():
     def read(folder):
         (path,) = (folder / "evaluation").glob("*.json")
         evaluation = json.loads(path.read_text())
+        del evaluation["started"]
         for attack in evaluation["attacks"].values():
             del attack["seconds"]
         return (folder / "metrics.jsonl").read_bytes(), path.name, evaluation

@@ -1,5 +1,5 @@
 """Attacks: components that search for adversarial perturbations of a fixed model."""
 
-from llrflow.attacks import gradient
+from llrflow.attacks import apgd, auto_attack, carlini_wagner, deepfool, fab, gradient, square, transfer
 
-__all__ = ["gradient"]
+__all__ = ["apgd", "auto_attack", "carlini_wagner", "deepfool", "fab", "gradient", "square", "transfer"]

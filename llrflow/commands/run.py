@@ -9,6 +9,9 @@ import click
 
 from llrflow.cli import json_option, print_json, spec_argument
 
+MASKED = 3
+"""Exit status of an evaluation with signs of gradient masking."""
+
 
 @click.command()
 @spec_argument
@@ -34,24 +37,42 @@ def run(spec: Path, changes: dict[str, Any], out: Path | None, fresh: bool, as_j
 
 @click.command()
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=int, metavar="STEP", help="Step to evaluate; default the newest intact one.")
-@click.option("--attacks", type=click.Path(path_type=Path), help="YAML file of named attacks, instead of the spec's.")
+@click.option("--checkpoint", default="last", metavar="best|last|STEP", help="Which one; default the newest intact.")
+@click.option("--attacks", metavar="PRESET|FILE", help="quick, standard, document, auto_attack, or a YAML file.")
+@click.option(
+    "--study",
+    "studies",
+    multiple=True,
+    type=click.Choice(["strength", "linearity", "surface"]),
+    help="Also write this study of the model, as the spec sets it or by default; repeatable.",
+)
+@click.option("--export", is_flag=True, help="Also write the adversarial images of each attack (npz, float32).")
 @json_option
-def evaluate(run_folder: Path, checkpoint: int | None, attacks: Path | None, as_json: bool) -> None:
+def evaluate(
+    run_folder: Path, checkpoint: str, attacks: str | None, studies: tuple[str, ...], export: bool, as_json: bool
+) -> None:
     """Attack a checkpoint of RUN and write RUN/evaluation/STEP.json (with --attacks, STEP-HASH.json);
     an interrupted evaluation is continued.
 
+    Exit status 3: done, but signs of gradient masking were found, so that the accuracy is no more than an upper bound.
+
     \b
-    Example:
-      llrflow evaluate runs/quickstart-1a2b3c4d5e6f --attacks strong.yaml
+    Examples:
+      llrflow evaluate runs/quickstart-1a2b3c4d5e6f --attacks auto_attack
+      llrflow evaluate runs/quickstart-1a2b3c4d5e6f --attacks strong.yaml --checkpoint best --export
+      llrflow evaluate runs/quickstart-1a2b3c4d5e6f --study strength --study surface
     where strong.yaml holds, for instance,
       pgd: {type: pgd, steps: 200, restarts: 10}
     """
     from llrflow.runs.pipeline import evaluate_run
-    from llrflow.spec.source import read_source
 
-    named = None if attacks is None else read_source(str(attacks)).data
-    _print(evaluate_run(run_folder, checkpoint, quiet=as_json, attacks=named), as_json)
+    if checkpoint not in ("best", "last") and not checkpoint.isdigit():
+        raise click.BadParameter(f"{checkpoint!r} is neither best, last nor a step", param_hint="--checkpoint")
+    step: Any = int(checkpoint) if checkpoint.isdigit() else checkpoint
+    result = evaluate_run(run_folder, step, quiet=as_json, attacks=attacks, export=export, studies=studies)
+    _print(result, as_json)
+    if result.evaluation.fired:
+        raise SystemExit(MASKED)
 
 
 def _print(result: Any, as_json: bool) -> None:
@@ -62,18 +83,30 @@ def _print(result: Any, as_json: bool) -> None:
     from rich.table import Table
 
     evaluation = result.evaluation
-    threat = evaluation.threat
-    title = f"{evaluation.n} test images, {threat['norm']} {threat['epsilon']:g}, step {evaluation.checkpoint}"
+    mark = "<= " if evaluation.fired else ""
+    title = (
+        f"{evaluation.n} test images, {evaluation.threat['norm']} {evaluation.epsilon}, step {evaluation.checkpoint}"
+    )
     table = Table(title=title, title_justify="left")
-    for heading, justify in (("", "left"), ("accuracy", "right"), ("95 % interval", "right"), ("changed", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    robust = "still correct" if evaluation.cascade else "accuracy"
+    for heading in ("", robust, "95 % interval", "attacked", "changed"):
+        table.add_column(heading, justify="right" if heading else "left")
     rows = {"nominal": evaluation.nominal, **evaluation.attacks, "worst case": evaluation.worst_case}
     for name, share in rows.items():
         low, high = share.interval
-        kills = str(share.kills) if name in evaluation.attacks else ""
-        table.add_row(name, f"{share.accuracy:.2%}", f"{low:.2%} to {high:.2%}", kills)
+        made = evaluation.attacks.get(name)
+        counts = ("", "") if made is None else (str(made.attacked), str(made.kills))
+        bound = "" if name == "nominal" else mark
+        table.add_row(name, f"{bound}{share.accuracy:.2%}", f"{low:.2%} to {high:.2%}", *counts)
+        for stage, part in made.stages.items() if made else ():
+            table.add_row(f"  {stage}", "", "", str(part.attacked), str(part.kills))
     console = Console()
     console.print(table)
+    for name, made in evaluation.attacks.items():
+        if made.minimum is not None:
+            median = "beyond what it found" if made.minimum.median is None else f"{made.minimum.median:.4g}"
+            share = f"{made.minimum.beyond_epsilon:.2%} of the images lie beyond epsilon"
+            console.print(f"{name}: median distance {median}, {share}", highlight=False, soft_wrap=True)
     for name, values in evaluation.gamma.items():
         median, high = values.quantiles["0.5"], values.quantiles["0.95"]
         console.print(
@@ -81,5 +114,14 @@ def _print(result: Any, as_json: bool) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    for flag in evaluation.fired:
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in flag.measured.items())
+        console.print(
+            f"MASKED? {flag.name}: {flag.meaning} ({numbers})", style="bold red", highlight=False, soft_wrap=True
+        )
+    if not evaluation.checked:
+        console.print("signs of gradient masking: not looked for (evaluate.checks.examples is 0)", highlight=False)
+    elif not evaluation.fired:
+        console.print(f"signs of gradient masking: none on {evaluation.checked} images", highlight=False)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.record.seconds.items())
     console.print(f"{result.path}: {seconds}", highlight=False, soft_wrap=True)

@@ -37,7 +37,9 @@ def runs(directory: Path, markdown: bool, as_json: bool) -> None:
         [
             row["name"],
             f"{row['state']} {row['step']}/{row['steps']}",
-            *map(_percent, (row["nominal"], *(row["attacks"].get(name) for name in attacks), row["worst_case"])),
+            _percent(row["nominal"]),
+            *(_percent(row["attacks"].get(name), row["masked"]) for name in attacks),
+            _percent(row["worst_case"], row["masked"]),
             f"{row['seconds']:.0f} s",
         ]
         for row in rows
@@ -73,7 +75,7 @@ def _row(folder: Any) -> dict[str, Any]:
         "steps": 0,
         "n": None,
     }
-    blank |= {"seconds": 0.0, "nominal": None, "attacks": {}, "worst_case": None}
+    blank |= {"seconds": 0.0, "nominal": None, "attacks": {}, "worst_case": None, "masked": []}
     try:
         record, evaluations = folder.record(), folder.evaluations()
     except (CheckpointError, ValidationError):
@@ -87,9 +89,10 @@ def _row(folder: Any) -> dict[str, Any]:
     if found is not None:
         shares = {name: attack.accuracy for name, attack in found.attacks.items()}
         row |= {"n": found.n, "nominal": found.nominal.accuracy, "attacks": shares}
-        row["worst_case"] = found.worst_case.accuracy
+        row |= {"worst_case": found.worst_case.accuracy, "masked": [flag.name for flag in found.fired]}
     return row
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
+def _percent(share: float | None, masked: Any = ()) -> str:
+    """With signs of gradient masking it is no more than an upper bound."""
+    return "" if share is None else f"{'<= ' if masked else ''}{share:.2%}"

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 
 from llrflow.answer import lacking_classes
-from llrflow.ascent import Search, plan_steps
-from llrflow.attacks.run import AttackProgram, Examples
+from llrflow.ascent import plan_steps
+from llrflow.attacks.base import Attack
+from llrflow.attacks.program import AttackProgram, Lanes, Network
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError, LlrflowError
 from llrflow.guard import placed
@@ -75,19 +76,27 @@ class Program:
         """Logits [B,K] of float images [B,H,W,C], B a multiple of the devices; variables are replicated."""
         return self.devices.gather(self._compiled.predict(variables, self.devices.shard(images)))
 
-    def attack(self, attack: Search) -> AttackProgram:
-        """An attack on this program's network, compiled over its devices."""
-        predictor = partial(_predict, self._compiled.network)
-        return AttackProgram(attack, self.spec.threat, predictor, self.devices.platform, self.devices.pmap)
+    @property
+    def network(self) -> Network:
+        """The network as attacks see it: with moving statistics; stochastic if it asks for random numbers then."""
+        return self._compiled.attacked
 
-    def trace_attack(self, attack: Search) -> None:
+    @property
+    def lanes(self) -> Lanes:
+        """How attacks get onto this program's devices."""
+        devices = self.devices
+        count, platform = len(devices), devices.platform
+        return Lanes(devices.pmap, devices.shard, devices.replicate, devices.gather, platform, (count,))
+
+    def attack(self, attack: Attack, surrogate: Network | None = None) -> AttackProgram:
+        """An attack on this program's network, compiled over its devices."""
+        return AttackProgram(attack, self.spec.threat, self.network, self.lanes, surrogate)
+
+    def trace_attack(self, attack: Attack) -> None:
         """Trace an attack without running it: raises PluginError for a plugin's fault in it."""
-        program, (state, batch, _, _) = self.attack(attack), self._abstract_step()
-        images = jax.ShapeDtypeStruct(batch.images.shape, np.float32)
-        key = jax.random.key_data(jax.random.key(0))
-        shared = self.devices.replicate((np.asarray(key), np.uint32(0), program.numbers))
-        variables = (state.params, state.model_state)
-        jax.eval_shape(program.run, variables, Examples(images, batch.labels, batch.ids), *shared)
+        state, _, _, _ = self._abstract_step()
+        for part in attack.stages(self.spec.threat, self.classes).values():
+            self.attack(part).trace((state.params, state.model_state), len(self.devices), self.image_shape)
 
     def logits_fn(self, params: Any, model_state: Any) -> LogitsFn:
         """A plain JAX function of images for given unreplicated variables."""
@@ -234,6 +243,7 @@ class _Compiled:
     def __init__(self, key: _Key) -> None:
         spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
         self.network = network_of(spec.model, facts.classes)
+        self.attacked = Network(partial(_predict, self.network))
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm

@@ -1,68 +1,69 @@
-"""Evaluation: nominal and robust accuracy of one checkpoint on every test image."""
+"""Evaluation: nominal and robust accuracy of one checkpoint on every test image, attack after attack."""
 
 from __future__ import annotations
 
-import contextlib
+import datetime
+import hashlib
 import json
-import time
-import zipfile
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from llrflow.ascent import Search
-from llrflow.attacks.run import Examples, Verdict, better
+from llrflow.attacks.base import Attack
+from llrflow.attacks.lab import Subject
+from llrflow.attacks.masking import TRIALS, Flag, find_flags
+from llrflow.attacks.memory import fitting_batch
+from llrflow.attacks.program import Network
+from llrflow.attacks.search import search
+from llrflow.attacks.studies import Study
 from llrflow.data.batches import padded_chunks
 from llrflow.data.resident import Split
 from llrflow.errors import NonFiniteError
-from llrflow.files import open_atomic
+from llrflow.files import open_atomic, write_atomic
 from llrflow.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
 from llrflow.progress import progress
 from llrflow.registry import make
 from llrflow.runs.interrupt import Interrupted, StopRequest
-from llrflow.runs.records import AttackRecord, Distribution, EvaluationRecord, Proportion, RunFolder, versions
+from llrflow.runs.pictures import draw_surfaces
+from llrflow.runs.records import (
+    AttackRecord,
+    CurvePoint,
+    Distances,
+    Distribution,
+    EvaluationRecord,
+    FlagRecord,
+    Proportion,
+    RunFolder,
+    StageRecord,
+    versions,
+    written,
+)
+from llrflow.runs.verdicts import Verdicts
 
 RANDOM = "random"
 """Name of the control: uniform noise, whose linearity stands beside that of the attacks."""
 
-SAVE_SECONDS = 2.0
-"""Longest stretch of attacking that a kill can lose."""
+CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+"""Multiples of epsilon at which the accuracy under a minimum-norm attack is written down."""
 
 
-class Verdicts:
-    """What one attack found for each of the N test images, on disk after every few batches."""
+class Checkpointed(NamedTuple):
+    """The network to evaluate: a state without device axes, and the hash of the checkpoint it came from."""
 
-    FIELDS = {"tried": np.int32, "wrong": bool, "value": np.float32, "loss": np.float32, "distance": np.float32,
-              "linearity": np.float32}  # fmt: skip
+    state: TrainState
+    sha256: str | None
 
-    def __init__(self, path: Path, n: int, identity: str) -> None:
-        """Picks up what `path` holds if it was found by the same attack: `identity` says which that is."""
-        self._path, self._identity, self._saved, self.seconds = path, identity, time.monotonic(), 0.0
-        self.arrays: dict[str, Any] = {name: np.zeros(n, dtype) for name, dtype in self.FIELDS.items()}
-        absent_or_damaged = contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile)  # then begin anew
-        with absent_or_damaged, path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored["identity"]) == identity:
-                self.arrays, self.seconds = {name: stored[name] for name in self.FIELDS}, float(stored["seconds"])
 
-    def record(self, ids: np.ndarray, verdict: Verdict) -> None:
-        """Keep per example the better of what is known and a new restart's verdict."""
-        known = Verdict(None, *(self.arrays[name][ids] for name in Verdict._fields[1:]))
-        take = better(verdict, known) | (self.arrays["tried"][ids] == 0)
-        for name in Verdict._fields[1:]:
-            self.arrays[name][ids] = np.where(take, getattr(verdict, name), getattr(known, name))
-        self.arrays["tried"][ids] += 1
-        if time.monotonic() - self._saved > SAVE_SECONDS:
-            self.save()
+class Surrogate(NamedTuple):
+    """A model of another run that a transfer attack searches on."""
 
-    def save(self) -> None:
-        """Write the verdicts to disk."""
-        with open_atomic(self._path) as file:
-            np.savez(file, allow_pickle=False, identity=self._identity, seconds=np.float64(self.seconds), **self.arrays)
-        self._saved = time.monotonic()
+    network: Network
+    variables: Any
+    identity: str
 
 
 class Evaluator:
@@ -71,18 +72,24 @@ class Evaluator:
     def __init__(
         self,
         program: Program,
-        state: TrainState,
+        checkpoint: Checkpointed,
         split: Split,
         folder: RunFolder,
         spec_hash: str,
         stop: StopRequest,
         quiet: bool = False,
         label: str = "",
+        export: bool = False,
+        surrogates: Mapping[str, Surrogate] | None = None,
     ) -> None:
-        """`label` keeps an evaluation with other attacks than the spec's apart: evaluation/<step><label>.json."""
-        spec, devices = program.spec, program.devices
+        """`label` keeps an evaluation with other attacks than the spec's apart: evaluation/<step><label>.json.
+
+        `export` also writes the images that each attack found. `surrogates` holds what each transfer attack searches
+        on, by its name.
+        """
+        spec, devices, state = program.spec, program.devices, checkpoint.state
         self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
-        self.label = label
+        self.label, self.export, self._sha256, self._surrogates = label, export, checkpoint.sha256, surrogates or {}
         self.stop, self.quiet, self.step, self.n = stop, quiet, int(state.step), len(split.labels)
         self.parameters: Literal["raw", "ema"] = program.evaluated_parameters
         params = state.ema if self.parameters == "ema" else state.params
@@ -92,36 +99,80 @@ class Evaluator:
 
     def evaluate(self) -> EvaluationRecord:
         """Run every attack of the spec and write evaluation/<step><label>.json. Raises Interrupted between batches."""
-        spec = self.program.spec
+        block, began = self.program.spec.evaluate, datetime.datetime.now(datetime.UTC)
         correct = self._correct()
-        everything = {**spec.evaluate.attacks, RANDOM: make("attack", "noise")}
-        verdicts = {name: self._attack(name, attack, correct) for name, attack in everything.items()}
-        standing = correct.copy()
-        attacks: dict[str, AttackRecord] = {}
-        for name, attack in spec.evaluate.attacks.items():
-            robust = correct & ~verdicts[name].arrays["wrong"]
-            standing &= robust
-            share = proportion(robust)
-            attacks[name] = AttackRecord(
-                **dict(share),
-                attack=attack.model_dump(),
-                kills=int(correct.sum() - robust.sum()),
-                seconds=round(verdicts[name].seconds, 3),
-            )
+        control = self._attack(RANDOM, make("attack", "noise"), correct)
+        linearity = {RANDOM: control.arrays["linearity"][correct]}
+        standing, attacks, stages = correct.copy(), {}, []
+        for name, attack in self._in_order(block.attacks):
+            attacked = standing if block.cascade and not attack.minimum_norm else correct
+            found = self._attack_in_stages(name, attack, attacked)
+            stages += found
+            wrong = np.any([attacked & stage.arrays["wrong"] for _, stage in found], axis=0)
+            standing = standing & ~wrong
+            attacks[name] = _attack_record(attack, found, attacked, standing if block.cascade else correct & ~wrong)
+            if attack.minimum_norm:
+                distances = found[0][1].arrays["distance"]
+                attacks[name] = attacks[name].model_copy(update={"minimum": self._distances(distances, correct)})
+            if attacked.any():
+                linearity[name] = _last(found, "linearity")[attacked]
+        flags = self._flags(correct, stages)
         record = EvaluationRecord(
             spec_hash=self.spec_hash,
             checkpoint=self.step,
+            checkpoint_sha256=self._sha256,
             parameters=self.parameters,
-            threat=spec.threat.model_dump(),
+            threat=self.program.spec.threat.model_dump(),
+            epsilon=written(self.program.spec.threat.epsilon),
             n=self.n,
+            ids_sha256=hashlib.sha256(f"{self.split.fingerprint} {self.n}".encode()).hexdigest(),
             nominal=proportion(correct),
+            cascade=block.cascade,
             attacks=attacks,
             worst_case=proportion(standing),
-            gamma={name: distribution(v.arrays["linearity"][correct]) for name, v in verdicts.items() if correct.any()},
+            gamma={name: distribution(values) for name, values in linearity.items() if len(values)},
+            checked=min(block.checks.examples, int(correct.sum())),
+            flags={flag.name: FlagRecord(**flag._asdict()) for flag in flags},
+            started=began.isoformat(timespec="seconds"),
             versions=versions(),
         )
         record.write(self.folder.evaluation / f"{self.step}{self.label}.json")
+        for study in (block.strength, block.linearity, block.surface):
+            if study is not None and correct.any():
+                self._study(study, np.flatnonzero(correct))
         return record
+
+    def _study(self, study: Study, correct: np.ndarray) -> None:
+        """Write evaluation/<step>.<study>.json, unless it is there from the same study."""
+        path = self.folder.evaluation / f"{self.step}{self.label}.{study.title}.json"
+        spec = self.program.spec
+        made_by = [study.model_dump(), spec.threat.model_dump(), self.parameters, self._sha256, self.split.fingerprint]
+        identity = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+        if path.exists() and json.loads(path.read_bytes()).get("identity") == identity:
+            return
+        with progress(f"{study.title} study", study.parts, self.quiet) as report:
+            found = study.run(self._subject(correct, study.examples, study.title), self._between(report))
+        about = {"identity": identity, "checkpoint": self.step, "threat": spec.threat.model_dump(), **found}
+        write_atomic(path, (json.dumps(about, indent=1) + "\n").encode())
+        if study.title == "surface":
+            draw_surfaces(
+                found, path.with_suffix(".svg"), f"{spec.name}, {spec.threat.norm} {written(spec.threat.epsilon)}"
+            )
+
+    def _between(self, report: Any) -> Callable[[int], None]:
+        """report(parts done) between the parts of a job that is done anew when it is stopped."""
+
+        def between(done: int) -> None:
+            report(done)
+            if self.stop.signum is not None:
+                self._stop()
+
+        return between
+
+    def _in_order(self, attacks: Mapping[str, Attack]) -> list[tuple[str, Attack]]:
+        """Those that see the model's gradients first, and the cheaper before the dearer."""
+        threat, classes = self.program.spec.threat, self.program.classes
+        return sorted(attacks.items(), key=lambda item: (not item[1].white_box, item[1].forwards(threat, classes)))
 
     def _correct(self) -> np.ndarray:
         correct = np.zeros(self.n, bool)
@@ -132,43 +183,158 @@ class Evaluator:
             correct[ids[mask]] = (logits.argmax(-1) == self.split.labels[ids])[mask]
         return correct
 
-    def _attack(self, name: str, attack: Search, correct: np.ndarray) -> Verdicts:
-        devices, program = self.program.devices, self.program.attack(attack)
-        spec = self.program.spec
+    def _attack_in_stages(self, name: str, attack: Attack, attacked: np.ndarray) -> list[tuple[Attack, Verdicts]]:
+        """An attack's stages with their verdicts, each on what the earlier ones left correct."""
+        found, left = [], attacked
+        for stage, part in attack.stages(self.program.spec.threat, self.program.classes).items():
+            verdicts = self._attack(f"{name}.{stage}" if stage else name, part, left, within=bool(stage))
+            found.append((part, verdicts))
+            left = left & ~verdicts.arrays["wrong"]
+        return found
+
+    def _attack(self, name: str, attack: Attack, attacked: np.ndarray, within: bool = False) -> Verdicts:
+        """The verdicts of one attack on the images `attacked` [N]; a stage `within` another need only find errors."""
+        devices, spec = self.program.devices, self.program.spec
+        surrogate = self._surrogates.get(name)
+        program = self.program.attack(attack, surrogate and surrogate.network)
         found_by = [attack.model_dump(), spec.threat.model_dump(), self.parameters, self.split.fingerprint]
-        found_by += spec.plugin_identities()
+        found_by += [*spec.plugin_identities(), hashlib.sha256(attacked.tobytes()).hexdigest()]
+        found_by += [] if surrogate is None else [surrogate.identity]
         path = self.folder.evaluation / f"{self.step}{self.label}.{name}.npz"
-        verdicts = Verdicts(path, self.n, json.dumps(found_by, sort_keys=True))
-        tried, wrong = verdicts.arrays["tried"], verdicts.arrays["wrong"]
-        purpose = purpose_key(self.program.spec.seed, f"attack {name}")
-        shared = devices.replicate((np.asarray(jax.random.key_data(purpose)), program.numbers))
-        n, count = int(correct.sum()), attack.restarts
-        with progress(f"attack {name}", n * count, self.quiet) as report:
-            for restart in range(count):
-                pending = np.flatnonzero(correct & ~wrong & (tried <= restart))
-                restart_input = devices.replicate(np.uint32(restart))
-                for ids, mask in padded_chunks(pending, self._batch_size):
-                    began = time.monotonic()
-                    batch = Examples(self._images(ids), self.split.labels[ids], ids.astype(np.int32))
-                    key, inputs = shared
-                    verdict = program.run(self._variables, devices.shard(batch), key, restart_input, inputs)
-                    verdict = devices.gather(verdict)
-                    self.program.spec.threat.check(verdict.delta, batch.x)
-                    verdicts.seconds += time.monotonic() - began
-                    verdicts.record(ids[mask], Verdict(None, *(field[mask] for field in verdict[1:])))
-                    robust = int((correct & ~wrong).sum())
-                    done = int(np.where(wrong, count, tried)[correct].sum())
-                    report(done, f"{robust / self.n:.1%} of {self.n} still correct")
-                    if self.stop.signum is not None:
-                        verdicts.save()
-                        raise Interrupted(
-                            self.stop.signum, "evaluation stopped and saved; run the same command to continue"
-                        )
+        shape = self.split.images.shape[1:] if self.export and name != RANDOM else None
+        verdicts = Verdicts(
+            path, attacked, attack.minimum_norm and not within, json.dumps(found_by, sort_keys=True), shape
+        )
+        key = jax.random.key_data(purpose_key(spec.seed, f"attack {name}"))
+        other = None if surrogate is None else devices.replicate(surrogate.variables)
+        size = fitting_batch(program, self._batch_size, self._variables, self.program.image_shape, spec.evaluate.memory)
+        with progress(f"attack {name}", int(attacked.sum()), self.quiet) as report, verdicts.timed():
+
+            def between(going: int) -> None:
+                self._report(report, verdicts, attack)
+
+            search(
+                program,
+                verdicts,
+                self._examples,
+                self._variables,
+                devices.replicate(np.asarray(key)),
+                self.program.classes,
+                size,
+                other,
+                between,
+            )
+            between(0)
         verdicts.save()
+        if shape is not None:
+            self._export(name, verdicts)
         return verdicts
+
+    def _report(self, report: Any, verdicts: Verdicts, attack: Attack) -> None:
+        pending = len(verdicts.pending(attack.runs(self.program.classes)))
+        attacked = int(verdicts.candidates.sum())
+        wrong = int((verdicts.candidates & verdicts.arrays["wrong"]).sum())
+        report(attacked - pending, f"{attacked - wrong} of {attacked} still correct")
+        if self.stop.signum is not None:
+            verdicts.save()
+            self._stop()
+
+    def _stop(self) -> None:
+        assert self.stop.signum is not None
+        raise Interrupted(self.stop.signum, "evaluation stopped and saved; run the same command to continue")
+
+    def _export(self, name: str, verdicts: Verdicts) -> None:
+        ids = np.flatnonzero(verdicts.candidates)
+        x_adv = self._images(ids) + verdicts.arrays["delta"][ids]
+        with open_atomic(self.folder.evaluation / f"{self.step}{self.label}.{name}.adversarial.npz") as file:
+            wrong, distance = (verdicts.arrays[field][ids] for field in ("wrong", "distance"))
+            np.savez(file, ids=ids, x_adv=x_adv, labels=self.split.labels[ids], success=wrong, distance=distance)
+
+    def _distances(self, distances: np.ndarray, correct: np.ndarray) -> Distances:
+        """What a minimum-norm attack says beyond epsilon; an image that is misclassified anyway has distance 0."""
+        epsilon, known = self.program.spec.threat.epsilon, np.where(correct, distances, 0.0)
+        curve = [CurvePoint(epsilon=c * epsilon, **dict(proportion(known > c * epsilon))) for c in CURVE]
+        found = distances[correct & np.isfinite(distances)]
+        return Distances(
+            found=len(found),
+            median=float(np.median(known)) if np.isfinite(np.median(known)) else None,
+            beyond_epsilon=float(np.mean(known > epsilon)),
+            curve=curve,
+            distances=distribution(found) if len(found) else None,
+        )
+
+    def _flags(self, correct: np.ndarray, stages: list[tuple[Attack, Verdicts]]) -> list[Flag]:
+        """Signs of gradient masking: from the attacks made, and from trials on a sample of the correct images."""
+        examples = self.program.spec.evaluate.checks.examples
+        if not examples or not correct.any():
+            return []
+        subject = self._subject(np.flatnonzero(correct), examples, "masking")
+        with progress("masking checks", len(TRIALS), self.quiet) as report:
+            made = [(part, v.candidates & v.arrays["wrong"]) for part, v in stages]
+            return find_flags(subject, made, self._between(report))
+
+    def _subject(self, ids: np.ndarray, examples: int, purpose: str) -> Subject:
+        """At most so many of the images `ids`, evenly spread over them, as a subject of trials."""
+        program, devices = self.program, len(self.program.devices)
+        ids = ids[np.linspace(0, len(ids) - 1, min(examples, len(ids))).astype(int)]
+        key = np.asarray(jax.random.key_data(purpose_key(program.spec.seed, purpose)))
+        size = min(self._batch_size, -(-len(ids) // devices) * devices)
+        return Subject(
+            program.network,
+            program.lanes,
+            self._variables,
+            program.spec.threat,
+            self._images(ids),
+            self.split.labels[ids],
+            key,
+            program.classes,
+            size,
+            ids,
+        )
+
+    def _examples(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._images(ids), self.split.labels[ids]
 
     def _images(self, ids: np.ndarray) -> np.ndarray:
         return self.split.images[ids].astype(np.float32) / np.float32(255.0)
+
+
+def _last(found: list[tuple[Attack, Verdicts]], field: str) -> np.ndarray:
+    """What the last stage that attacked each example says of it, [N]; of a minimum-norm stage only its successes."""
+    values = found[0][1].arrays[field].copy()
+    for part, stage in found[1:]:
+        take = stage.candidates & (stage.arrays["wrong"] | (not part.minimum_norm))
+        values[take] = stage.arrays[field][take]
+    return values
+
+
+def _attack_record(
+    attack: Attack, found: list[tuple[Attack, Verdicts]], attacked: np.ndarray, standing: np.ndarray
+) -> AttackRecord:
+    stages, share = {}, proportion(standing)
+    for part, stage in found:
+        there = stage.candidates
+        stages[part.label().removeprefix("attack ")] = StageRecord(
+            attacked=int(there.sum()),
+            kills=int((there & stage.arrays["wrong"]).sum()),
+            queries=int(stage.arrays["queries"][there].sum(dtype=np.int64)),
+            gradients=int(stage.arrays["gradients"][there].sum(dtype=np.int64)),
+            seconds=round(stage.seconds, 3),
+        )
+    parts = stages.values()
+    return AttackRecord(
+        accuracy=share.accuracy,
+        correct=share.correct,
+        n=share.n,
+        interval=share.interval,
+        attack=attack.model_dump(),
+        attacked=int(attacked.sum()),
+        kills=sum(part.kills for part in parts),
+        queries=sum(part.queries for part in parts),
+        gradients=sum(part.gradients for part in parts),
+        seconds=round(sum(part.seconds for part in parts), 3),
+        stages=stages if len(stages) > 1 else {},
+    )
 
 
 def proportion(hits: np.ndarray) -> Proportion:

@@ -9,10 +9,10 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -23,11 +23,12 @@ from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.devices import Devices
 from llrflow.program.state import TrainState
 from llrflow.runs.checkpoint import Checkpoints
-from llrflow.runs.evaluate import Evaluator
+from llrflow.runs.evaluate import Checkpointed, Evaluator, Surrogate
 from llrflow.runs.interrupt import Interrupted, stop_requests
+from llrflow.runs.presets import evaluate_block
 from llrflow.runs.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, versions
 from llrflow.runs.train import Trainer, begin
-from llrflow.spec.load import load_spec
+from llrflow.spec.load import at, load_spec
 from llrflow.spec.resolve import spec_hash
 from llrflow.spec.schema import Spec
 from llrflow.spec.source import dump_yaml
@@ -81,40 +82,83 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
             seconds: dict[str, float] = {}
             with ledger.timing(seconds), _stopwatch(seconds, "evaluate"):
                 fetched = program.devices.fetch(state)
-                evaluation = Evaluator(program, fetched, test_split, folder, digest, stop, quiet).evaluate()
+                checkpoint = Checkpointed(fetched, checkpoints.sha256(int(fetched.step)))
+                others = _surrogates(program)
+                evaluator = Evaluator(program, checkpoint, test_split, folder, digest, stop, quiet, surrogates=others)
+                evaluation = evaluator.evaluate()
             ledger.update(state="finished")
     return Run(folder.path, ledger.record, evaluation)
 
 
-def evaluate_run(path: str | Path, step: int | None = None, quiet: bool = True, attacks: Any = None) -> Run:
-    """Evaluate a checkpoint (default the newest intact one) of a run folder, with its spec's attacks or others.
+def evaluate_run(
+    path: str | Path,
+    step: int | Literal["best", "last"] = "last",
+    quiet: bool = True,
+    attacks: str | Mapping[str, Any] | None = None,
+    export: bool = False,
+    studies: Sequence[str] = (),
+) -> Run:
+    """Evaluate a checkpoint of a run folder, with its spec's attacks or others.
 
-    `attacks` is a mapping as under `evaluate.attacks`; its record is evaluation/<step>-<hash>.json.
-    Raises CheckpointError when no intact checkpoint is there.
+    `step` is a number, `last` (the newest intact one) or `best` (that of the highest worst-case accuracy on record).
+    `attacks` names a preset or a YAML file, or is a mapping as under `evaluate.attacks` or of a whole `evaluate`
+    block; its record is evaluation/<step>-<hash>.json. `export` writes the images that each attack found. Raises
+    CheckpointError when no intact checkpoint is there. `studies` (strength, linearity, surface) are made besides.
     """
     folder = RunFolder(Path(path))
     overrides: dict[str, Any] = {"devices.count": None}
     label = ""
     if attacks is not None:
-        label = "-" + hashlib.sha256(json.dumps(attacks, sort_keys=True).encode()).hexdigest()[:8]
-        overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{name}": a for name, a in attacks.items()}}
+        block = evaluate_block(attacks)
+        label = "-" + hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:8]
+        overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{n}": a for n, a in block.pop("attacks").items()}}
+        overrides |= {f"evaluate.{name}": value for name, value in block.items()}
     record, spec = _stored(folder, overrides)
+    wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
+    if wanted:
+        _, spec = _stored(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
     program = compile_spec(spec, training=False)
     checkpoints = Checkpoints(folder.checkpoints)
     with located(spec):
         split = load_split(spec.data, spec.data.test)
     with _sole_owner(folder), stop_requests() as stop:
-        state = checkpoints.restore(program.abstract_state(), _chosen(checkpoints, step))
-        evaluation = Evaluator(program, state, split, folder, record.spec_hash, stop, quiet, label).evaluate()
+        chosen = _chosen(checkpoints, _best(folder, checkpoints) if step == "best" else step)
+        checkpoint = Checkpointed(checkpoints.restore(program.abstract_state(), chosen), checkpoints.sha256(chosen))
+        others = _surrogates(program)
+        evaluator = Evaluator(
+            program, checkpoint, split, folder, record.spec_hash, stop, quiet, label, export, surrogates=others
+        )
+        evaluation = evaluator.evaluate()
     return Run(folder.path, record, evaluation)
+
+
+def _surrogates(program: Program) -> dict[str, Surrogate]:
+    """The models that transfer attacks search on, by the attack's name; SpecError where one does not fit."""
+    found = {}
+    for name, attack in program.spec.evaluate.attacks.items():
+        if not attack.needs_surrogate:
+            continue
+        if not attack.run:
+            raise at(
+                program.spec, f"evaluate.attacks.{name}", "names no run to transfer from", "set `run:` to its folder"
+            )
+        model = load_model(attack.run, attack.checkpoint)
+        if (model.image_shape, model.classes) != (program.image_shape, program.classes):
+            got = f"= {attack.run!r} takes images {list(model.image_shape)} of {model.classes} classes"
+            fix = f"name a run on images {list(program.image_shape)} of {program.classes} classes"
+            raise at(program.spec, f"evaluate.attacks.{name}.run", got, fix)
+        found[name] = Surrogate(model.network, model.variables, f"{attack.run} {model.sha256}")
+    return found
 
 
 class Model:
     """The trained classifier of a run folder."""
 
-    def __init__(self, program: Program, state: TrainState, parameters: str) -> None:
-        self.spec, self.classes, self.step = program.spec, program.classes, int(state.step)
+    def __init__(self, program: Program, state: TrainState, parameters: str, sha256: str | None) -> None:
+        self.spec, self.classes, self.step, self.sha256 = program.spec, program.classes, int(state.step), sha256
+        self.image_shape, self.network = program.image_shape, program.network
         self.params = state.ema if parameters == "ema" else state.params
+        self.variables = (self.params, state.model_state)
         self._logits = jax.jit(program.logits_fn(self.params, state.model_state))
 
     def logits(self, x: Any) -> jax.Array:
@@ -135,8 +179,9 @@ def load_model(run_dir: str | Path, step: int | None = None, parameters: str | N
     )
     program = Program(spec, facts, Devices(1))
     checkpoints = Checkpoints(folder.checkpoints)
-    state = checkpoints.restore(program.abstract_state(), _chosen(checkpoints, step))
-    return Model(program, state, parameters or program.evaluated_parameters)
+    chosen = _chosen(checkpoints, "last" if step is None else step)
+    state = checkpoints.restore(program.abstract_state(), chosen)
+    return Model(program, state, parameters or program.evaluated_parameters, checkpoints.sha256(chosen))
 
 
 class _Ledger:
@@ -215,11 +260,21 @@ def _stored(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple
     return record, load_spec(folder.spec, overrides or {})
 
 
-def _chosen(checkpoints: Checkpoints, step: int | None) -> int:
-    newest = checkpoints.newest_intact(_say) if step is None else step
+def _chosen(checkpoints: Checkpoints, step: int | Literal["last"]) -> int:
+    newest = checkpoints.newest_intact(_say) if step == "last" else step
     if newest is None:
         raise CheckpointError(str(checkpoints.directory), "has no intact checkpoint", "train the run again")
     return newest
+
+
+def _best(folder: RunFolder, checkpoints: Checkpoints) -> int:
+    """The step of the highest worst-case accuracy among the evaluations with the spec's own attacks."""
+    kept = set(checkpoints.steps())
+    found = {step: record.worst_case.accuracy for step, record in folder.evaluations().items() if step in kept}
+    if not found:
+        fix = "evaluate the steps first with --checkpoint STEP"
+        raise CheckpointError(str(folder.evaluation), "holds no evaluation to choose the best checkpoint by", fix)
+    return max(found, key=lambda step: (found[step], step))
 
 
 def _storable(spec: Spec) -> dict[str, Any]:

@@ -79,16 +79,6 @@ class Proportion(Record):
     interval: tuple[float, float]
 
 
-class AttackRecord(Proportion):
-    """Robust accuracy under one attack: examples that are classified correctly and stay so."""
-
-    attack: dict[str, Any]
-    """The attack's configuration."""
-    kills: int
-    """Correctly classified examples that the attack changed."""
-    seconds: float
-
-
 class Distribution(Record):
     """Statistics of a per-example quantity."""
 
@@ -97,23 +87,110 @@ class Distribution(Record):
     quantiles: dict[str, float]
 
 
-class EvaluationRecord(Record):
-    """evaluation/<step>.json."""
+class CurvePoint(Proportion):
+    """Accuracy at one radius."""
 
-    format: Literal[1] = FORMAT
+    epsilon: float
+
+
+class Distances(Record):
+    """How near a minimum-norm attack found adversarial images; a misclassified image counts as 0, none found as far."""
+
+    found: int
+    """Correctly classified images for which it found one at all."""
+    median: float | None
+    """Median distance over all n images; None where it found too few."""
+    beyond_epsilon: float
+    """Share of all n images whose distance exceeds epsilon."""
+    curve: list[CurvePoint]
+    """Accuracy at several radii: the share of all n images with a larger distance."""
+    distances: Distribution | None
+    """Of those that were found."""
+
+
+class StageRecord(Record):
+    """One attack's work, or that of one attack inside a composed one."""
+
+    attacked: int
+    """Images it was run on."""
+    kills: int
+    """Of these, how many it changed."""
+    queries: int
+    """Forward passes, summed over images, those of gradients included."""
+    gradients: int
+    """Backward passes, summed over images."""
+    seconds: float
+
+
+class AttackRecord(Proportion):
+    """Robust accuracy. In a cascade: images that are still correct after this attack and all before it.
+
+    Without a cascade: images that are classified correctly and stay so under this attack.
+    """
+
+    attack: dict[str, Any]
+    """The attack's configuration."""
+    attacked: int
+    """Images it was run on: in a cascade those that earlier attacks left correct."""
+    kills: int
+    """Of these, how many it changed."""
+    queries: int
+    gradients: int
+    seconds: float
+    stages: dict[str, StageRecord] = {}
+    """Of a composed attack: its attacks in their order."""
+    minimum: Distances | None = None
+    """Of a minimum-norm attack: distances, also beyond epsilon."""
+
+
+class FlagRecord(Record):
+    """One sign of gradient masking."""
+
+    name: str
+    fired: bool
+    measured: dict[str, float]
+    """The numbers that were compared."""
+    meaning: str
+    """What the sign is, and what to do about it."""
+
+
+class EvaluationRecord(Record):
+    """evaluation/<step>.json: the certificate of one evaluation."""
+
+    format: Literal[2] = 2
     spec_hash: str
     checkpoint: int
+    checkpoint_sha256: str | None
+    """SHA-256 of the checkpoint's manifest, which holds that of each of its files."""
     parameters: Literal["raw", "ema"]
     batch_norm: Literal["moving"] = "moving"
     threat: dict[str, Any]
+    epsilon: str
+    """The threat's epsilon as a fraction of 255 where it is one."""
+    box: tuple[float, float] = (0.0, 1.0)
     n: int
+    ids_sha256: str
+    """SHA-256 of the dataset's fingerprint and the ids that were evaluated: all of the split."""
     nominal: Proportion
+    cascade: bool
+    """Whether each attack was run only on what the earlier ones left correct."""
     attacks: dict[str, AttackRecord]
+    """In the order in which they were run."""
     worst_case: Proportion
-    """Examples that are correct and that no attack changed."""
+    """Images that are correct and that no attack changed."""
     gamma: dict[str, Distribution]
-    """g(delta; x) in nats over the correctly classified examples: at each attack's perturbation, and at random ones."""
+    """g(delta; x) in nats over the attacked images: where each attack ended (at its first success), and at noise."""
+    checked: int
+    """Images on which signs of masking were looked for; 0: not looked for."""
+    flags: dict[str, FlagRecord]
+    started: str
+    """UTC."""
     versions: dict[str, str]
+
+    @property
+    def fired(self) -> list[FlagRecord]:
+        """The signs of masking that were found."""
+        return [flag for flag in self.flags.values() if flag.fired]
 
 
 class RunFolder:
@@ -154,6 +231,15 @@ class RunFolder:
         named = (p for p in self.evaluation.glob("*.json") if p.stem.isdigit())  # not those with other attacks
         found = sorted(named, key=lambda p: int(p.stem))
         return {int(p.stem): EvaluationRecord.model_validate_json(p.read_bytes()) for p in found}
+
+
+def written(epsilon: float) -> str:
+    """A radius as people write it: `8/255` where it is a multiple of 1/255 (or half of one), else the number."""
+    for denominator in (255, 510):
+        numerator = round(epsilon * denominator)
+        if numerator and numerator / denominator == epsilon:
+            return f"{numerator}/{denominator}"
+    return f"{epsilon:g}"
 
 
 def versions() -> dict[str, str]:

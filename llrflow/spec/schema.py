@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PlainValidator, PrivateAttr
 
+from llrflow.attacks.studies import Linearity, Strength, Surface
 from llrflow.data.block import Data
 from llrflow.objective import Objective
 from llrflow.optimizers import Duration
 from llrflow.plugins import plugin_identity, plugin_path
-from llrflow.registry import Chosen, Component, Name, Traced
+from llrflow.registry import Chosen, Component, Name, Traced, invalid
 from llrflow.spec.source import Source
 from llrflow.threat import Threat
+
+
+def _check_memory(raw: Any) -> Any:
+    units = {"MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
+    if raw == "auto" or (type(raw) is int and raw > 0):
+        return raw
+    number, _, unit = raw.partition(" ") if isinstance(raw, str) else ("", "", "")
+    if unit in units and number.replace(".", "", 1).isdigit() and float(number) > 0:
+        return int(float(number) * units[unit])
+    raise invalid("memory", "is no amount of memory; write `2 GiB`, `500 MiB`, a number of bytes, or `auto`")
 
 
 class OptimizerEntry(Component):
@@ -57,14 +68,41 @@ class Train(Component):
     """BatchNorm statistics by pass."""
 
 
+class Checks(Component):
+    """Trials on a sample of the test images that show whether attacks are to be believed."""
+
+    examples: int = Field(default=100, ge=0)
+    """Correctly classified images to look for signs of gradient masking on; 0 leaves the checks out."""
+
+
 class Evaluate(Component):
     """What is measured after training, on every test image."""
 
     batch_size: int = Field(default=250, ge=1)
     """Examples per attacked batch, over all devices; results do not depend on it."""
 
+    memory: Annotated[int | Literal["auto"], PlainValidator(_check_memory, json_schema_input_type=int | str)] = "auto"
+    """Bytes that an attack may use on the devices together (`2 GiB`); batches that need more are halved. `auto` is
+    half of what is free."""
+
     attacks: dict[Name, Annotated[Any, Chosen("attack")]] = {}
-    """Named attacks; each runs on every image that is classified correctly."""
+    """Named attacks, run in the order of their cost, those without gradients last."""
+
+    cascade: bool = True
+    """Run each attack only on the images that the earlier ones left correct; minimum-norm attacks see all. Turn it off
+    to compare attacks with each other: then each runs on every image that is classified correctly."""
+
+    checks: Checks = Checks()
+    """Signs of gradient masking."""
+
+    strength: Strength | None = None
+    """Study of accuracy against steps, restarts and epsilon."""
+
+    linearity: Linearity | None = None
+    """Study of the linearity of the loss."""
+
+    surface: Surface | None = None
+    """Slices of the loss around a few images, as numbers and as a picture."""
 
     parameters: Literal["auto", "raw", "ema"] = "auto"
     """Parameters to evaluate; `auto` takes the moving average if training kept one."""

@@ -33,10 +33,10 @@ class Targeted(Component):
         if self.target == "random":
             draw = jax.vmap(lambda key: jax.random.randint(key, (), 1, classes))(probe.keys("target"))
             return (probe.y + draw) % classes
-        clean = probe.logits(constant=True)
+        if isinstance(self.target, jax.Array):  # put there by an attack
+            return self.target
         rank = self.target if isinstance(self.target, int) else classes - 1
-        wrong_first = jnp.where(_is_label(clean, probe.y), -jnp.inf, clean)
-        return jnp.argsort(-wrong_first, axis=-1)[:, rank - 1]
+        return wrong_classes(probe.logits(constant=True), probe.y)[:, rank - 1]
 
     @property
     def needs_classes(self) -> int:
@@ -132,6 +132,11 @@ class LogitPairing(Component):
     def __call__(self, probe: Probe, delta: jax.Array) -> jax.Array:
         """[B], in squared logits."""
         return jnp.mean((probe.logits(delta) - probe.logits()) ** 2, axis=-1)
+
+
+def wrong_classes(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """All classes but y, the likeliest first: [B,K], [B] -> [B,K-1]."""
+    return jnp.argsort(-jnp.where(_is_label(logits, y), -jnp.inf, logits), axis=-1)[:, :-1]
 
 
 def margin(logits: jax.Array, y: jax.Array) -> jax.Array:

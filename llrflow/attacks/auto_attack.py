@@ -1,0 +1,70 @@
+"""AutoAttack: a parameter-free ensemble of attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from llrflow.attacks.base import Attack
+from llrflow.errors import SpecError
+from llrflow.registry import make, register
+from llrflow.threat import Threat
+
+TARGETS, RESTARTS, DRAWS = 9, 5, 20
+"""Targets of the targeted attacks, restarts of the untargeted ones in `plus`, draws of a query in `rand`."""
+
+
+@register("attack", "auto_attack")
+class AutoAttack(Attack):
+    """AutoAttack (Croce & Hein 2020, arXiv:2003.01690): each attack runs on what the earlier ones left correct.
+
+    The profiles are those of the authors' repository. `standard`: apgd_ce, apgd_t, fab_t and square, the protocol of
+    RobustBench. `plus`: apgd_ce and apgd_dlr with 5 restarts, square, apgd_t, and fab_t with 5 restarts, which stand
+    for the 5 of untargeted FAB as well. `rand`, for stochastic models: apgd_ce and apgd_dlr, each query averaged over
+    20 draws.
+    """
+
+    profile: Literal["standard", "plus", "rand"] = "standard"
+    """Which attacks it consists of."""
+
+    eot: int = Field(default=1, ge=1)
+    """Draws over whose logits a stochastic model is averaged in every query of every attack; 20 by default with
+    `profile: rand`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _draws_of_rand(cls, raw: Any) -> Any:
+        return {"eot": DRAWS, **raw} if isinstance(raw, Mapping) and raw.get("profile") == "rand" else raw
+
+    @property
+    def needs_classes(self) -> int:
+        """Least number of classes, for the difference of logits ratio of apgd_dlr or apgd_t."""
+        return 3 if self.profile == "rand" else 4
+
+    def stages(self, threat: Threat, classes: int) -> Mapping[str, Attack]:
+        """The attacks by their type names, in order.
+
+        Raises SpecError when the model has fewer classes than their losses need.
+        """
+        targets = {"targets": min(TARGETS, classes - 1)}
+        fab_t = {**targets, "final_search": 0}  # the repository has none: it counts errors, not distances
+        parts: dict[str, dict[str, int]] = {
+            "standard": {"apgd_ce": {}, "apgd_t": targets, "fab_t": fab_t, "square": {}},
+            "plus": {
+                "apgd_ce": {"restarts": RESTARTS},
+                "apgd_dlr": {"restarts": RESTARTS},
+                "square": {},
+                "apgd_t": targets,
+                # The repository runs untargeted FAB 5 times and its targeted form once. One step towards all K classes
+                # costs as much as one towards each, so targeted restarts ask no more of the model and miss no class.
+                "fab_t": {**fab_t, "restarts": RESTARTS},
+            },
+            "rand": {"apgd_ce": {}, "apgd_dlr": {}},
+        }[self.profile]
+        if classes < self.needs_classes:
+            part = "apgd_dlr" if self.profile == "rand" else "apgd_t"
+            got = f"profile {self.profile} contains {part}, which needs {self.needs_classes}, not {classes} classes"
+            raise SpecError(self.label(), got, "list apgd_ce, fab_t and square as attacks of their own instead")
+        return {name: make("attack", {"type": name, "eot": self.eot, **fields}) for name, fields in parts.items()}

@@ -1,0 +1,98 @@
+"""What an attack is: a per-example search of a fixed number of steps, against a model whose parameters are constant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from pydantic import Field
+
+from llrflow.ascent import ProbeFactory
+from llrflow.probe import SearchProbe
+from llrflow.registry import Component
+from llrflow.terms.classification import margin
+from llrflow.threat import Threat
+
+
+class StepCost(NamedTuple):
+    """What one step asks of the model for each example."""
+
+    queries: int
+    """Forward passes, those of gradients included."""
+    gradients: int
+    """Backward passes to the image."""
+
+    @property
+    def forwards(self) -> int:
+        """Forward-equivalents."""
+        return self.queries + self.gradients
+
+
+class Attack(Component):
+    """Base of attacks. One *run* (a restart, a target) is `begin`, `length` times `advance`, `finish`.
+
+    All three are pure and per example: every array of the state that `begin` makes has the batch as its first axis,
+    and no example sees another. `probes()` makes a SearchProbe: `logits(delta)` [B,K], `loss(delta)` [B] and their
+    derivatives with respect to delta [B,H,W,C]; what it says of the clean images (`delta` None) costs nothing.
+    The program around an attack (`llrflow.attacks.run`) compiles it, drops settled examples, projects and judges
+    the result, and keeps each example's best run.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    """Norms of the threat that the attack knows."""
+
+    minimum_norm: ClassVar[bool] = False
+    """Whether it looks for the nearest adversarial image in the box, and not for any within epsilon."""
+
+    step_cost: ClassVar[StepCost] = StepCost(1, 1)
+    """What one step asks of the model."""
+
+    needs_surrogate: ClassVar[bool] = False
+    """Whether it searches on another model than the one it attacks."""
+
+    eot: int = Field(default=1, ge=1)
+    """Draws over whose logits a stochastic model is averaged in every query (expectation over transformation, Athalye
+    et al. 2018); no effect on a deterministic model."""
+
+    @property
+    def white_box(self) -> bool:
+        """Whether it sees gradients of the attacked model."""
+        return self.step_cost.gradients > 0 and not self.needs_surrogate
+
+    @property
+    def length(self) -> int:
+        """Steps of one run."""
+        raise NotImplementedError
+
+    def runs(self, classes: int) -> int:
+        """Runs of an example that stays correct, on a model of so many classes: restarts, targets."""
+        return 1
+
+    def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> Any:
+        """The state before the first step; `keys` [B] belong to each example's run, `run` [B] is its number."""
+        raise NotImplementedError
+
+    def advance(self, probes: ProbeFactory, threat: Threat, state: Any, index: jax.Array) -> Any:
+        """The state after step number `index` (a scalar from 0)."""
+        raise NotImplementedError
+
+    def finish(self, probes: ProbeFactory, threat: Threat, state: Any) -> jax.Array:
+        """The perturbation that was found, [B,H,W,C]; a minimum-norm attack may leave the ball, none the box."""
+        raise NotImplementedError
+
+    def settled(self, state: Any) -> jax.Array | None:
+        """Examples [B] that further steps would not change for the better; None where that never happens."""
+        return None
+
+    def objective(self, probe: SearchProbe, delta: jax.Array) -> jax.Array:
+        """The value [B] by which runs that agree in success are ranked (of a minimum-norm attack: -distance)."""
+        return margin(probe.logits(delta), probe.y)
+
+    def stages(self, threat: Threat, classes: int) -> Mapping[str, Attack]:
+        """The attacks it consists of, each run on what the earlier ones left correct; itself, if it is one."""
+        return {"": self}
+
+    def forwards(self, threat: Threat, classes: int) -> int:
+        """Forward-equivalents spent on an example that stays correct."""
+        return sum(s.runs(classes) * s.length * s.step_cost.forwards for s in self.stages(threat, classes).values())

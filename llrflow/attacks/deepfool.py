@@ -1,0 +1,116 @@
+"""DeepFool: Newton steps onto the nearest linearised decision boundary, until the class changes."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from pydantic import Field
+
+from llrflow.ascent import ProbeFactory, misclassified
+from llrflow.attacks.base import Attack, StepCost
+from llrflow.registry import Traced, register
+from llrflow.threat import Threat, clip_to_box
+
+PUSH = 1e-4
+"""Added to every step in pixel units, so that a step that ends on the boundary crosses it (the authors' code)."""
+
+
+class Walk(NamedTuple):
+    """The sum of the steps so far [B,H,W,C], and whether it ends at a misclassified point [B]."""
+
+    total: jax.Array
+    wrong: jax.Array
+
+
+@register("attack", "deepfool")
+class DeepFool(Attack):
+    """Steps onto the nearest of the linearised decision boundaries until the image is misclassified: minimum-norm.
+
+    With c the class predicted for the clean image, f_k = z_k - z_c and w_k = grad f_k at the iterate, one step is
+    r = (|f_k| / ||w_k||_2 + 1e-4) w_k / ||w_k||_2 for l2, (|f_k| / ||w_k||_1 + 1e-4) sign(w_k) for linf, with the k
+    of least |f_k| / ||w_k||; the iterate is x + (1 + overshoot) sum(r). Each example stops at its first misclassified
+    iterate, so the result is a quick upper bound of the minimal distance, not the best that can be found.
+    Moosavi-Dezfooli et al. 2016 (arXiv:1511.04599).
+    """
+
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = Field(default=50, ge=1)
+    """Most steps of an example."""
+
+    candidates: int = Field(default=10, ge=2)
+    """Classes considered, the likeliest on the clean image: the predicted one and its rivals (all, if there are
+    fewer; the count of backward passes then is an upper bound)."""
+
+    overshoot: Annotated[float, Traced(ge=0)] = 0.02
+    """Share by which the sum of the steps is lengthened, to get across the boundary."""
+
+    @property
+    def length(self) -> int:
+        """Steps."""
+        return self.steps
+
+    @property
+    def step_cost(self) -> StepCost:
+        """One forward pass, and a backward pass for every rival: f_k is differentiated as the difference that it is."""
+        return StepCost(1, self.candidates - 1)
+
+    def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> Walk:
+        """The clean image."""
+        probe = probes()
+        return Walk(jnp.zeros_like(probe.x), misclassified(probe.logits(), probe.y))
+
+    def advance(self, probes: ProbeFactory, threat: Threat, state: Walk, index: jax.Array) -> Walk:
+        """One step, unless the iterate is misclassified already."""
+        probe = probes()
+        logits, pull = jax.vjp(lambda delta: probes().logits(delta), self._delta(state, probe.x))
+        wrong = misclassified(logits, probe.y)
+        classes = jax.lax.top_k(probe.logits(), min(self.candidates, logits.shape[1]))[1]
+        pairs = jax.nn.one_hot(classes[:, 1:], logits.shape[1]) - jax.nn.one_hot(classes[:, :1], logits.shape[1])
+        gaps = jnp.sum(pairs * logits[:, None], axis=2)
+        normals = jax.vmap(lambda pair: pull(pair)[0], in_axes=1, out_axes=1)(pairs)
+        step = nearest_boundary(gaps, normals, threat)
+        return Walk(jnp.where(_spread(wrong), state.total, state.total + step), wrong)
+
+    def finish(self, probes: ProbeFactory, threat: Threat, state: Walk) -> jax.Array:
+        """The last iterate, [B,H,W,C]."""
+        return self._delta(state, probes().x)
+
+    def settled(self, state: Walk) -> jax.Array | None:
+        """Examples whose iterate is misclassified."""
+        return state.wrong
+
+    def _delta(self, state: Walk, x: jax.Array) -> jax.Array:
+        # The paper has no box. Iterates are cut to it, so that what is judged is an image; the sum of steps is not cut.
+        return clip_to_box((1.0 + self.overshoot) * state.total, x)
+
+
+def nearest_boundary(gaps: jax.Array, normals: jax.Array, threat: Threat) -> jax.Array:
+    """The step just across the nearest hyperplane: f_k [B,N], w_k [B,N,H,W,C] -> [B,H,W,C].
+
+    A hyperplane without (finite) normal is out of reach; an example that has no other does not move.
+    """
+    lengths = dual_norm(normals.reshape(*gaps.shape, -1), threat)
+    reachable = (lengths > 0) & jnp.isfinite(lengths) & jnp.isfinite(gaps)
+    distances = jnp.where(reachable, jnp.abs(gaps) / jnp.where(reachable, lengths, 1.0), jnp.inf)
+    nearest = jnp.argmin(distances, axis=1)[:, None]
+    distance = jnp.take_along_axis(distances, nearest, axis=1)[:, 0]
+    normal = jnp.take_along_axis(normals, nearest[:, :, None, None, None], axis=1)[:, 0]
+    movable = _spread(jnp.isfinite(distance))
+    return jnp.where(movable, _spread(distance + PUSH) * threat.steepest(normal), 0.0)
+
+
+def dual_norm(flat: jax.Array, threat: Threat) -> jax.Array:
+    """The norm [...] of vectors [...,D] by which the threat's distance to a hyperplane is measured."""
+    if threat.norm == "linf":
+        return jnp.sum(jnp.abs(flat), axis=-1)
+    # Scaled first: squares of tiny gradients leave float32, and a boundary in reach would seem out of it.
+    largest = jnp.max(jnp.abs(flat), axis=-1)
+    scale = jnp.where(largest > 0, largest, 1.0)
+    return scale * jnp.sqrt(jnp.sum((flat / scale[..., None]) ** 2, axis=-1))
+
+
+def _spread(per_example: jax.Array) -> jax.Array:
+    return per_example[:, None, None, None]

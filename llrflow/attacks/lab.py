@@ -1,0 +1,79 @@
+"""A place to try attacks on a few examples of one model, as masking checks and studies do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llrflow.ascent import Plan
+from llrflow.attacks.program import AttackProgram, Examples, Lanes, Network
+from llrflow.attacks.search import InMemory, search
+from llrflow.data.batches import padded_chunks
+from llrflow.probe import Reference
+from llrflow.registry import make
+from llrflow.threat import Threat
+
+
+class Subject(NamedTuple):
+    """A model and examples that it classifies correctly."""
+
+    network: Network
+    lanes: Lanes
+    variables: Any
+    """As `lanes` replicates them."""
+    threat: Threat
+    images: np.ndarray
+    """[S,H,W,C]."""
+    labels: np.ndarray
+    key: np.ndarray
+    """Raw key data."""
+    classes: int
+    size: int
+    """Batch size."""
+    ids: np.ndarray
+    """What the examples are called in their dataset."""
+
+
+class Lab:
+    """Runs trial attacks on a subject. Attacks of one name share a program: they may differ in numbers and length."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self._programs: dict[str, AttackProgram] = {}
+
+    def attack(self, name: str, config: Mapping[str, Any], threat: Threat | None = None, into: Any = None) -> InMemory:
+        """What an attack finds on all examples; `name` says which program it runs on, `into` continues restarts."""
+        subject, ball = self.subject, threat or self.subject.threat
+        attack = make("attack", config)
+        if name not in self._programs:
+            self._programs[name] = AttackProgram(attack, ball, subject.network, subject.lanes)
+            self._programs[name].plan = Plan("host", 1)  # so that it serves any length
+        findings = into or InMemory(np.ones(len(subject.labels), bool), False, np.zeros_like(subject.images))
+        key = subject.lanes.replicate(subject.key)
+        program = self._programs[name].like(attack, ball)
+        search(program, findings, self._load, subject.variables, key, subject.classes, subject.size)
+        return findings
+
+    def reference(self, name: str, key: np.ndarray) -> Any:
+        """Loss, logits and input gradient of the clean images, by the program `name`; `key` gives its random draws."""
+        return self._looked_at(name, self.subject.images, key)
+
+    def losses(self, name: str, delta: np.ndarray) -> np.ndarray:
+        """l(x + delta) in nats [S], with x + delta cut to [0,1], by the program `name`."""
+        return self._looked_at(
+            name, np.clip(self.subject.images + delta, 0, 1).astype(np.float32), self.subject.key
+        ).loss
+
+    def _looked_at(self, name: str, images: np.ndarray, key: np.ndarray) -> Any:
+        subject, found = self.subject, []
+        for rows, mask in padded_chunks(np.arange(len(images)), subject.size):
+            runs = np.zeros(len(rows), np.uint32)
+            examples = Examples(images[rows], subject.labels[rows], rows.astype(np.int32), runs)
+            made = self._programs[name].reference(subject.variables, examples, subject.lanes.replicate(key))
+            found.append([field[mask] for field in made])
+        return Reference(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+    def _load(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.subject.images[ids], self.subject.labels[ids]

@@ -1,0 +1,190 @@
+"""Signs of gradient masking: trials that a robustness claim must survive before its number means anything.
+
+After Athalye, Carlini & Wagner 2018 (arXiv:1802.00420) and Carlini et al. 2019 (arXiv:1902.06705, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llrflow.attacks.base import Attack
+from llrflow.attacks.lab import Lab, Subject
+from llrflow.threat import Threat
+
+STEPS, RESTARTS, LONG, QUERIES = 20, 8, 100, 400
+"""Of the trials' attacks."""
+
+SHARE = 0.02
+"""Share of the examples (and at least two) that must contradict before a comparison counts."""
+
+
+class Flag(NamedTuple):
+    """One sign of masking, seen or not."""
+
+    name: str
+    fired: bool
+    measured: dict[str, float]
+    meaning: str
+
+
+def find_flags(
+    subject: Subject, made: Sequence[tuple[Attack, np.ndarray]] = (), report: Callable[[int], None] = lambda done: None
+) -> list[Flag]:
+    """Every sign, seen or not, on the subject's examples; `made` are attacks of an evaluation with whom they changed.
+
+    `report(trials done)` is called between trials.
+    """
+    lab, flags = Lab(subject), []
+    for done, trial in enumerate(TRIALS):
+        report(done)
+        flags += trial(lab)
+    return [_joined(flag, made) for flag in flags]
+
+
+def _ascent(steps: int, size: float) -> dict[str, Any]:
+    """On the cross-entropy, from the clean image; a single step of epsilon is FGSM."""
+    step = {"type": "steepest", "size": size}
+    return {"type": "pgd", "maximize": "cross_entropy", "steps": steps, "step": step, "start": "zero", "stop": "never"}
+
+
+def _margin(steps: int, size: float, restarts: int = 1) -> dict[str, Any]:
+    return {"type": "pgd", "steps": steps, "restarts": restarts, "step": {"type": "steepest", "size": size}}
+
+
+def _steps(lab: Lab) -> list[Flag]:
+    """FGSM against PGD, the loss against the number of steps, its linearity, and the gradients it all rests on."""
+    epsilon = float(lab.subject.threat.epsilon)
+    single = lab.attack("ascent", _ascent(1, epsilon)).arrays
+    short = lab.attack("ascent", _ascent(STEPS // 4, 2.5 * epsilon / (STEPS // 4))).arrays
+    long = lab.attack("ascent", _ascent(STEPS, 2.5 * epsilon / STEPS)).arrays
+    clean = lab.reference("ascent", lab.subject.key)
+    again = lab.reference("ascent", lab.subject.key + np.uint32(1))
+    n = len(clean.loss)
+    fewer, gains = single["wrong"] & ~long["wrong"], {}
+    for name, found in (("1 step", single), (f"{STEPS // 4} steps", short), (f"{STEPS} steps", long)):
+        gains[name] = float(np.mean(found["loss"] - clean.loss))
+    lengths = np.abs(clean.gradient).reshape(n, -1).max(axis=1)
+    useless = float(np.mean(~np.isfinite(lengths) | (lengths == 0)))
+    spread = float(np.max(np.abs(clean.logits - again.logits)))
+    slope = np.abs(long["loss"] - clean.loss)
+    bent = float(np.mean(long["linearity"]) / max(float(np.mean(slope)), 1e-12))
+    reached, before = gains[f"{STEPS} steps"], gains[f"{STEPS // 4} steps"]
+    flat = not np.isfinite(reached) or reached < 1e-3 or reached < 0.9 * before
+    return [
+        Flag(
+            "fgsm_beats_pgd",
+            bool(_many(fewer.sum() - (long["wrong"] & ~single["wrong"]).sum(), n)),
+            {"accuracy under FGSM": _robust(single), "accuracy under PGD": _robust(long)},
+            "one step finds more errors than many: iterative attacks are being misled. Trust none of them; look at the "
+            "loss surface (llrflow study RUN surface), and for a step or activation that blocks gradients.",
+        ),
+        Flag(
+            "loss_flat",
+            bool(flat),
+            gains,
+            "more steps do not raise the loss: the search sees no slope. Attack another objective (margin, dlr), and "
+            "without gradients (square), and check the scale of the logits.",
+        ),
+        Flag(
+            "gradients_vanish",
+            useless > 0.01,
+            {"share of zero or non-finite input gradients": useless},
+            "the cross-entropy has no input gradient: saturated logits or a step function in the model. Divide the "
+            "logits before attacking, attack dlr, or approximate the step's derivative (BPDA, Athalye et al. 2018).",
+        ),
+        Flag(
+            "stochastic",
+            spread > 0,
+            {"largest difference of a logit between two draws": spread},
+            "the same image gives different logits: average the gradient over draws (`eot: 20` in every attack).",
+        ),
+        Flag(
+            "gamma_large",
+            bent > 1.0,
+            {"mean linearity error over mean loss change at PGD": bent},
+            "the loss is far from linear inside the ball: few-step attacks are unreliable. Use many steps, restarts "
+            "and multi_targeted, and compare with auto_attack.",
+        ),
+    ]
+
+
+def _restarts(lab: Lab) -> list[Flag]:
+    """What restarts add, and what an attack without gradients finds beyond them."""
+    size, n = 2.5 * float(lab.subject.threat.epsilon) / STEPS, len(lab.subject.labels)
+    found = lab.attack("margin", _margin(STEPS, size))
+    once = found.arrays["wrong"].copy()
+    often = lab.attack("margin", _margin(STEPS, size, RESTARTS), into=found).arrays["wrong"]
+    blind = lab.attack("blind", {"type": "square", "queries": QUERIES}).arrays["wrong"]
+    beyond = blind & ~often
+    return [
+        Flag(
+            "restarts_gain",
+            bool((often & ~once).sum() > max(2, 0.05 * n)),
+            {"accuracy with 1 start": float(1 - once.mean()), f"accuracy with {RESTARTS}": float(1 - often.mean())},
+            "restarts find many more errors: the loss is rugged, and one start understates the attack. Raise restarts "
+            "until accuracy stops falling.",
+        ),
+        Flag(
+            "black_box_wins",
+            bool(_many(beyond.sum(), n)),
+            {
+                "changed by square alone": float(beyond.mean()),
+                f"changed by PGD with {RESTARTS} restarts": float(often.mean()),
+            },
+            "a search without gradients finds errors that gradients do not: the gradients are masked. Report the "
+            "black-box number as an upper bound, and find the operation that masks.",
+        ),
+    ]
+
+
+def _without_bound(lab: Lab) -> list[Flag]:
+    """Attacks that may do anything to the image must succeed."""
+    threat = lab.subject.threat
+    diameter = 1.0 if threat.norm == "linf" else float(np.sqrt(np.prod(lab.subject.images.shape[1:])))
+    whole = Threat(norm=threat.norm, epsilon=diameter)
+    huge = _robust(lab.attack("margin", _margin(STEPS, 2.5 * diameter / STEPS), whole).arrays)
+    steady = _robust(lab.attack("margin", _margin(LONG, max(float(threat.epsilon), 0.05 * diameter)), whole).arrays)
+    advice = "no distance suffices to change the prediction, which cannot be: the attack is broken, or blind. "
+    return [
+        Flag(
+            "survives_huge_epsilon",
+            huge > SHARE,
+            {"accuracy when every image in [0,1] is allowed": huge},
+            advice + "Check the attack's objective, the pixel range and the model's gradients.",
+        ),
+        Flag(
+            "survives_unbounded_steps",
+            steady > SHARE,
+            {f"accuracy after {LONG} steps of epsilon without a bound": steady},
+            advice + "Check step size and projection, and attack without gradients (square).",
+        ),
+    ]
+
+
+TRIALS: tuple[Callable[[Lab], list[Flag]], ...] = (_steps, _restarts, _without_bound)
+
+
+def _joined(flag: Flag, made: Sequence[tuple[Attack, np.ndarray]]) -> Flag:
+    """The flag, fired as well when the evaluation's own attacks show it."""
+    if flag.name != "black_box_wins" or not made:
+        return flag
+    seen = [wrong for attack, wrong in made if attack.white_box]
+    for attack, wrong in made:
+        if attack.white_box or not seen:
+            continue
+        beyond = wrong & ~np.any(seen, axis=0)
+        n, label = max(int(np.any([w for _, w in made], axis=0).sum()), 1), attack.label().removeprefix("attack ")
+        measured = {**flag.measured, f"changed in the evaluation by {label} alone": float(beyond.sum())}
+        flag = flag._replace(measured=measured, fired=flag.fired or bool(_many(beyond.sum(), n)))
+    return flag
+
+
+def _many(count: Any, n: int) -> bool:
+    return count >= max(2, SHARE * n)
+
+
+def _robust(found: Any) -> float:
+    return float(1.0 - found["wrong"].mean())

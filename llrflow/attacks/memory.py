@@ -1,0 +1,42 @@
+"""How many examples an attack takes at a time: as many as fit in memory."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+
+from llrflow.attacks.program import AttackProgram, Lanes
+from llrflow.attacks.search import WINDOW
+from llrflow.errors import SpecError
+
+
+def fitting_batch(
+    program: AttackProgram, size: int, variables: Any, image_shape: tuple[int, ...], budget: int | Literal["auto"]
+) -> int:
+    """The largest batch, `size` halved as often as needed, whose attack stays within `budget` bytes on all devices.
+
+    `auto` is half of what is free. Restarts and targets never add to it: they follow one another, or share a batch.
+    Raises SpecError when one example a device does not fit.
+    """
+    lanes = program.lanes
+    limit = free_bytes(lanes) // 2 if budget == "auto" else budget
+    while True:
+        one_device, batch = program.compiled_bytes(size, variables, image_shape)
+        needed = one_device * lanes.count + (WINDOW - 1) * batch
+        if needed <= limit:
+            return size
+        if size // 2 < lanes.count:
+            got = f"{limit:,} bytes are too few: {program.attack.label()} needs {needed:,} for one example a device"
+            raise SpecError("evaluate.memory", got, "allow more, or free some")
+        size = size // 2 // lanes.count * lanes.count
+
+
+def free_bytes(lanes: Lanes) -> int:
+    """Memory free for arrays: of the host on CPU, of all its devices together elsewhere."""
+    if lanes.platform == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().available
+    stats = [device.memory_stats() for device in jax.local_devices()[: lanes.count]]
+    return sum(s["bytes_limit"] - s["bytes_in_use"] for s in stats)

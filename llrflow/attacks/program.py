@@ -1,0 +1,356 @@
+"""An attack as compiled phases that the host drives: begin, advance by chunks of steps, finish and judge."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llrflow.ascent import misclassified, plan_steps, repeat, restart_keys
+from llrflow.attacks.base import Attack
+from llrflow.data.batches import padded_chunks
+from llrflow.errors import SpecError
+from llrflow.guard import guarded, shaped
+from llrflow.keys import example_keys
+from llrflow.probe import ApplyFn, Reference, SearchProbe, cross_entropy
+from llrflow.registry import Component, listing
+from llrflow.terms.linearity import LocalLinearity
+from llrflow.threat import Threat, clip_to_box
+from llrflow.traced import bind, numbers
+
+NOISE = 2**31
+"""Numbers from here on name the draws of a stochastic model outside the steps, which count from 0."""
+
+
+class Network(NamedTuple):
+    """A model as attacks see it."""
+
+    predict: Callable[..., jax.Array]
+    """(variables, images [B,H,W,C]) -> logits [B,K]; a stochastic model is given random keys [B] as a third."""
+    stochastic: bool = False
+
+
+class Lanes(NamedTuple):
+    """How functions and arrays get onto devices."""
+
+    wrap: Callable[[Any], Any]
+    """Compiles a pure function of arrays."""
+    shard: Callable[[Any], Any]
+    """Host arrays [B,...] as its arguments."""
+    replicate: Callable[[Any], Any]
+    """An array that every example shares, as its argument."""
+    gather: Callable[[Any], Any]
+    """Its results as NumPy [B,...]."""
+    platform: str
+    lead: tuple[int, ...] = ()
+    """The axis of devices that its arguments carry before their own, if they do."""
+
+    @property
+    def count(self) -> int:
+        """Number of devices."""
+        return self.lead[0] if self.lead else 1
+
+
+def one_device() -> Lanes:
+    """Plain `jax.jit` on the default device."""
+
+    def to_host(tree: Any) -> Any:
+        return jax.tree.map(np.asarray, tree)
+
+    return Lanes(jax.jit, lambda tree: tree, lambda tree: tree, to_host, jax.default_backend())
+
+
+class Examples(NamedTuple):
+    """What is attacked: images [B,H,W,C] in [0,1], labels [B], ids [B] that key the randomness, run numbers [B]."""
+
+    x: Any
+    y: Any
+    ids: Any
+    run: Any
+
+
+class Verdict(NamedTuple):
+    """What an attack found per example, judged anew on the projected perturbation."""
+
+    delta: Any
+    """[B,H,W,C]; in the ball, unless a minimum-norm attack found nothing inside it."""
+    wrong: Any
+    """Misclassified within the threat model, [B]."""
+    value: Any
+    """The attack's own objective, [B]; of a minimum-norm attack -distance."""
+    loss: Any
+    """Cross-entropy at x + delta in nats, [B]."""
+    distance: Any
+    """||delta|| in the threat's norm, [B]; of a minimum-norm attack that found nothing, infinity."""
+    linearity: Any
+    """g(delta; x) = |l(x+delta) - l(x) - <delta, grad l(x)>| in nats, [B]."""
+    queries: Any
+    """Forward passes used, [B]."""
+    gradients: Any
+    """Backward passes used, [B]."""
+
+
+class Start(NamedTuple):
+    """What an attack needs to know of its examples besides themselves."""
+
+    reference: Reference
+    keys: Any
+    """Raw random keys, one per example and run."""
+
+
+class InFlight(NamedTuple):
+    """A run under way: the attack's state and the steps each example has taken [B]."""
+
+    state: Any
+    taken: Any
+
+
+class AttackProgram:
+    """One attack on one kind of model, compiled once per batch shape.
+
+    Numbers of attack and threat are inputs, so changing them compiles nothing. `surrogate` is the network that the
+    attack searches on, when that is not the network by which it is judged (transfer).
+    """
+
+    def __init__(
+        self, attack: Attack, threat: Threat, network: Network, lanes: Lanes, surrogate: Network | None = None
+    ) -> None:
+        if threat.norm not in attack.norms:
+            raise SpecError(attack.label(), f"knows no {threat.norm} threat", f"choose from {listing(attack.norms)}")
+        self.attack, self.threat, self.network, self.lanes = attack, threat, network, lanes
+        self._searched = surrogate or network
+        self.plan = plan_steps(attack.length, lanes.platform, inside=False)
+        self._at_size: dict[int, Any] = {}
+        self._begin, self._advance, self._finish = map(lanes.wrap, (self._begin_fn, self._advance_fn, self._finish_fn))
+
+    @property
+    def numbers(self) -> dict[str, np.float32]:
+        """The traced numbers of attack and threat, to pass to `run`."""
+        found: dict[str, np.float32] = {}
+        for path, value, _ in (*numbers(self.attack, ("attack",)), *numbers(self.threat, ("threat",))):
+            if isinstance(value, Component):
+                raise SpecError(path, "follows a schedule, but an attack has no training steps", "give one number")
+            found[path] = np.float32(value)
+        return found
+
+    def like(self, attack: Attack, threat: Threat) -> AttackProgram:
+        """The same compiled program for an attack and a threat that differ in traced numbers alone."""
+        other = copy.copy(self)
+        other.attack, other.threat = attack, threat
+        return other
+
+    def run(
+        self,
+        variables: Any,
+        examples: Examples,
+        key: Any,
+        size: int,
+        surrogate: Any = None,
+        report: Callable[[int], None] = lambda going: None,
+    ) -> Iterator[tuple[np.ndarray, Verdict]]:
+        """One run of every example, in batches of `size`: (rows of `examples` [M], their verdicts) as they end.
+
+        variables (and the surrogate's, if there is one) and key data as `lanes` replicates them; examples in NumPy,
+        a few batches of them for packing to pay. `report(rows that go on)` is called between chunks of steps.
+        """
+        lanes, inputs = self.lanes, self.lanes.replicate(self.numbers)
+        searched = variables if surrogate is None else surrogate
+        rest = (variables, searched, inputs)
+        flights = [
+            _Flight(rows, mask, *self._launch(searched, examples, rows, key, inputs))
+            for rows, mask in padded_chunks(np.arange(len(examples.y)), size)
+        ]
+        advance = self._at_size.get(size, self._advance)
+        for first in range(0, self.attack.length, self.plan.chunk) if self.attack.length else ():
+            index = lanes.replicate(np.int32(first))
+            advanced = [advance(searched, f.examples, f.start, f.flying, index, inputs) for f in flights]
+            flights = [f._replace(flying=flying) for f, (flying, _) in zip(flights, advanced, strict=True)]
+            if first + self.plan.chunk < self.attack.length and self._settles:
+                going = [f.mask & ~lanes.gather(settled) for f, (_, settled) in zip(flights, advanced, strict=True)]
+                count = sum(int(g.sum()) for g in going)
+                report(count)
+                if -(-count // size) < len(flights):
+                    packed = self._pack(flights, going, size)
+                    yield from self._land(flights, [f.mask & ~g for f, g in zip(flights, going, strict=True)], rest)
+                    flights = packed
+        yield from self._land(flights, [f.mask for f in flights], rest)
+
+    def reference(self, variables: Any, examples: Examples, key: Any) -> Reference:
+        """Loss, logits and input gradient of one batch of clean images, in NumPy."""
+        rows = np.arange(len(examples.y))
+        _, start, _ = self._launch(variables, examples, rows, key, self.lanes.replicate(self.numbers))
+        return self.lanes.gather(start.reference)
+
+    def trace(self, variables: Any, size: int, image_shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """The abstract arguments of the attack's steps on a batch of `size`; every phase is traced, nothing is run."""
+        lead, each = self.lanes.lead, size // self.lanes.count
+        fields = ((np.float32, image_shape), (np.int32, ()), (np.int32, ()), (np.uint32, ()))
+        examples = Examples(*(jax.ShapeDtypeStruct((*lead, each, *shape), dtype) for dtype, shape in fields))
+        key, index = jax.ShapeDtypeStruct((*lead, 2), np.uint32), jax.ShapeDtypeStruct(lead, np.int32)
+        inputs = self.lanes.replicate(self.numbers)
+        start, flying = jax.eval_shape(self._begin, variables, examples, key, inputs)
+        steps = (variables, examples, start, flying, index, inputs)
+        if self.attack.length:
+            flying, _ = jax.eval_shape(self._advance, *steps)
+        jax.eval_shape(self._finish, variables, variables, examples, start, flying, inputs)
+        return steps
+
+    def compiled_bytes(self, size: int, variables: Any, image_shape: tuple[int, ...]) -> tuple[int, int]:
+        """(bytes on one device while it takes its steps on a batch of `size`, bytes of such a batch on all devices).
+
+        By XLA's own account of the compiled steps, which are kept for later batches of that size.
+        """
+        steps = self.trace(variables, size, image_shape)
+        batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(steps[1:4]))
+        if not self.attack.length:
+            return batch, batch
+        self._at_size[size] = self._advance.lower(*steps).compile()
+        used = self._at_size[size].memory_analysis()
+        return used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes, batch
+
+    @property
+    def _settles(self) -> bool:
+        return type(self.attack).settled is not Attack.settled
+
+    def _launch(self, variables: Any, examples: Examples, rows: np.ndarray, key: Any, inputs: Any) -> Any:
+        batch = self.lanes.shard(Examples(*(np.asarray(field)[rows] for field in examples)))
+        return batch, *self._begin(variables, batch, key, inputs)
+
+    def _pack(self, flights: list[_Flight], going: list[np.ndarray], size: int) -> list[_Flight]:
+        """The examples that go on, in as few batches as hold them."""
+        parts = [
+            jax.tree.map(lambda leaf, g=g: leaf[g], (f.rows, *self.lanes.gather((f.examples, f.start, f.flying))))
+            for f, g in zip(flights, going, strict=True)
+            if g.any()
+        ]
+        if not parts:
+            return []
+        whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        packed = []
+        for chosen, mask in padded_chunks(np.arange(len(whole[0])), size):
+            rows, *on_devices = jax.tree.map(lambda leaf, c=chosen: leaf[c], whole)
+            packed.append(_Flight(rows, mask, *self.lanes.shard(tuple(on_devices))))
+        return packed
+
+    def _land(self, flights: list[_Flight], masks: list[np.ndarray], rest: Any) -> Iterator[tuple[np.ndarray, Verdict]]:
+        variables, searched, inputs = rest
+        for flight, mask in zip(flights, masks, strict=True):
+            if not mask.any():
+                continue
+            verdict = self._finish(variables, searched, flight.examples, flight.start, flight.flying, inputs)
+            verdict = Verdict(*(field[mask] for field in self.lanes.gather(verdict)))
+            self._check(verdict, self.lanes.gather(flight.examples.x)[mask])
+            yield flight.rows[mask], verdict
+
+    def _check(self, verdict: Verdict, x: np.ndarray) -> None:
+        inside = verdict.wrong if self.attack.minimum_norm else np.ones(len(x), bool)
+        if inside.any():
+            self.threat.check(verdict.delta[inside], x[inside])
+
+    def _bound(self, inputs: Mapping[str, jax.Array]) -> tuple[Attack, Threat]:
+        split = {part: {} for part in ("attack", "threat")}
+        for path, value in inputs.items():
+            part, _, field = path.partition(".")
+            split[part][field] = value
+        return bind(self.attack, split["attack"]), bind(self.threat, split["threat"])
+
+    def _apply(self, network: Network, variables: Any, keys: jax.Array, at: Any) -> ApplyFn:
+        """The network in one query; a stochastic one draws anew at each step `at`."""
+        if not network.stochastic:
+            return lambda images, clean: (network.predict(variables, images), None)
+        drawn = restart_keys(restart_keys(keys, NOISE), at)
+
+        def apply(images: jax.Array, clean: bool) -> tuple[jax.Array, None]:
+            draws = [network.predict(variables, images, restart_keys(drawn, draw)) for draw in range(self.attack.eot)]
+            return sum(draws[1:], draws[0]) / len(draws), None
+
+        return apply
+
+    def _probes(
+        self, network: Network, variables: Any, examples: Examples, start: Start, threat: Threat, at: Any
+    ) -> Callable[[], SearchProbe]:
+        keys = jax.random.wrap_key_data(start.keys)
+        apply = self._apply(network, variables, keys, at)
+        return partial(SearchProbe, apply, examples.x, examples.y, keys, threat, start.reference)
+
+    def _reference(self, network: Network, variables: Any, examples: Examples, keys: jax.Array) -> Reference:
+        apply = self._apply(network, variables, keys, NOISE)
+
+        def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            logits = apply(x, True)[0]
+            loss = cross_entropy(logits, examples.y)
+            return jnp.sum(loss), (loss, logits)
+
+        gradient, (loss, logits) = jax.grad(total, has_aux=True)(examples.x)
+        return Reference(loss, logits, gradient)
+
+    def _begin_fn(self, variables: Any, examples: Examples, key: jax.Array, inputs: Any) -> tuple[Start, InFlight]:
+        attack, threat = self._bound(inputs)
+        keys = restart_keys(example_keys(jax.random.wrap_key_data(key), examples.ids), examples.run)
+        reference = self._reference(self._searched, variables, examples, keys)
+        start = Start(reference, jax.random.key_data(keys))
+        probes = self._probes(self._searched, variables, examples, start, threat, NOISE + 1)
+        state = guarded(attack, lambda: attack.begin(probes, threat, keys, examples.run))
+        return start, InFlight(state, jnp.zeros(len(examples.y), jnp.int32))
+
+    def _advance_fn(
+        self, variables: Any, examples: Examples, start: Start, flying: InFlight, first: jax.Array, inputs: Any
+    ) -> tuple[InFlight, jax.Array]:
+        attack, threat = self._bound(inputs)
+
+        def one(flying: InFlight, index: jax.Array) -> InFlight:
+            probes = self._probes(self._searched, variables, examples, start, threat, index)
+            state = guarded(attack, lambda: attack.advance(probes, threat, flying.state, index))
+            stepped = InFlight(state, flying.taken + 1)
+            # Settled examples stay as they are: what an example ends with must not depend on its batch-mates' luck.
+            settled = attack.settled(flying.state)
+            return stepped if settled is None else jax.tree.map(partial(_choose, settled), flying, stepped)
+
+        flying = repeat(one, flying, first, self.plan.chunk, self.plan.inside)
+        settled = attack.settled(flying.state)
+        return flying, jnp.zeros(len(examples.y), bool) if settled is None else settled
+
+    def _finish_fn(
+        self, variables: Any, searched: Any, examples: Examples, start: Start, flying: InFlight, inputs: Any
+    ) -> Verdict:
+        attack, threat = self._bound(inputs)
+        at = NOISE + 2
+        probes = self._probes(self._searched, searched, examples, start, threat, at)
+        delta = shaped(attack, examples.x.shape, lambda: attack.finish(probes, threat, flying.state))
+        if self._searched is not self.network:
+            keys = jax.random.wrap_key_data(start.keys)
+            start = start._replace(reference=self._reference(self.network, variables, examples, keys))
+        probe = self._probes(self.network, variables, examples, start, threat, at + 1)()
+        inside = threat.project(delta, examples.x)
+        wrong = misclassified(probe.logits(inside), examples.y)
+        if not attack.minimum_norm:
+            delta, distance, value = inside, threat.distance(inside), attack.objective(probe, inside)
+        else:
+            delta = clip_to_box(jnp.nan_to_num(delta), examples.x)
+            found = wrong | misclassified(probe.logits(delta), examples.y)
+            delta = _choose(wrong, inside, _choose(found, delta, jnp.zeros_like(delta)))
+            distance = jnp.where(found, threat.distance(delta), jnp.inf)
+            value = -distance
+        queries, gradients = (flying.taken * count for count in attack.step_cost)
+        linearity = LocalLinearity()(probe, delta)
+        return Verdict(delta, wrong, value, probe.loss(delta), distance, linearity, queries, gradients)
+
+
+class _Flight(NamedTuple):
+    """One batch under way."""
+
+    rows: np.ndarray
+    mask: np.ndarray
+    """False where a row only fills the batch."""
+    examples: Any
+    start: Any
+    flying: Any
+
+
+def _choose(where: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(where.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)

@@ -1,0 +1,231 @@
+"""Square: random search that sees the logits alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field
+
+from llrflow.ascent import ProbeFactory, misclassified, restart_keys
+from llrflow.attacks.base import Attack, StepCost
+from llrflow.registry import register
+from llrflow.terms.classification import margin
+from llrflow.threat import Threat
+
+HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Changes after which p is halved, of 10,000 (section 5 of the paper)."""
+
+
+class State(NamedTuple):
+    """The point kept so far."""
+
+    keys: jax.Array
+    """Raw random keys, one per example and run."""
+    delta: jax.Array
+    """[B,H,W,C]."""
+    value: jax.Array
+    """Its margin, [B]."""
+    wrong: jax.Array
+    """Whether it is misclassified, [B]."""
+
+
+@register("attack", "square")
+class Square(Attack):
+    """Black-box random search: changes a random square of the image and keeps the change if the margin grows.
+
+    Andriushchenko et al. 2020 (arXiv:1912.00049). linf starts at vertical stripes of +-epsilon and adds
+    +-2 epsilon per channel to a square of side sqrt(p H W), cut to ball and box. l2 starts at a grid of tiles, each a
+    positive and a negative bump, and moves the norm of a second square, and what the box left unused, into the first.
+    An example ends at its first misclassified point. It finds what gradient masking hides from first-order attacks.
+    """
+
+    step_cost: ClassVar[StepCost] = StepCost(1, 0)
+
+    queries: int = Field(default=5000, ge=1)
+    """Forward passes of one run, that of the initial point included."""
+
+    p: float = Field(default=0.8, gt=0, le=1)
+    """Initial share of the pixels that a change covers; halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the
+    queries."""
+
+    restarts: int = Field(default=1, ge=1)
+    """Independent runs, each of so many queries."""
+
+    @property
+    def length(self) -> int:
+        """Queries: step 0 asks for the initial point, every other for one change."""
+        return self.queries
+
+    def runs(self, classes: int) -> int:
+        """Restarts."""
+        return self.restarts
+
+    def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> State:
+        """The initial point, not yet asked for."""
+        x = probes().x
+        start = start_linf if threat.norm == "linf" else start_l2
+        delta = jax.vmap(lambda key: start(key, x.shape[1:]))(restart_keys(keys, 0))
+        delta = threat.project(threat.epsilon * delta.astype(x.dtype), x)
+        nothing = jnp.full(len(x), -jnp.inf, x.dtype)
+        return State(jax.random.key_data(keys), delta, nothing, jnp.zeros(len(x), bool))
+
+    def advance(self, probes: ProbeFactory, threat: Threat, state: State, index: jax.Array) -> State:
+        """One query."""
+        probe, shape = probes(), state.delta.shape[1:]
+        side = jnp.asarray(sides(self.p, self.queries, threat.norm, shape))[index]
+        keys = restart_keys(jax.random.wrap_key_data(state.keys), index)
+        draws = jax.vmap(lambda key: draw_change(key, side, shape))(keys)
+        change = change_linf if threat.norm == "linf" else change_l2
+        changed = jax.vmap(partial(change, side=side, epsilon=threat.epsilon))(state.delta, draws)
+        delta = jnp.where(index == 0, state.delta, threat.project(changed, probe.x))
+        logits = probe.logits(delta)
+        value, wrong = margin(logits, probe.y), misclassified(logits, probe.y)
+        kept = (value > state.value) | wrong
+        return State(
+            state.keys,
+            jnp.where(kept[:, None, None, None], delta, state.delta),
+            jnp.where(kept, value, state.value),
+            jnp.where(kept, wrong, state.wrong),
+        )
+
+    def finish(self, probes: ProbeFactory, threat: Threat, state: State) -> jax.Array:
+        """The kept point, [B,H,W,C]."""
+        return state.delta
+
+    def settled(self, state: State) -> jax.Array:
+        """Examples that are misclassified at the kept point."""
+        return state.wrong
+
+
+def shares(p: float, queries: int) -> np.ndarray:
+    """Share of the pixels that the change of each query covers, [queries]; query 0, the initial point, has none."""
+    # As in the authors' code the first change has number 0, and p is halved once that number has passed a mark. In
+    # integers: theirs, int(i / n * 10000), is one short for some i.
+    change = np.maximum(np.arange(queries) - 1, 0) * 10_000 // queries
+    return p * 0.5 ** (change[:, None] > np.asarray(HALVED_AT)).sum(axis=1)
+
+
+def sides(p: float, queries: int, norm: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Side of the square at each query in pixels, [queries]; `shape` is that of an image (H, W, C)."""
+    height, width = shape[:2]
+    side = np.rint(np.sqrt(shares(p, queries) * height * width)).astype(np.int32)
+    if norm == "l2":  # smaller than 3 there is no bump, and the authors' code makes sides odd
+        side = np.maximum(side, 3)
+        side += side % 2 == 0
+    return np.clip(side, 1, min(height, width))
+
+
+class Change(NamedTuple):
+    """The random choices of one change of one example."""
+
+    corners: jax.Array
+    """Upper left corners (row, column) of two squares, [2,2]; linf uses the first alone."""
+    sign: jax.Array
+    """-1 or 1 for each channel, [C]."""
+    turned: jax.Array
+    """Whether the two bumps lie one below the other, not side by side."""
+
+
+def draw_change(key: jax.Array, side: jax.Array, shape: tuple[int, ...]) -> Change:
+    """Draw squares that lie inside the image (H, W, C)."""
+    where, sign, turn = jax.random.split(key, 3)
+    # All H - side + 1 places: public implementations leave out the last, and with it one row and column of the image.
+    corners = jax.random.randint(where, (2, 2), 0, jnp.asarray(shape[:2]) - side + 1)
+    return Change(corners, jax.random.rademacher(sign, shape[2:]), jax.random.bernoulli(turn))
+
+
+def change_linf(delta: jax.Array, draw: Change, side: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """delta [H,W,C] with +-2 epsilon added in the square (Algorithm 2), not yet projected."""
+    inside = _inside(*_coordinates(delta.shape, draw.corners[0]), side)[:, :, None]
+    return delta + 2 * epsilon * jnp.where(inside, draw.sign, 0).astype(delta.dtype)
+
+
+def change_l2(delta: jax.Array, draw: Change, side: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """delta [H,W,C] with norm moved from the second square into a bump in the first (Algorithm 3), unprojected.
+
+    Norms are those of each channel, as in the paper; public code takes that of both squares over all channels.
+    """
+    here, there = (_coordinates(delta.shape, corner) for corner in draw.corners)
+    first, second = (_inside(*at, side)[:, :, None] for at in (here, there))
+    unused = jnp.maximum(epsilon**2 - jnp.sum(delta**2), 0.0)
+    available = jnp.sqrt(jnp.sum(jnp.where(first | second, delta**2, 0.0), axis=(0, 1)) + unused / delta.shape[2])
+    bump = (eta(*here, side, draw.turned)[:, :, None] * draw.sign).astype(delta.dtype)
+    bump = _unit(bump + _unit(jnp.where(first, delta, 0.0)))
+    return jnp.where(first, bump * available, jnp.where(second, 0.0, delta))
+
+
+def eta(row: jax.Array, column: jax.Array, side: jax.Array | int, turned: jax.Array | bool) -> jax.Array:
+    """Two bumps of opposite sign that fill a square, unit l2 norm together; zero outside (eq. 2 of the paper).
+
+    `row` and `column` [H,W] are each pixel's place in the square. The square is cut into the first floor(side / 2)
+    columns and the rest; a pixel at Chebyshev distance d from the centre of its part is sum_{m=d}^{side/2} 1/(m+1)^2.
+    """
+    row, column = jnp.where(turned, column, row), jnp.where(turned, row, column)
+    cut = side // 2
+    right = column >= cut
+    centre = jnp.where(right, cut + (side - cut) // 2, cut // 2)
+    distance = jnp.maximum(jnp.abs(row - side // 2), jnp.abs(column - centre))
+    tails = np.cumsum(1.0 / np.arange(max(row.shape) + 2, 0, -1) ** 2)[::-1]  # tails[d] = sum_{m >= d} 1/(m+1)^2
+    tails = jnp.asarray(tails, float)
+    height = jnp.take(tails, distance, mode="clip") - jnp.take(tails, side // 2 + 1, mode="clip")
+    bumps = jnp.where(_inside(row, column, side), jnp.where(right, -height, height), 0.0)
+    return bumps / jnp.sqrt(jnp.sum(bumps**2))
+
+
+class Grid(NamedTuple):
+    """The random choices of one example's initial point under l2; `n` by `m` tiles."""
+
+    sign: jax.Array
+    """-1 or 1 for each tile and channel, [n,m,C]."""
+    turned: jax.Array
+    """Whether the two bumps of a tile lie one below the other, [n,m]."""
+
+
+def draw_grid(key: jax.Array, shape: tuple[int, ...]) -> Grid:
+    """Draw for tiles a fifth as wide as the image (H, W, C), as many as fit (5 x 5 from 25 pixels on)."""
+    sign, turn = jax.random.split(key)
+    size = tile_side(shape)
+    tiles = (shape[0] // size, shape[1] // size)
+    return Grid(jax.random.rademacher(sign, (*tiles, shape[2])), jax.random.bernoulli(turn, shape=tiles))
+
+
+def tile_side(shape: tuple[int, ...]) -> int:
+    """Side of a tile of the initial grid under l2, in pixels."""
+    return max(min(shape[:2]) // 5, 1)
+
+
+def start_l2(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The grid of bumps in the middle of an image, unit l2 norm, [H,W,C]."""
+    draw, size = draw_grid(key, shape), tile_side(shape)
+    tile = eta(*_coordinates((size, size), np.zeros(2, int)), size, False)
+    tiles = jnp.where(draw.turned[:, :, None, None], tile.T, tile)  # [n,m,side,side]
+    grid = jnp.einsum("nmij,nmc->nimjc", tiles, draw.sign.astype(tiles.dtype))
+    grid = grid.reshape(draw.turned.shape[0] * size, draw.turned.shape[1] * size, shape[2])
+    spare = [length - covered for length, covered in zip(shape[:2], grid.shape[:2], strict=True)]
+    grid = jnp.pad(grid, [*((left // 2, left - left // 2) for left in spare), (0, 0)])
+    return grid / jnp.sqrt(jnp.sum(grid**2))
+
+
+def start_linf(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Vertical stripes of width one, for each column and channel -1 or 1, [H,W,C]."""
+    return jnp.broadcast_to(jax.random.rademacher(key, (1, *shape[1:])), shape)
+
+
+def _coordinates(shape: tuple[int, ...], corner: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
+    row, column = (jax.lax.broadcasted_iota(int, shape[:2], axis) - corner[axis] for axis in (0, 1))
+    return row, column
+
+
+def _inside(row: jax.Array, column: jax.Array, side: jax.Array | int) -> jax.Array:
+    """A square of a size known only at run time is a mask, [H,W]."""
+    return (row >= 0) & (row < side) & (column >= 0) & (column < side)
+
+
+def _unit(channels: jax.Array) -> jax.Array:
+    """[H,W,C] with unit l2 norm in each channel; zero stays zero."""
+    length = jnp.sqrt(jnp.sum(channels**2, axis=(0, 1)))
+    return channels / jnp.where(length > 0, length, 1.0)

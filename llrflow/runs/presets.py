@@ -1,0 +1,32 @@
+"""Named attacks for `llrflow evaluate`: a preset that comes with llrflow, or a file of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from llrflow.errors import SpecError
+from llrflow.registry import listing
+from llrflow.spec.source import read_source
+
+PRESETS = ("quick", "standard", "document", "auto_attack")
+
+
+def evaluate_block(attacks: str | Mapping[str, Any]) -> dict[str, Any]:
+    """What an `evaluate` block says: of a preset by name, of a YAML file by path, or of a mapping as it stands there.
+
+    A file or mapping holds `attacks:` and other fields of the block, or the named attacks alone. Raises SpecError.
+    """
+    if isinstance(attacks, str) and attacks in PRESETS:
+        with resources.as_file(resources.files("llrflow.runs") / "presets" / f"{attacks}.yaml") as path:
+            return dict(read_source(str(path)).data)
+    try:
+        data = attacks if isinstance(attacks, Mapping) else read_source(attacks).data
+    except SpecError as error:
+        if isinstance(attacks, str) and "." not in attacks and "/" not in attacks:
+            raise SpecError("--attacks", f"{attacks!r} is no preset", f"choose from {listing(PRESETS)}") from error
+        raise
+    named = data.get("attacks")
+    whole = isinstance(named, Mapping) and "type" not in named
+    return dict(data) if whole else {"attacks": dict(data)}

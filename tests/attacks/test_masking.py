@@ -1,0 +1,85 @@
+"""Signs of gradient masking: seen on three models that mask, not on an honest one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llrflow.attacks.lab import Subject
+from llrflow.attacks.masking import find_flags
+from llrflow.attacks.program import Network, one_device
+from llrflow.threat import Threat
+
+N, D, K = 48, 16, 4
+
+
+@functools.cache
+def honest():
+    """A small two-layer network on blobs: [N,4,4,1] images with its own labels, and its logits."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    hidden, out = 0.8 * jax.random.normal(keys[0], (D, 32)), jax.random.normal(keys[1], (32, K))
+
+    def logits(x):
+        return jnp.tanh((x.reshape(len(x), -1) - 0.5) @ hidden) @ out
+
+    x = np.asarray(jax.random.uniform(keys[2], (N, 4, 4, 1), minval=0.05, maxval=0.95))
+    return logits, x, np.asarray(jnp.argmax(logits(x), axis=-1), np.int32)
+
+
+def flags_of(network, stochastic=False, of=None):
+    x, y = of or honest()[1:]
+    predict = (lambda _, x, keys: network(x, keys)) if stochastic else (lambda _, x: network(x))
+    key = np.asarray(jax.random.key_data(jax.random.key(0)))
+    threat = Threat(norm="linf", epsilon=0.03)
+    subject = Subject(Network(predict, stochastic), one_device(), (), threat, x, y, key, K, N, np.arange(N))
+    return {flag.name: flag for flag in find_flags(subject)}
+
+
+def fired(flags):
+    return {name for name, flag in flags.items() if flag.fired}
+
+
+def test_an_honest_model_raises_none():
+    flags = flags_of(honest()[0])
+    assert fired(flags) == set()
+    assert len(flags) == 9 and all(flag.meaning and flag.measured for flag in flags.values())
+    assert all(np.isfinite(list(flag.measured.values())).all() for flag in flags.values())
+
+
+def test_quantised_inputs():
+    logits = honest()[0]
+    found = fired(flags_of(lambda x: logits(jnp.round(8 * x) / 8)))
+    assert {"gradients_vanish", "loss_flat", "survives_huge_epsilon", "survives_unbounded_steps"} <= found
+    assert "black_box_wins" in found
+
+
+def test_logits_of_a_huge_scale():
+    logits = honest()[0]
+    assert {"gradients_vanish"} <= fired(flags_of(lambda x: 1e5 * logits(x)))
+
+
+def test_a_noise_layer():
+    logits = honest()[0]
+
+    def noisy(x, keys):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(keys)
+        return logits(x + 0.05 * noise)
+
+    flags = flags_of(noisy, stochastic=True)
+    assert "stochastic" in fired(flags) and "eot" in flags["stochastic"].meaning
+
+
+def test_one_step_stronger_than_many():
+    """A loss with a small bump on the way to the edge of the ball, where alone the model errs: ascent stops there."""
+    epsilon = 0.03
+
+    def trapped(images):
+        along = (jnp.mean(images, axis=(1, 2, 3)) / epsilon + 2) % 4 - 2  # 0 at every image of the batch
+        bump, peak = (jnp.exp(-(((along - at) / 0.15) ** 2)) for at in (0.25, 1.0))
+        return 5 * jnp.stack([jnp.zeros_like(along), 0.5 * bump + 3 * peak - 1], axis=-1)
+
+    x = np.asarray(jax.random.uniform(jax.random.key(1), (N, 4, 4, 1), minval=0.3, maxval=0.7))
+    x = x - x.mean(axis=(1, 2, 3), keepdims=True) + 0.48  # 16 epsilons: a whole number of periods
+    flags = flags_of(trapped, of=(x, np.zeros(N, np.int32)))
+    assert flags["fgsm_beats_pgd"].fired and flags["fgsm_beats_pgd"].measured["accuracy under FGSM"] < 0.1
