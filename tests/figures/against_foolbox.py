@@ -1,4 +1,4 @@
-"""Attack the model of a run with llrflow and with foolbox 3.3.4, on the same JAX function; prints one line of JSON each.
+"""Attack the model of a run with llrflow and with foolbox, on the same JAX function; prints one line of JSON each.
 
 Run by test_foolbox.py in a process of its own: python against_foolbox.py strength|throughput RUN [N]
 """
@@ -78,7 +78,7 @@ def strength(model: Any) -> None:
 
 
 def throughput(run: str, model: Any, n: int) -> None:
-    """Images a second of PGD-50 on the margin, of this package's evaluation and of foolbox (which has no margin loss)."""
+    """Images a second of PGD-50: on the margin by llrflow, on cross-entropy by foolbox, which has no margin."""
     x, y = images_of(model, n)
     epsilon, size = model.spec.threat.epsilon, 1000
     program = compile_spec(llrflow.load_spec(f"{run}/spec.yaml", {"devices.count": None}), training=False)

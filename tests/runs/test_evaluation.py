@@ -313,7 +313,8 @@ def test_batches_shrink_to_the_memory_that_is_declared(evaluator):
 def test_studies_are_written_beside_the_evaluation(copied):
     block = {
         "attacks": {"fgsm": {"type": "fgsm"}},
-        "strength": {"examples": 60, "steps": [1, 4, 12], "restarts": [1, 3], "epsilons": [0.5, 1, 2], "attack": {"type": "pgd", "steps": 4}},
+        "strength": {"examples": 60, "steps": [1, 4, 12], "restarts": [1, 3], "epsilons": [0.5, 1, 2],
+                     "attack": {"type": "pgd", "steps": 4}},
         "linearity": {"examples": 60, "radii": [0.5, 1.0], "steps": 15},
         "surface": {"examples": 2, "points": 5, "attack": {"type": "pgd", "steps": 4}},
     }  # fmt: skip
