@@ -124,7 +124,10 @@ def llrflow_command(start):
 
     def run(*arguments, cwd):
         process = start(arguments, cwd)
-        out, err = process.communicate(timeout=120)
+        try:
+            out, err = process.communicate(timeout=240)
+        finally:
+            process.kill()  # after a timeout it would spoil the tests that follow
         return process.returncode, out, err
 
     return run

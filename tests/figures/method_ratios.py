@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 import llrflow
 from llrflow.program.compile import Program
-from llrflow.program.cost import CROSS_ENTROPY, measure, parts, plain_program
+from llrflow.program.cost import measure, plain_program
+from llrflow.spec.schema import Spec
 
 ROOT = Path(__file__).parents[2]
 LLR, DOUBLE = "llr-2", "double backpropagation"
@@ -37,22 +38,27 @@ BOUNDS = {LLR: 4.4, "pgd-10": 7.0, DOUBLE: 0.85, **{name: 1.1 * count / 3 for na
 ATTEMPTS = (3, 7, 7)  # rounds of each: a busy machine may spoil one median, a slower program spoils all
 
 
-def prepare(program: Any) -> float:
-    """Compile a program's step; returns its count in cross-entropy steps."""
-    program._compiled.train = program.lowered_step().compile()
-    return sum(count.total for count in parts(program).values()) / CROSS_ENTROPY if isinstance(program, Program) else 0
+def base_of(data_dir: str, changes: dict[str, Any] | None = None) -> Spec:
+    changes = {"devices.count": 2, "data.dir": data_dir, **(changes or {})}
+    return llrflow.load_spec(ROOT / METHODS[LLR][0], changes)
 
 
-def prepare_all(programs: list[Any]) -> dict[Any, float]:
-    """Prepare all, two at a time and before anything is timed, and begin each from one initial state."""
+def program_of(base: Spec, method: str) -> Program:
+    path, changes = METHODS[method]
+    objective = llrflow.load_spec(ROOT / path, changes).objective
+    return llrflow.compile(base.model_copy(update={"objective": objective}))
+
+
+def prepare(programs: list[Any]) -> None:
+    """Compile all steps, two at a time and before anything is timed, and begin each from one initial state."""
     with ThreadPoolExecutor(2) as pool:
-        counted = list(pool.map(prepare, programs))
+        steps = list(pool.map(lambda program: program.lowered_step().compile(), programs))
     first = programs[0]
     init = first._compiled.init.lower(first._seed, first._numbers(0))
     state = init.compile({"xla_backend_optimization_level": 0})(first._seed, first._numbers(0))
-    for program in programs:
+    for program, step in zip(programs, steps, strict=True):
+        program._compiled.train = step
         program.init = lambda: jax.tree.map(jnp.copy, state)
-    return dict(zip(programs, counted, strict=True))
 
 
 def attempts(program: Program, other: Program, bound: float) -> dict[str, float]:
@@ -67,23 +73,19 @@ def attempts(program: Program, other: Program, bound: float) -> dict[str, float]
 
 def main(data_dir: str, *names: str) -> None:
     names = names or tuple(BOUNDS)
-    changes = {"devices.count": 2, "data.dir": data_dir}
-    base = llrflow.load_spec(ROOT / "specs" / "small_resnet_llr.yaml", changes)
+    base = base_of(data_dir)
     plain = plain_program(base)
     programs = {}
     for name in (LLR, *names) if DOUBLE in names else names:
         if name in METHODS:
-            path, changes = METHODS[name]
-            objective = llrflow.load_spec(ROOT / path, changes).objective
-            programs[name] = llrflow.compile(base.model_copy(update={"objective": objective}))
+            programs[name] = program_of(base, name)
     others = dict.fromkeys(programs, plain)
     if DOUBLE in names:
         others[DOUBLE] = double_backpropagation.Written(programs[LLR], share=False)
         programs[DOUBLE] = programs[LLR]
-    counted = prepare_all(list(dict.fromkeys([plain, *programs.values(), *others.values()])))
+    prepare(list(dict.fromkeys([plain, *programs.values(), *others.values()])))
     for name in names:
-        program = programs[name]
-        result = {"counted": counted[program], **attempts(program, others[name], BOUNDS[name])}
+        result = attempts(programs[name], others[name], BOUNDS[name])
         print(json.dumps({"method": name, **{key: round(value, 4) for key, value in result.items()}}), flush=True)
 
 
