@@ -1,5 +1,6 @@
 """Four CPU devices for every in-process test, digits prepared once, and a tiny spec to start from."""
 
+import gc
 import json
 import os
 import shutil
@@ -8,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Tests compile a lot and compute little: unoptimised code compiles in half the time, and what one test or
+# Tests compile a lot and compute little: unoptimised code compiles in a quarter of the time, and what one test or
 # process has compiled the others share.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llrflow-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -20,6 +21,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.devices()  # starts the backend, so that no test can settle on another number
+
+gc.set_threshold(100_000, 20, 100)  # tracing allocates a lot that lives for long
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -106,11 +109,14 @@ def write_spec():
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
-    """start(arguments, cwd) -> Popen of a real `llrflow` process that finds nothing in the user's home."""
+    """start(arguments, cwd) -> Popen of a real `llrflow` process that finds nothing in the user's home.
+
+    A third argument is a command to be started in its place.
+    """
     environment = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home")), "JAX_PLATFORMS": "cpu"}
 
-    def run(arguments, cwd):
-        command = [Path(sys.executable).with_name("llrflow"), *map(str, arguments)]
+    def run(arguments, cwd, program=None):
+        command = [*(program or [Path(sys.executable).with_name("llrflow")]), *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
 
@@ -123,7 +129,10 @@ def llrflow_command(start):
 
     def run(*arguments, cwd):
         process = start(arguments, cwd)
-        out, err = process.communicate(timeout=120)
+        try:
+            out, err = process.communicate(timeout=240)
+        finally:
+            process.kill()  # after a timeout it would spoil the tests that follow
         return process.returncode, out, err
 
     return run

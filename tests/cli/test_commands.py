@@ -126,6 +126,15 @@ def test_plan_counts_forward_equivalents(command, repository, data_dir, changes,
     assert cost * 0.7 < plan["xla_forward_equivalents"] < cost * 1.3
 
 
+def test_plan_measures_the_ratio_to_the_cross_entropy_step(command, spec_file):
+    code, out, err = command("plan", spec_file, "--measure", "--json")
+    assert code == 0, err
+    found = json.loads(out)["measured"]
+    assert found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
+    assert found["ratio_min"] <= found["step"] / found["cross_entropy_step"] <= found["ratio_max"]
+    assert found["step"] > 0
+
+
 def test_plan_of_a_gradient_penalty_and_of_more_devices(command, spec_file):
     changes = {
         "objective": {"perturbations": None, "terms": {"gamma": None, "slope": None, "flat": {"type": "gradient_norm"}}}

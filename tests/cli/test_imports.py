@@ -87,15 +87,16 @@ def test_library_code_reads_no_flags_or_environment(word):
     assert users <= {"llrflow.cli"}
 
 
-def seconds(command):
-    """The shortest of three CPU times of a command that must succeed: what other jobs take does not count."""
-    times = []
+def is_within(limit, command):
+    """Whether one of three CPU times of a command that must succeed is: what other jobs take does not count."""
     for _ in range(3):
         before = os.times()
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=15)
         after = os.times()
-        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    return min(times)
+        took = after.children_user + after.children_system - before.children_user - before.children_system
+        if took <= limit:
+            return True
+    return False
 
 
 def test_importing_llrflow_starts_nothing():
@@ -118,4 +119,4 @@ def test_importing_llrflow_starts_nothing():
 def test_start_up_is_quick(arguments, limit, data_dir):
     if "validate" in arguments:
         arguments = [*arguments, "--set", f"data.dir={data_dir}"]
-    assert seconds(arguments) <= limit
+    assert is_within(limit, arguments)

@@ -1,13 +1,12 @@
 """Time the LLR-2 step against the same step written with double backpropagation; prints the median ratios.
 
-Run by test_speed.py in a process of its own: python double_backpropagation.py SPEC DATA_DIR
+python double_backpropagation.py SPEC DATA_DIR; test_speed.py checks the values, method_ratios.py the time.
 """
 
 import functools
 import json
 import sys
-import time
-from collections.abc import Callable
+import types
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from llrflow.keys import example_keys, purpose_key
 from llrflow.models.network import AXIS
 from llrflow.probe import cross_entropy
 from llrflow.program.compile import Program
+from llrflow.program.cost import measure
 from llrflow.program.state import Batch, TrainState
 
 
@@ -78,43 +78,49 @@ def double_backpropagation_step(program: Program, share: bool, state: TrainState
     return TrainState(params, model_state, optimizer_state, (), {}, state.step + 1), {"objective": value}
 
 
-def steps_of(spec: str, data_dir: str, norm: str) -> tuple[Program, list[Callable[[TrainState], Any]]]:
+class Written:
+    """That step in the place of a program's."""
+
+    def __init__(self, program: Program, share: bool) -> None:
+        self.spec, self.classes, self.image_shape = program.spec, program.classes, program.image_shape
+        self._program, self.init = program, program.init
+        step = functools.partial(double_backpropagation_step, program, share)
+        self._compiled = types.SimpleNamespace(train=program.devices.pmap(step, donate=(0,)))
+
+    def lowered_step(self) -> Any:
+        return self._compiled.train.lower(*self._program._abstract_step()[:3])
+
+    def train_step(self, state: TrainState, batch: Batch, step: int) -> Any:
+        return self._compiled.train(state, self._program.devices.shard(batch), self._program._seed)
+
+
+def written(spec: str, data_dir: str, norm: str) -> tuple[Program, Written, Written]:
+    """The program of a spec, and its step with double backpropagation, usual and shared."""
     changes = {"devices.count": 2, "data.dir": data_dir, "model.norm": norm}
     if norm == "none":
         changes["model.widths"] = [16]  # only its values are looked at, not its time
     program = llrflow.compile(llrflow.load_spec(spec, changes))
-    rng = np.random.default_rng(0)
+    return program, Written(program, share=False), Written(program, share=True)
+
+
+def check_values(spec: str, data_dir: str) -> None:
+    """That all three compute the same objective.
+
+    Batch statistics couple examples, and then <delta_i, grad_i sum l> is not the derivative of l_i along delta: only
+    without them must the steps agree to the last digit.
+    """
+    programs = written(spec, data_dir, "none")
+    rng, devices = np.random.default_rng(0), programs[0].devices
     images, labels = rng.integers(0, 256, (64, 32, 32, 3), np.uint8), rng.integers(0, 10, 64, np.int32)
     batch = Batch(images, labels, np.arange(64, dtype=np.int32))
-    seed, on_devices = program.devices.replicate(np.uint32(program.spec.seed)), program.devices.shard(batch)
-    usual, shared = (
-        program.devices.pmap(functools.partial(double_backpropagation_step, program, share)) for share in (False, True)
-    )
-    return program, [
-        lambda state: program.train_step(state, batch, 0),
-        lambda state: usual(state, on_devices, seed),
-        lambda state: shared(state, on_devices, seed),
-    ]
+    values = [float(devices.fetch(made.train_step(made.init(), batch, 0)[1])["objective"]) for made in programs]
+    np.testing.assert_allclose(values[1:], values[0], rtol=1e-4)
 
 
 def main(spec: str, data_dir: str) -> None:
-    # Batch statistics couple examples, and then <delta_i, grad_i sum l> is not the derivative of l_i along delta:
-    # only without them must the steps agree to the last digit.
-    program, steps = steps_of(spec, data_dir, "none")
-    values = [float(program.devices.fetch(step(program.init())[1])["objective"]) for step in steps]
-    np.testing.assert_allclose(values[1:], values[0], rtol=1e-4)
-    program, steps = steps_of(spec, data_dir, "batch")
-
-    def seconds(step: Callable[[TrainState], Any]) -> float:
-        state = jax.block_until_ready(program.init())
-        began = time.perf_counter()
-        jax.block_until_ready(step(state)[1])
-        return time.perf_counter() - began
-
-    for step in steps:
-        seconds(step)
-    ours, usual, shared = np.array([[seconds(step) for step in steps] for _ in range(9)]).T
-    print(json.dumps({"usual": np.median(ours / usual), "shared": np.median(ours / shared)}))
+    check_values(spec, data_dir)
+    ours, usual, shared = written(spec, data_dir, "batch")
+    print(json.dumps({name: measure(ours, made, 9)["ratio"] for name, made in (("usual", usual), ("shared", shared))}))
 
 
 if __name__ == "__main__":

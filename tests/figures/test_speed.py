@@ -1,61 +1,41 @@
-"""The promised speed ratios, each measured in one process with the programs taking turns."""
+"""The promised speed ratios, measured in one process with the programs taking turns."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import double_backpropagation
 import pytest
+from method_ratios import BOUNDS, COUNTED, base_of, program_of
+
+from llrflow.program.cost import parts
 
 HERE = Path(__file__).parent
 SPEC = HERE.parents[1] / "specs" / "small_resnet_llr.yaml"
-# Forward-equivalents by count; a step may take 10 % more time than they say.
-COUNTED = {"trades-10": 26, "cure": 14, "grad-align": 14, "elle": 14, "mart": 26}
-BOUNDS = {"pgd-10": 7.0, **{method: 1.1 * count / 3 for method, count in COUNTED.items()}}
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
-def best_of(attempts: int, ratio: Callable[[], float], bound: float) -> float:
-    """The smallest of a few medians: a busy machine may spoil one, a slower program spoils all."""
-    found = []
-    for _ in range(attempts):
-        found.append(ratio())
-        if found[-1] <= bound:
-            break
-    return min(found)
-
-
-def output(environment: dict[str, str], *command: str) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+@pytest.fixture(scope="module")
+def measured(data_dir: Path, plain_environment: dict[str, str]) -> dict[str, dict[str, Any]]:
+    command = [sys.executable, str(HERE / "method_ratios.py"), str(data_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, env=plain_environment)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return {made["method"]: made for made in map(json.loads, done.stdout.splitlines())}
 
 
-def test_llr_step_against_cross_entropy(data_dir: Path, plain_environment: dict[str, str]) -> None:
-    command = ("-m", "llrflow", "plan", str(SPEC), "--devices", "2", "--measure", "--json")
-
-    def ratio() -> float:
-        made = output(plain_environment, *command, "--set", f"data.dir={data_dir}")
-        return json.loads(made)["measured"]["ratio"]
-
-    assert best_of(3, ratio, 4.4) <= 4.4
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.parametrize(("name", "bound"), BOUNDS.items(), ids=BOUNDS)
+def test_ratio_of_steps(measured: dict[str, dict[str, Any]], name: str, bound: float) -> None:
+    assert measured[name]["ratio"] <= bound
 
 
-def test_steps_of_methods_against_cross_entropy(data_dir: Path, plain_environment: dict[str, str]) -> None:
-    slow = {method: float("inf") for method in BOUNDS}
-    for _ in range(3):  # a busy machine may spoil one median, a slower program spoils all
-        lines = output(plain_environment, str(HERE / "method_ratios.py"), str(data_dir), *slow).splitlines()
-        found = {made["method"]: made for made in map(json.loads, lines)}
-        assert found.keys() == slow.keys()
-        for method in found.keys() & COUNTED.keys():
-            assert 3 * found[method]["counted"] == pytest.approx(COUNTED[method], abs=1e-3)
-        slow = {method: made["ratio"] for method, made in found.items() if made["ratio"] > BOUNDS[method]}
-        if not slow:
-            break
-    assert not slow
+@pytest.mark.parametrize("name", COUNTED)
+def test_count_behind_a_bound(data_dir: Path, name: str) -> None:
+    program = program_of(base_of(str(data_dir), {"model.widths": [4]}), name)  # widths are not counted
+    assert sum(count.total for count in parts(program).values()) == COUNTED[name]
 
 
-def test_step_against_double_backpropagation(data_dir: Path, plain_environment: dict[str, str]) -> None:
-    command = (str(HERE / "double_backpropagation.py"), str(SPEC), str(data_dir))
-    assert best_of(3, lambda: json.loads(output(plain_environment, *command))["usual"], 0.85) <= 0.85
+def test_double_backpropagation_computes_the_same(data_dir: Path) -> None:
+    double_backpropagation.check_values(str(SPEC), str(data_dir))

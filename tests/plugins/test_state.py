@@ -157,7 +157,7 @@ def begin(start, tmp_path):
 
 @pytest.mark.slow
 def test_two_plugins_and_three_terms_from_validate_to_a_killed_and_resumed_run(
-    tmp_path, begin, llrflow_command, write_spec, with_elle_a, plugin_file
+    tmp_path, begin, command, llrflow_command, write_spec, with_elle_a, plugin_file
 ):
     changes = {
         "plugins": [plugin_file("elle"), plugin_file("grad_align")],
@@ -169,9 +169,9 @@ def test_two_plugins_and_three_terms_from_validate_to_a_killed_and_resumed_run(
     }
     spec = write_spec(tmp_path / "spec.yaml", with_elle_a(changes).model_dump())
     assert len(llrflow.load_spec(spec).objective.terms) == 3
-    code, out, err = llrflow_command("validate", spec, cwd=tmp_path)
+    code, out, err = command("validate", spec)
     assert code == 0 and "200 steps on 2" in out, err
-    code, out, err = llrflow_command("plan", spec, "--json", cwd=tmp_path)
+    code, out, err = command("plan", spec, "--json")
     # Clean pass and its gradient (4), a search of 2 steps and its pass (7), a slope (3), three points of ELLE (9), and
     # a pass, a gradient and a derivative at GradAlign's point (7).
     assert code == 0 and json.loads(out)["forward_equivalents_per_step"] == 30, (out, err)

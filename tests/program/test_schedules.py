@@ -54,7 +54,7 @@ def test_a_weight_warm_up_changes_the_objective_as_computed_by_hand(load, train)
 def test_an_epsilon_warm_up_is_the_radius_of_its_search(load, train):
     changes = {"objective.perturbations.llr.epsilon": ramp(0.15, 3), "optimizer": {"type": "sgd", "learning_rate": 0.0}}
     _, metrics = train(llrflow.compile(load({**changes, "train.steps": 5})), 5)
-    assert metrics[0]["gamma"] == 0 and metrics[0]["slope"] == 0  # radius 0
+    assert abs(metrics[0]["gamma"]) < 1e-6 and metrics[0]["slope"] == 0  # radius 0, and two passes that may round apart
     for step, radius in ((1, 0.05), (2, 0.10), (3, 0.15), (4, 0.15)):
         fixed = {**changes, "objective.perturbations.llr.epsilon": radius, "train.steps": 5}
         _, constant = train(llrflow.compile(load(fixed)), step + 1)

@@ -18,9 +18,10 @@ LONG = {
     "checkpoint.every": 60,
     "devices.count": 2,
     "evaluate.batch_size": 60,
-    # Its verdicts must reach the disk before it ends, see llrflow.runs.evaluate.SAVE_SECONDS.
-    "evaluate.attacks.slow": {"type": "pgd", "steps": 40, "restarts": 150},
+    # Its verdicts must reach the disk before it ends.
+    "evaluate.attacks.slow": {"type": "pgd", "steps": 40, "restarts": 50},
 }
+SAVING_OFTEN = "import llrflow.runs.evaluate as e; e.SAVE_SECONDS = 0.2; from llrflow.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def begin(long_spec, tmp_path, start):
     processes = []
 
     def run():
-        processes.append(start(["run", long_spec, "--out", tmp_path / "run"], tmp_path))
+        program = [sys.executable, "-c", SAVING_OFTEN]
+        processes.append(start(["run", long_spec, "--out", tmp_path / "run"], tmp_path, program))
         return processes[-1]
 
     yield run
@@ -99,7 +101,7 @@ def test_killed_before_a_checkpoint_in_training_and_in_evaluation(begin, unbroke
     assert f"continuing from step {kept[-1]} of 600" in err
     assert record(folder)["state"] == "trained" and not (folder / "evaluation" / "600.json").exists()
     with np.load(verdicts) as stored:
-        assert 0 < stored["tried"].max() < 150  # killed halfway through its restarts
+        assert 0 < stored["tried"].max() < 50  # killed halfway through its restarts
 
     process = begin()
     _, err = process.communicate(timeout=90)
@@ -147,12 +149,12 @@ def test_asked_to_stop_it_saves_tells_how_to_go_on_and_continues(begin, unbroken
     assert record(folder)["state"] == "finished" and record(folder)["error"] is None
 
 
-def test_a_folder_belongs_to_one_process_at_a_time(begin, tmp_path, llrflow_command, long_spec):
+def test_a_folder_belongs_to_one_process_at_a_time(begin, tmp_path, command, long_spec):
     folder = tmp_path / "run"
     process = begin()
     wait_for((folder / "run.json").exists, process)
-    for command in (["run", long_spec, "--out", folder], ["run", long_spec, "--fresh", "--out", folder]):
-        code, out, err = llrflow_command(*command, cwd=tmp_path)
+    for arguments in (["run", long_spec, "--out", folder], ["run", long_spec, "--fresh", "--out", folder]):
+        code, out, err = command(*arguments)
         assert code == 2 and out == ""
         assert err == f"error: {folder}: is in use by another llrflow process; wait for it, or choose another --out\n"
     assert process.poll() is None, "the second process disturbed the first"
