@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llrflow.ascent import Plan
-from llrflow.attacks.program import AttackProgram, Examples, Lanes, Network
+from llrflow.attacks.network import Examples, Lanes, Network, look_phase
+from llrflow.attacks.program import AttackProgram
 from llrflow.attacks.search import InMemory, search
 from llrflow.data.batches import padded_chunks
 from llrflow.probe import Reference
@@ -56,22 +57,22 @@ class Lab:
         search(program, findings, self._load, subject.variables, key, subject.classes, subject.size)
         return findings
 
-    def reference(self, name: str, key: np.ndarray) -> Any:
-        """Loss, logits and input gradient of the clean images, by the program `name`; `key` gives its random draws."""
-        return self._looked_at(name, self.subject.images, key)
+    def reference(self, key: np.ndarray) -> Reference:
+        """Loss, logits and input gradient of the clean images, with the random draws that `key` gives."""
+        return self._looked_at(self.subject.images, key)
 
-    def losses(self, name: str, delta: np.ndarray) -> np.ndarray:
-        """l(x + delta) in nats [S], with x + delta cut to [0,1], by the program `name`."""
-        return self._looked_at(
-            name, np.clip(self.subject.images + delta, 0, 1).astype(np.float32), self.subject.key
-        ).loss
+    def losses(self, delta: np.ndarray) -> np.ndarray:
+        """l(x + delta) in nats [S], with x + delta cut to [0,1]."""
+        images = np.clip(self.subject.images + delta, 0, 1).astype(np.float32)
+        return self._looked_at(images, self.subject.key).loss
 
-    def _looked_at(self, name: str, images: np.ndarray, key: np.ndarray) -> Any:
-        subject, found = self.subject, []
+    def _looked_at(self, images: np.ndarray, key: np.ndarray) -> Reference:
+        subject, lanes, found = self.subject, self.subject.lanes, []
+        look, key = look_phase(subject.network, lanes, 1), lanes.replicate(key)
         for rows, mask in padded_chunks(np.arange(len(images)), subject.size):
             runs = np.zeros(len(rows), np.uint32)
             examples = Examples(images[rows], subject.labels[rows], rows.astype(np.int32), runs)
-            made = self._programs[name].reference(subject.variables, examples, subject.lanes.replicate(key))
+            made = lanes.gather(look(subject.variables, lanes.shard(examples), key).reference)
             found.append([field[mask] for field in made])
         return Reference(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 

@@ -60,8 +60,8 @@ def _steps(lab: Lab) -> list[Flag]:
     single = lab.attack("ascent", _ascent(1, epsilon)).arrays
     short = lab.attack("ascent", _ascent(STEPS // 4, 2.5 * epsilon / (STEPS // 4))).arrays
     long = lab.attack("ascent", _ascent(STEPS, 2.5 * epsilon / STEPS)).arrays
-    clean = lab.reference("ascent", lab.subject.key)
-    again = lab.reference("ascent", lab.subject.key + np.uint32(1))
+    clean = lab.reference(lab.subject.key)
+    again = lab.reference(lab.subject.key + np.uint32(1))
     n = len(clean.loss)
     fewer, gains = single["wrong"] & ~long["wrong"], {}
     for name, found in (("1 step", single), (f"{STEPS // 4} steps", short), (f"{STEPS} steps", long)):

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import jax
 
-from llrflow.attacks.program import AttackProgram, Lanes
+from llrflow.attacks.network import Lanes
+from llrflow.attacks.program import AttackProgram
 from llrflow.attacks.search import WINDOW
 from llrflow.errors import SpecError
 

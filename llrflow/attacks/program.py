@@ -11,67 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llrflow.ascent import misclassified, plan_steps, repeat, restart_keys
+from llrflow.ascent import misclassified, plan_steps, repeat
 from llrflow.attacks.base import Attack
+from llrflow.attacks.network import NOISE, Examples, Lanes, Network, Start, look_phase, querying, reference_of
 from llrflow.data.batches import padded_chunks
 from llrflow.errors import SpecError
 from llrflow.guard import guarded, shaped
-from llrflow.keys import example_keys
-from llrflow.probe import ApplyFn, Reference, SearchProbe, cross_entropy
+from llrflow.probe import SearchProbe
 from llrflow.registry import Component, listing
 from llrflow.terms.linearity import LocalLinearity
 from llrflow.threat import Threat, clip_to_box
 from llrflow.traced import bind, numbers
-
-NOISE = 2**31
-"""Numbers from here on name the draws of a stochastic model outside the steps, which count from 0."""
-
-
-class Network(NamedTuple):
-    """A model as attacks see it."""
-
-    predict: Callable[..., jax.Array]
-    """(variables, images [B,H,W,C]) -> logits [B,K]; a stochastic model is given random keys [B] as a third."""
-    stochastic: bool = False
-
-
-class Lanes(NamedTuple):
-    """How functions and arrays get onto devices."""
-
-    wrap: Callable[[Any], Any]
-    """Compiles a pure function of arrays."""
-    shard: Callable[[Any], Any]
-    """Host arrays [B,...] as its arguments."""
-    replicate: Callable[[Any], Any]
-    """An array that every example shares, as its argument."""
-    gather: Callable[[Any], Any]
-    """Its results as NumPy [B,...]."""
-    platform: str
-    lead: tuple[int, ...] = ()
-    """The axis of devices that its arguments carry before their own, if they do."""
-
-    @property
-    def count(self) -> int:
-        """Number of devices."""
-        return self.lead[0] if self.lead else 1
-
-
-def one_device() -> Lanes:
-    """Plain `jax.jit` on the default device."""
-
-    def to_host(tree: Any) -> Any:
-        return jax.tree.map(np.asarray, tree)
-
-    return Lanes(jax.jit, lambda tree: tree, lambda tree: tree, to_host, jax.default_backend())
-
-
-class Examples(NamedTuple):
-    """What is attacked: images [B,H,W,C] in [0,1], labels [B], ids [B] that key the randomness, run numbers [B]."""
-
-    x: Any
-    y: Any
-    ids: Any
-    run: Any
 
 
 class Verdict(NamedTuple):
@@ -93,14 +43,6 @@ class Verdict(NamedTuple):
     """Forward passes used, [B]."""
     gradients: Any
     """Backward passes used, [B]."""
-
-
-class Start(NamedTuple):
-    """What an attack needs to know of its examples besides themselves."""
-
-    reference: Reference
-    keys: Any
-    """Raw random keys, one per example and run."""
 
 
 class InFlight(NamedTuple):
@@ -126,6 +68,7 @@ class AttackProgram:
         self._searched = surrogate or network
         self.plan = plan_steps(attack.length, lanes.platform, inside=False)
         self._at_size: dict[int, Any] = {}
+        self._look = look_phase(self._searched, lanes, attack.eot if self._searched.stochastic else 1)
         self._begin, self._advance, self._finish = map(lanes.wrap, (self._begin_fn, self._advance_fn, self._finish_fn))
 
     @property
@@ -180,12 +123,6 @@ class AttackProgram:
                     flights = packed
         yield from self._land(flights, [f.mask for f in flights], rest)
 
-    def reference(self, variables: Any, examples: Examples, key: Any) -> Reference:
-        """Loss, logits and input gradient of one batch of clean images, in NumPy."""
-        rows = np.arange(len(examples.y))
-        _, start, _ = self._launch(variables, examples, rows, key, self.lanes.replicate(self.numbers))
-        return self.lanes.gather(start.reference)
-
     def trace(self, variables: Any, size: int, image_shape: tuple[int, ...]) -> tuple[Any, ...]:
         """The abstract arguments of the attack's steps on a batch of `size`; every phase is traced, nothing is run."""
         lead, each = self.lanes.lead, size // self.lanes.count
@@ -193,7 +130,8 @@ class AttackProgram:
         examples = Examples(*(jax.ShapeDtypeStruct((*lead, each, *shape), dtype) for dtype, shape in fields))
         key, index = jax.ShapeDtypeStruct((*lead, 2), np.uint32), jax.ShapeDtypeStruct(lead, np.int32)
         inputs = self.lanes.replicate(self.numbers)
-        start, flying = jax.eval_shape(self._begin, variables, examples, key, inputs)
+        start = jax.eval_shape(self._look, variables, examples, key)
+        flying = jax.eval_shape(self._begin, variables, examples, start, inputs)
         steps = (variables, examples, start, flying, index, inputs)
         if self.attack.length:
             flying, _ = jax.eval_shape(self._advance, *steps)
@@ -219,7 +157,8 @@ class AttackProgram:
 
     def _launch(self, variables: Any, examples: Examples, rows: np.ndarray, key: Any, inputs: Any) -> Any:
         batch = self.lanes.shard(Examples(*(np.asarray(field)[rows] for field in examples)))
-        return batch, *self._begin(variables, batch, key, inputs)
+        start = self._look(variables, batch, key)
+        return batch, start, self._begin(variables, batch, start, inputs)
 
     def _pack(self, flights: list[_Flight], going: list[np.ndarray], size: int) -> list[_Flight]:
         """The examples that go on, in as few batches as hold them."""
@@ -259,44 +198,19 @@ class AttackProgram:
             split[part][field] = value
         return bind(self.attack, split["attack"]), bind(self.threat, split["threat"])
 
-    def _apply(self, network: Network, variables: Any, keys: jax.Array, at: Any) -> ApplyFn:
-        """The network in one query; a stochastic one draws anew at each step `at`."""
-        if not network.stochastic:
-            return lambda images, clean: (network.predict(variables, images), None)
-        drawn = restart_keys(restart_keys(keys, NOISE), at)
-
-        def apply(images: jax.Array, clean: bool) -> tuple[jax.Array, None]:
-            draws = [network.predict(variables, images, restart_keys(drawn, draw)) for draw in range(self.attack.eot)]
-            return sum(draws[1:], draws[0]) / len(draws), None
-
-        return apply
-
     def _probes(
         self, network: Network, variables: Any, examples: Examples, start: Start, threat: Threat, at: Any
     ) -> Callable[[], SearchProbe]:
         keys = jax.random.wrap_key_data(start.keys)
-        apply = self._apply(network, variables, keys, at)
+        apply = querying(network, variables, keys, at, self.attack.eot)
         return partial(SearchProbe, apply, examples.x, examples.y, keys, threat, start.reference)
 
-    def _reference(self, network: Network, variables: Any, examples: Examples, keys: jax.Array) -> Reference:
-        apply = self._apply(network, variables, keys, NOISE)
-
-        def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            logits = apply(x, True)[0]
-            loss = cross_entropy(logits, examples.y)
-            return jnp.sum(loss), (loss, logits)
-
-        gradient, (loss, logits) = jax.grad(total, has_aux=True)(examples.x)
-        return Reference(loss, logits, gradient)
-
-    def _begin_fn(self, variables: Any, examples: Examples, key: jax.Array, inputs: Any) -> tuple[Start, InFlight]:
+    def _begin_fn(self, variables: Any, examples: Examples, start: Start, inputs: Any) -> InFlight:
         attack, threat = self._bound(inputs)
-        keys = restart_keys(example_keys(jax.random.wrap_key_data(key), examples.ids), examples.run)
-        reference = self._reference(self._searched, variables, examples, keys)
-        start = Start(reference, jax.random.key_data(keys))
         probes = self._probes(self._searched, variables, examples, start, threat, NOISE + 1)
+        keys = jax.random.wrap_key_data(start.keys)
         state = guarded(attack, lambda: attack.begin(probes, threat, keys, examples.run))
-        return start, InFlight(state, jnp.zeros(len(examples.y), jnp.int32))
+        return InFlight(state, jnp.zeros(len(examples.y), jnp.int32))
 
     def _advance_fn(
         self, variables: Any, examples: Examples, start: Start, flying: InFlight, first: jax.Array, inputs: Any
@@ -324,7 +238,7 @@ class AttackProgram:
         delta = shaped(attack, examples.x.shape, lambda: attack.finish(probes, threat, flying.state))
         if self._searched is not self.network:
             keys = jax.random.wrap_key_data(start.keys)
-            start = start._replace(reference=self._reference(self.network, variables, examples, keys))
+            start = start._replace(reference=reference_of(self.network, variables, examples, keys, attack.eot))
         probe = self._probes(self.network, variables, examples, start, threat, at + 1)()
         inside = threat.project(delta, examples.x)
         wrong = misclassified(probe.logits(inside), examples.y)

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from llrflow.answer import lacking_classes
-from llrflow.attacks.program import AttackProgram, Network, one_device
+from llrflow.attacks.network import Network, one_device
+from llrflow.attacks.program import AttackProgram
 from llrflow.attacks.search import Findings, InMemory, search
 from llrflow.errors import SpecError
 from llrflow.registry import first_problem, make

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from llrflow.ascent import outranks
-from llrflow.attacks.program import AttackProgram, Examples, Verdict
+from llrflow.attacks.network import Examples
+from llrflow.attacks.program import AttackProgram, Verdict
 from llrflow.data.batches import padded_chunks
 
 WINDOW = 8

@@ -121,6 +121,7 @@ class Linearity(Study):
     def run(self, subject: Subject, report: Callable[[int], None]) -> dict[str, Any]:
         """By perturbation a list of {epsilon, gamma, relative}, each with mean and quantiles, in nats."""
         lab, done = Lab(subject), 0
+        clean = lab.reference(subject.key).loss
         search = {"type": "pgd", "steps": self.steps, "stop": "never"}
         found: dict[str, list[Any]] = {"random": [], "fgsm": [], "pgd": [], "gamma": []}
         for factor in sorted(self.radii):
@@ -132,7 +133,6 @@ class Linearity(Study):
                 ("gamma", {**search, "maximize": "local_linearity"}),
             ):
                 arrays = lab.attack(name, config, ball).arrays
-                clean = lab.reference(name, subject.key).loss
                 relative = arrays["linearity"] / np.maximum(np.abs(arrays["loss"] - clean), 1e-12)
                 statistics = {"gamma": _statistics(arrays["linearity"]), "relative": _statistics(relative)}
                 found[name].append({"epsilon": float(ball.epsilon), **statistics})
@@ -184,7 +184,7 @@ class Surface(Study):
         axis: list[float] = np.linspace(-self.reach, self.reach, self.points).tolist()
         rows = []
         for done, along in enumerate(axis):
-            row = [lab.losses("attack", along * delta + across * other) for across in axis]
+            row = [lab.losses(along * delta + across * other) for across in axis]
             rows.append(np.stack(row, axis=1))
             report(2 + done)
         losses = np.stack(rows, axis=1)

@@ -114,15 +114,22 @@ def types(kind: str | None, plugins: tuple[str, ...], as_json: bool) -> None:
 
 @click.command()
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Include a plugin's components; repeatable.")
-def schema(plugins: tuple[str, ...]) -> None:
-    """Print the JSON Schema of a spec, for editors and other tools.
+@click.option("--of", "what", type=click.Choice(["spec", "evaluation"]), default="spec", help="Default spec.")
+def schema(plugins: tuple[str, ...], what: str) -> None:
+    """Print the JSON Schema of a spec, for editors and other tools, or that of evaluation/STEP.json.
 
     \b
-    Example:
+    Examples:
       llrflow schema > llrflow.schema.json
+      llrflow schema --of evaluation
     """
     from llrflow.spec.catalog import json_schema
 
+    if what == "evaluation":
+        from llrflow.runs.records import EvaluationRecord
+
+        print_json(EvaluationRecord.model_json_schema())
+        return
     _load(plugins)
     print_json(json_schema())
 

@@ -16,7 +16,8 @@ import optax
 from llrflow.answer import lacking_classes
 from llrflow.ascent import plan_steps
 from llrflow.attacks.base import Attack
-from llrflow.attacks.program import AttackProgram, Lanes, Network
+from llrflow.attacks.network import Lanes, Network
+from llrflow.attacks.program import AttackProgram
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError, LlrflowError
 from llrflow.guard import placed

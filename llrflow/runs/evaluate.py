@@ -15,7 +15,7 @@ from llrflow.attacks.base import Attack
 from llrflow.attacks.lab import Subject
 from llrflow.attacks.masking import TRIALS, Flag, find_flags
 from llrflow.attacks.memory import fitting_batch
-from llrflow.attacks.program import Network
+from llrflow.attacks.network import Network
 from llrflow.attacks.search import search
 from llrflow.attacks.studies import Study
 from llrflow.data.batches import padded_chunks

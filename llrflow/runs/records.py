@@ -32,7 +32,7 @@ PACKAGES = ("llrflow", "jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint",
 class Record(BaseModel):
     """Base of everything stored as JSON."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     def write(self, path: Path) -> None:
         """Replace the file atomically."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from llrflow.attacks.lab import Subject
 from llrflow.attacks.masking import find_flags
-from llrflow.attacks.program import Network, one_device
+from llrflow.attacks.network import Network, one_device
 from llrflow.threat import Threat
 
 N, D, K = 48, 16, 4

@@ -207,3 +207,9 @@ def test_runs_of_an_empty_folder(command, tmp_path):
         2,
         "",
     ) and err == f"error: {tmp_path}: holds no run folders; name the folder that holds them\n"
+
+
+def test_schema_of_the_certificate_describes_every_field(command):
+    code, out, _ = command("schema", "--of", "evaluation")
+    fields = json.loads(out)["properties"]
+    assert code == 0 and {"attacks", "flags", "worst_case", "epsilon", "checkpoint_sha256"} <= fields.keys()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llrflow.ascent import SCAN_CHUNK, Plan, Search, maximise, plan_steps, restart_keys
-from llrflow.attacks.program import AttackProgram, Examples, Network, one_device
+from llrflow.attacks.network import Examples, Network, one_device
+from llrflow.attacks.program import AttackProgram
 from llrflow.registry import make
 from llrflow.threat import Threat
 
@@ -194,3 +195,16 @@ def test_scanned_chunks_add_up():
     for steps in range(200):
         chunk = plan_steps(steps, "gpu", inside=False).chunk
         assert steps % chunk == 0 and 1 <= chunk <= SCAN_CHUNK, steps
+
+
+def test_steps_become_shorter_where_they_are_told_to(dressed, search_probe):
+    """Four steps of 0.01 uphill, of which the last two count a tenth."""
+    x, y = np.full((2, 2, 2, 1), 0.5, np.float32), np.zeros(2, int)
+    search = Search(steps=4, start="zero", step={"type": "sign", "size": 0.01}, drops=[0.5])
+
+    @jax.jit
+    def found(x, keys):
+        loss = dressed(lambda images: 1.0 + jnp.sum(images, axis=(1, 2, 3)))
+        return maximise(search, lambda: search_probe(loss, x, y), THREATS[0], keys, "unroll")
+
+    np.testing.assert_allclose(found(x, jax.random.split(KEY, 2)), 0.022, rtol=1e-5)

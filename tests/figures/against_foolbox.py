@@ -1,6 +1,6 @@
 """Attack the model of a run with llrflow and with foolbox, on the same JAX function; prints one line of JSON each.
 
-Run by test_foolbox.py in a process of its own: python against_foolbox.py strength|throughput RUN [N]
+python against_foolbox.py strength|throughput RUN [N]; test_foolbox.py runs the first on a small network.
 """
 
 import json
@@ -21,24 +21,25 @@ from llrflow.runs.checkpoint import Checkpoints
 warnings.simplefilter("ignore")
 import foolbox  # noqa: E402
 
-CW = {"search_steps": 6, "steps": 200}
+CW = {"search_steps": 6, "steps": 100}
+PAIRS = ("LinfPGD", "L2PGD", "LinfDeepFool", "L2DeepFool", "L2CarliniWagner")
 
 
-def images_of(model: Any, n: int | None) -> tuple[np.ndarray, np.ndarray]:
+def images_of(model: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     split = load_split(model.spec.data, model.spec.data.test)
     return split.images[:n].astype(np.float32) / np.float32(255), split.labels[:n]
 
 
-def theirs(model: Any, attack: Any, x: np.ndarray, y: np.ndarray, epsilon: float | None) -> tuple[Any, Any, Any]:
-    """(success within epsilon, distance or inf, distance's own) of a foolbox attack."""
+def theirs(model: Any, attack: Any, x: np.ndarray, y: np.ndarray, epsilon: float | None) -> tuple[Any, Any]:
+    """(images, success) of a foolbox attack."""
     wrapped = foolbox.JAXModel(model.logits, bounds=(0, 1))
     raw, _, success = attack(wrapped, jax.numpy.asarray(x), jax.numpy.asarray(y), epsilons=epsilon)
-    return np.asarray(raw), np.asarray(success), None
+    return np.asarray(raw), np.asarray(success)
 
 
-def strength(model: Any) -> None:
+def strength(model: Any, n: int) -> None:
     """Robust accuracy, and for minimum-norm attacks the mean distance, of pairs of attacks with the same budget."""
-    x, y = images_of(model, None)
+    x, y = images_of(model, n)
     linf, l2 = {"norm": "linf", "epsilon": model.spec.threat.epsilon}, {"norm": "l2", "epsilon": 1.0}
     rows = 10
     fixed = {
@@ -46,7 +47,7 @@ def strength(model: Any) -> None:
         "L2PGD": (l2, foolbox.attacks.L2PGD(steps=50)),
     }
     for name, (threat, attack) in fixed.items():
-        _, success, _ = theirs(model, attack, x, y, threat["epsilon"])
+        _, success = theirs(model, attack, x, y, threat["epsilon"])
         for maximize in ("cross_entropy", "margin"):
             config = {"type": "pgd", "steps": 50, "maximize": maximize}
             ours = llrflow.attack(model.logits, x, y, threat, config, jax.random.key(0))
@@ -62,7 +63,7 @@ def strength(model: Any) -> None:
         ),
     }
     for name, (threat, attack, config) in minimum.items():
-        raw, _, _ = theirs(model, attack, x, y, None)
+        raw, _ = theirs(model, attack, x, y, None)
         delta = (raw - x).reshape(len(x), -1)
         wrong = np.asarray(model.logits(raw)).argmax(-1) != y
         length = np.abs(delta).max(1) if threat["norm"] == "linf" else np.sqrt((delta**2).sum(1))
@@ -118,7 +119,7 @@ def throughput(run: str, model: Any, n: int) -> None:
 
 def main(what: str, run: str, n: str = "10000") -> None:
     model = llrflow.load_model(run)
-    strength(model) if what == "strength" else throughput(run, model, int(n))
+    strength(model, int(n)) if what == "strength" else throughput(run, model, int(n))
 
 
 if __name__ == "__main__":
