@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from llrflow.answer import ask
+from llrflow.batched import choose
 from llrflow.guard import guarded, shaped
 from llrflow.probe import SearchProbe
 from llrflow.registry import Chosen, Component, Traced, register
@@ -254,7 +255,7 @@ def prefer(a: Carry, b: Carry, goal: Goal) -> Carry:
     if goal == "error":
         better = outranks(b.best_wrong, b.best_value, a.best_wrong, a.best_value)
     return a._replace(
-        best=jnp.where(better[:, None, None, None], b.best, a.best),
+        best=choose(better, b.best, a.best),
         best_value=jnp.where(better, b.best_value, a.best_value),
         best_wrong=jnp.where(better, b.best_wrong, a.best_wrong),
     )

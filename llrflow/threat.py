@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import model_validator
 
+from llrflow.batched import spread
 from llrflow.errors import ThreatError
 from llrflow.registry import Component, Traced, raise_at
 
@@ -52,7 +53,7 @@ class Threat(Component):
         if self.norm == "linf":
             delta = jnp.clip(delta, -self.epsilon, self.epsilon)
         else:
-            length = _spread(_l2(delta.reshape(len(delta), -1)), delta)
+            length = spread(_l2(delta.reshape(len(delta), -1)), delta.ndim)
             delta = delta * jnp.minimum(1.0, self.epsilon / jnp.maximum(length, 1e-12))
         return clip_to_box(delta, x)
 
@@ -88,9 +89,9 @@ class Threat(Component):
 def unit(vector: jax.Array) -> jax.Array:
     """vector / ||vector||_2 per example, [B,...]; zero stays zero."""
     # Scaled first: squares of tiny or huge gradients leave float32, and the attack would stall.
-    largest = _spread(jnp.max(jnp.abs(vector.reshape(len(vector), -1)), axis=1), vector)
+    largest = spread(jnp.max(jnp.abs(vector.reshape(len(vector), -1)), axis=1), vector.ndim)
     vector = vector / jnp.where(largest > 0, largest, 1.0)
-    return vector / jnp.maximum(_spread(_l2(vector.reshape(len(vector), -1)), vector), 1e-12)
+    return vector / jnp.maximum(spread(_l2(vector.reshape(len(vector), -1)), vector.ndim), 1e-12)
 
 
 def clip_to_box(delta: jax.Array, x: jax.Array) -> jax.Array:
@@ -100,7 +101,3 @@ def clip_to_box(delta: jax.Array, x: jax.Array) -> jax.Array:
 
 def _l2(flat: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(flat**2, axis=1))
-
-
-def _spread(per_example: jax.Array, like: jax.Array) -> jax.Array:
-    return per_example.reshape((-1,) + (1,) * (like.ndim - 1))

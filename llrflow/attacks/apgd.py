@@ -11,6 +11,7 @@ from pydantic import Field
 
 from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack
+from llrflow.batched import spread
 from llrflow.probe import SearchProbe
 from llrflow.registry import Traced, register
 from llrflow.terms.classification import dlr, targeted_dlr, wrong_classes
@@ -101,7 +102,7 @@ class APGD(Attack):
         probe = probes()
         x = probe.x
         noise = threat.uniform(keys, x)
-        start = threat.project(noise * _spread(threat.epsilon / jnp.maximum(threat.distance(noise), 1e-12)), x)
+        start = threat.project(noise * spread(threat.epsilon / jnp.maximum(threat.distance(noise), 1e-12)), x)
         zero, nothing, no = jnp.zeros_like(x), jnp.full(len(x), -jnp.inf, x.dtype), jnp.zeros(len(x), bool)
         return Ascent(
             delta=start,
@@ -132,7 +133,7 @@ class APGD(Attack):
         state = _keep_better(state, gradient, value, wrong)
         state, gradient = self._checkpoint(state, gradient, jnp.asarray(_spans(self.steps))[index])
         x, delta = probes().x, state.delta
-        z = threat.project(delta + _spread(state.size) * threat.steepest(gradient), x)
+        z = threat.project(delta + spread(state.size) * threat.steepest(gradient), x)
         alpha = jnp.where(index == 0, 1.0, ALPHA)
         moved = delta + alpha * (z - delta) + (1.0 - alpha) * (delta - state.previous)
         return state._replace(delta=threat.project(moved, x), previous=delta)
@@ -159,13 +160,13 @@ class APGD(Attack):
         stalls = ~state.halved & (state.best_value <= state.checked_value)
         halve, here = (span > 0) & (oscillates | stalls), span >= 0
         checked = state._replace(
-            delta=jnp.where(_spread(halve), state.best, state.delta),
+            delta=jnp.where(spread(halve), state.best, state.delta),
             size=jnp.where(halve, state.size / 2, state.size),
             increases=jnp.where(here, 0, state.increases),
             checked_value=jnp.where(here, state.best_value, state.checked_value),
             halved=jnp.where(here, halve, state.halved),
         )
-        return checked, jnp.where(_spread(halve), state.best_gradient, gradient)
+        return checked, jnp.where(spread(halve), state.best_gradient, gradient)
 
 
 @register("attack", "apgd_ce")
@@ -252,12 +253,8 @@ def _spans(steps: int) -> np.ndarray:
 def _keep_better(state: Ascent, gradient: jax.Array, value: jax.Array, wrong: jax.Array) -> Ascent:
     better = ~state.wrong & (wrong | (value > state.best_value))
     return state._replace(
-        best=jnp.where(_spread(better), state.delta, state.best),
-        best_gradient=jnp.where(_spread(better), gradient, state.best_gradient),
+        best=jnp.where(spread(better), state.delta, state.best),
+        best_gradient=jnp.where(spread(better), gradient, state.best_gradient),
         best_value=jnp.where(better, value, state.best_value),
         wrong=state.wrong | wrong,
     )
-
-
-def _spread(per_example: jax.Array) -> jax.Array:
-    return per_example[:, None, None, None]

@@ -35,7 +35,7 @@ class Attack(Component):
     All three are pure and per example: every array of the state that `begin` makes has the batch as its first axis,
     and no example sees another. `probes()` makes a SearchProbe: `logits(delta)` [B,K], `loss(delta)` [B] and their
     derivatives with respect to delta [B,H,W,C]; what it says of the clean images (`delta` None) costs nothing.
-    The program around an attack (`llrflow.attacks.run`) compiles it, drops settled examples, projects and judges
+    The program around an attack (`llrflow.attacks.program`) compiles it, drops settled examples, projects and judges
     the result, and keeps each example's best run.
     """
 
@@ -58,7 +58,7 @@ class Attack(Component):
     @property
     def white_box(self) -> bool:
         """Whether it sees gradients of the attacked model."""
-        return self.step_cost.gradients > 0 and not self.needs_surrogate
+        return self.step_cost.gradients > 0 and self.length > 0 and not self.needs_surrogate
 
     @property
     def length(self) -> int:

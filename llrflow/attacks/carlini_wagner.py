@@ -11,6 +11,7 @@ from pydantic import Field
 
 from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack, StepCost
+from llrflow.batched import choose
 from llrflow.registry import Traced, register
 from llrflow.terms.classification import margin
 from llrflow.threat import Threat
@@ -124,11 +125,11 @@ class CarliniWagner(Attack):
             step=state.step + 1,
             checked=checked,
             found=state.found | adversarial,
-            best=_choose(nearer, delta, state.best),
+            best=choose(nearer, delta, state.best),
             distance=jnp.where(nearer, distance, state.distance),
         )
         ended = stuck | (state.step == self.steps)
-        return jax.tree.map(lambda new, old: _choose(ended, new, old), self._next_constant(probes, state), state)
+        return jax.tree.map(lambda new, old: choose(ended, new, old), self._next_constant(probes, state), state)
 
     def finish(self, probes: ProbeFactory, threat: Threat, state: State) -> jax.Array:
         """The nearest adversarial perturbation, zero where none was found, [B,H,W,C]."""
@@ -181,7 +182,3 @@ def _to_tanh(x: jax.Array) -> jax.Array:
 
 def _from_tanh(w: jax.Array) -> jax.Array:
     return (jnp.tanh(w) + 1.0) / 2.0
-
-
-def _choose(where: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.where(where.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack, StepCost
+from llrflow.batched import spread
 from llrflow.registry import Traced, register
 from llrflow.threat import Threat, clip_to_box
 
@@ -72,7 +73,7 @@ class DeepFool(Attack):
         gaps = jnp.sum(pairs * logits[:, None], axis=2)
         normals = jax.vmap(lambda pair: pull(pair)[0], in_axes=1, out_axes=1)(pairs)
         step = nearest_boundary(gaps, normals, threat)
-        return Walk(jnp.where(_spread(wrong), state.total, state.total + step), wrong)
+        return Walk(jnp.where(spread(wrong), state.total, state.total + step), wrong)
 
     def finish(self, probes: ProbeFactory, threat: Threat, state: Walk) -> jax.Array:
         """The last iterate, [B,H,W,C]."""
@@ -98,8 +99,8 @@ def nearest_boundary(gaps: jax.Array, normals: jax.Array, threat: Threat) -> jax
     nearest = jnp.argmin(distances, axis=1)[:, None]
     distance = jnp.take_along_axis(distances, nearest, axis=1)[:, 0]
     normal = jnp.take_along_axis(normals, nearest[:, :, None, None, None], axis=1)[:, 0]
-    movable = _spread(jnp.isfinite(distance))
-    return jnp.where(movable, _spread(distance + PUSH) * threat.steepest(normal), 0.0)
+    movable = spread(jnp.isfinite(distance))
+    return jnp.where(movable, spread(distance + PUSH) * threat.steepest(normal), 0.0)
 
 
 def dual_norm(flat: jax.Array, threat: Threat) -> jax.Array:
@@ -110,7 +111,3 @@ def dual_norm(flat: jax.Array, threat: Threat) -> jax.Array:
     largest = jnp.max(jnp.abs(flat), axis=-1)
     scale = jnp.where(largest > 0, largest, 1.0)
     return scale * jnp.sqrt(jnp.sum((flat / scale[..., None]) ** 2, axis=-1))
-
-
-def _spread(per_example: jax.Array) -> jax.Array:
-    return per_example[:, None, None, None]

@@ -11,13 +11,14 @@ from pydantic import Field
 
 from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack, StepCost
+from llrflow.batched import spread
 from llrflow.probe import SearchProbe
 from llrflow.registry import Traced, register
-from llrflow.terms.classification import margin, wrong_classes
+from llrflow.terms.classification import at_class, margin, wrong_classes
 from llrflow.threat import Threat, clip_to_box
 
-ACROSS = 1e-3
-"""Share of the predicted way to the boundary that the final search leaves, to end on the adversarial side of it."""
+ACROSS = 1e-4
+"""How far beyond the predicted boundary the final search goes, as a share of the segment that it searches."""
 
 
 class Track(NamedTuple):
@@ -85,7 +86,7 @@ class FABT(Attack):
         tried = self._tried(order.shape[1] + 1)
         target = jnp.take_along_axis(order, (run % tried)[:, None].astype(int), axis=1)[:, 0]
         nothing = jnp.zeros_like(probe.x)
-        start = jnp.where(_spread(run // tried > 0), _near(threat, probe.x, keys), nothing)
+        start = jnp.where(spread(run // tried > 0), _near(threat, probe.x, keys), nothing)
         wrong = misclassified(probe.logits(), probe.y)
         return Track(start, nothing, jnp.where(wrong, 0.0, jnp.inf).astype(probe.x.dtype), target)
 
@@ -97,8 +98,8 @@ class FABT(Attack):
         wrong = misclassified(probe.logits(delta), probe.y)
         better = wrong & (distance < state.distance)
         return state._replace(
-            delta=jnp.where(_spread(wrong), self.beta * delta, delta),
-            best=jnp.where(_spread(better), delta, state.best),
+            delta=jnp.where(spread(wrong), self.beta * delta, delta),
+            best=jnp.where(spread(better), delta, state.best),
             distance=jnp.where(better, distance, state.distance),
         )
 
@@ -111,19 +112,19 @@ class FABT(Attack):
 
         def difference(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = probes().logits(delta)
-            gap = _at_class(logits, state.target) - _at_class(logits, probe.y)
+            gap = at_class(logits, state.target) - at_class(logits, probe.y)
             return jnp.sum(gap), gap
 
         normal, gap = jax.grad(difference, has_aux=True)(state.delta)
         # One example's overflow must not turn its perturbation into NaN, which no projection mends.
         usable = jnp.isfinite(gap) & jnp.all(jnp.isfinite(normal), axis=(1, 2, 3))
-        normal, gap = jnp.where(_spread(usable), normal, 0.0), jnp.where(usable, gap, 0.0)
+        normal, gap = jnp.where(spread(usable), normal, 0.0), jnp.where(usable, gap, 0.0)
         at_clean = gap - jnp.sum(normal * state.delta, axis=(1, 2, 3))
         points = jnp.concatenate([probe.x + state.delta, probe.x])
         planes = jnp.concatenate([normal, normal]), jnp.concatenate([gap, at_clean])
         step, from_clean = jnp.split(project_hyperplane_box(points, *planes, threat.norm), 2)
         near, far = (jnp.maximum(threat.distance(d), 1e-8) for d in (step, from_clean))
-        alpha = _spread(jnp.minimum(near / (near + far), self.alpha_max))
+        alpha = spread(jnp.minimum(near / (near + far), self.alpha_max))
         return clip_to_box((1 - alpha) * (state.delta + self.eta * step) + alpha * self.eta * from_clean, probe.x)
 
     def _searched(self, probe: SearchProbe, best: jax.Array) -> jax.Array:
@@ -132,18 +133,18 @@ class FABT(Attack):
         low_logits, high_logits = probe.logits(), probe.logits(best)
         for _ in range(self.final_search):
             rival = wrong_classes(high_logits, probe.y)[:, 0]
-            below = _at_class(low_logits, probe.y) - _at_class(low_logits, rival)
+            below = at_class(low_logits, probe.y) - at_class(low_logits, rival)
             above = margin(high_logits, probe.y)
             # The paper goes to the predicted boundary itself, where rounding alone decides on the side.
-            share = 1.0 - (1.0 - ACROSS) * above / (below + above)
+            share = 1.0 - above / (below + above) + ACROSS
             between = jnp.isfinite(share) & (share >= 0) & (share <= 1)
             middle = jnp.where(between, low + share * (high - low), high)
-            logits = probe.logits(_spread(middle) * best)
+            logits = probe.logits(spread(middle) * best)
             wrong = misclassified(logits, probe.y)
             low, high = jnp.where(wrong, low, middle), jnp.where(wrong, middle, high)
             low_logits = jnp.where(wrong[:, None], low_logits, logits)
             high_logits = jnp.where(wrong[:, None], logits, high_logits)
-        return _spread(high) * best
+        return spread(high) * best
 
     def _tried(self, classes: int) -> int:
         return min(self.targets, classes - 1)
@@ -154,7 +155,7 @@ def _near(threat: Threat, x: jax.Array, keys: jax.Array) -> jax.Array:
     # The paper's min(u, epsilon) / 2, where u, the least distance yet, is infinite: runs know nothing of each other.
     draw = partial(jax.random.uniform, minval=-1.0, maxval=1.0) if threat.norm == "linf" else jax.random.normal
     random = jax.vmap(lambda key: draw(key, shape=x.shape[1:], dtype=x.dtype))(keys)
-    return clip_to_box(_spread(threat.epsilon / 2 / jnp.maximum(threat.distance(random), 1e-12)) * random, x)
+    return clip_to_box(spread(threat.epsilon / 2 / jnp.maximum(threat.distance(random), 1e-12)) * random, x)
 
 
 def project_hyperplane_box(x: jax.Array, w: jax.Array, b: jax.Array, norm: str) -> jax.Array:
@@ -201,11 +202,3 @@ def _least_multiplier(
     before, open_ = (jnp.take_along_axis(a, first, axis=1)[:, 0] for a in (capped - cap, free))
     length = jnp.where(open_ > 0, jnp.maximum(goal - before, 0.0) / jnp.where(open_ > 0, open_, 1.0), 0.0)
     return length, jnp.any(reached, axis=1)
-
-
-def _at_class(logits: jax.Array, k: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(logits, k[:, None], axis=-1)[:, 0]
-
-
-def _spread(per_example: jax.Array) -> jax.Array:
-    return per_example[:, None, None, None]

@@ -6,14 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, model_validator
 
 from llrflow.answer import ask
 from llrflow.ascent import Carry, Goal, ProbeFactory, Search
 from llrflow.attacks.base import Attack
 from llrflow.probe import SearchProbe
-from llrflow.registry import Chosen, Traced, invalid, register
-from llrflow.terms.classification import wrong_classes
+from llrflow.registry import Chosen, Traced, invalid, raise_at, register
+from llrflow.terms.classification import Targeted, wrong_classes
 from llrflow.threat import Threat
 
 
@@ -119,6 +119,20 @@ class MultiTargeted(PGD):
 
     targets: Annotated[Targets, PlainValidator(_check_targets, json_schema_input_type=Targets)] = "all"
     """Wrong classes by their rank on the clean image: `all`, the likeliest so many, or one `random` class a restart."""
+
+    @model_validator(mode="after")
+    def _takes_a_target(self) -> MultiTargeted:
+        if not isinstance(self.maximize, Targeted):
+            name = self.maximize.registered_as[1]
+            raise_at(("maximize", "type"), name, "target", "takes no target; choose margin, cross_entropy or dlr")
+        if self.maximize.target is not None:
+            raise_at(("maximize", "target"), self.maximize.target, "target", "is set by this attack; leave it out")
+        return self
+
+    @property
+    def needs_classes(self) -> int:
+        """What the targeted term needs."""
+        return self.maximize.model_copy(update={"target": 1}).needs_classes
 
     def runs(self, classes: int) -> int:
         """Restarts times targets."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llrflow.ascent import Plan
+from llrflow.attacks.base import Attack
 from llrflow.attacks.network import Examples, Lanes, Network, look_phase
 from llrflow.attacks.program import AttackProgram
 from llrflow.attacks.search import InMemory, search
@@ -44,7 +45,9 @@ class Lab:
         self.subject = subject
         self._programs: dict[str, AttackProgram] = {}
 
-    def attack(self, name: str, config: Mapping[str, Any], threat: Threat | None = None, into: Any = None) -> InMemory:
+    def attack(
+        self, name: str, config: Mapping[str, Any] | Attack, threat: Threat | None = None, into: Any = None
+    ) -> InMemory:
         """What an attack finds on all examples; `name` says which program it runs on, `into` continues restarts."""
         subject, ball = self.subject, threat or self.subject.threat
         attack = make("attack", config)

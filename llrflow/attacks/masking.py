@@ -72,7 +72,11 @@ def _steps(lab: Lab) -> list[Flag]:
     slope = np.abs(long["loss"] - clean.loss)
     bent = float(np.mean(long["linearity"]) / max(float(np.mean(slope)), 1e-12))
     reached, before = gains[f"{STEPS} steps"], gains[f"{STEPS // 4} steps"]
-    flat = not np.isfinite(reached) or reached < 1e-3 or reached < 0.9 * before
+    # To first order the loss grows by epsilon times the gradient's dual norm; an honest attack finds much of that.
+    dual = 1 if lab.subject.threat.norm == "linf" else 2
+    expected = epsilon * float(np.mean(np.linalg.norm(np.nan_to_num(clean.gradient).reshape(n, -1), dual, axis=1)))
+    gains["to first order"] = expected
+    flat = not np.isfinite(reached) or reached <= max(0.1 * expected, 1e-9) or reached < 0.9 * before
     return [
         Flag(
             "fgsm_beats_pgd",
@@ -158,7 +162,7 @@ def _without_bound(lab: Lab) -> list[Flag]:
         Flag(
             "survives_unbounded_steps",
             steady > SHARE,
-            {f"accuracy after {LONG} steps of epsilon without a bound": steady},
+            {f"accuracy after {LONG} steps of one size without a bound": steady},
             advice + "Check step size and projection, and attack without gradients (square).",
         ),
     ]
@@ -171,7 +175,7 @@ def _joined(flag: Flag, made: Sequence[tuple[Attack, np.ndarray]]) -> Flag:
     """The flag, fired as well when the evaluation's own attacks show it."""
     if flag.name != "black_box_wins" or not made:
         return flag
-    seen = [wrong for attack, wrong in made if attack.white_box]
+    seen = [wrong for attack, wrong in made if attack.white_box and attack.length >= STEPS]  # weak ones prove nothing
     for attack, wrong in made:
         if attack.white_box or not seen:
             continue

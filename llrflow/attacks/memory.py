@@ -13,7 +13,12 @@ from llrflow.errors import SpecError
 
 
 def fitting_batch(
-    program: AttackProgram, size: int, variables: Any, image_shape: tuple[int, ...], budget: int | Literal["auto"]
+    program: AttackProgram,
+    size: int,
+    variables: Any,
+    searched: Any,
+    image_shape: tuple[int, ...],
+    budget: int | Literal["auto"],
 ) -> int:
     """The largest batch, `size` halved as often as needed, whose attack stays within `budget` bytes on all devices.
 
@@ -23,7 +28,7 @@ def fitting_batch(
     lanes = program.lanes
     limit = free_bytes(lanes) // 2 if budget == "auto" else budget
     while True:
-        one_device, batch = program.compiled_bytes(size, variables, image_shape)
+        one_device, batch = program.compiled_bytes(size, variables, searched, image_shape)
         needed = one_device * lanes.count + (WINDOW - 1) * batch
         if needed <= limit:
             return size

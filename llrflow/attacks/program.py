@@ -14,6 +14,7 @@ import numpy as np
 from llrflow.ascent import misclassified, plan_steps, repeat
 from llrflow.attacks.base import Attack
 from llrflow.attacks.network import NOISE, Examples, Lanes, Network, Start, look_phase, querying, reference_of
+from llrflow.batched import choose
 from llrflow.data.batches import padded_chunks
 from llrflow.errors import SpecError
 from llrflow.guard import guarded, shaped
@@ -82,7 +83,8 @@ class AttackProgram:
         return found
 
     def like(self, attack: Attack, threat: Threat) -> AttackProgram:
-        """The same compiled program for an attack and a threat that differ in traced numbers alone."""
+        """The same compiled program for an attack and a threat that differ in traced numbers, restarts, or in a length
+        that is a multiple of the compiled steps and decides nothing else (a step size given as a number)."""
         other = copy.copy(self)
         other.attack, other.threat = attack, threat
         return other
@@ -94,12 +96,12 @@ class AttackProgram:
         key: Any,
         size: int,
         surrogate: Any = None,
-        report: Callable[[int], None] = lambda going: None,
+        report: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[np.ndarray, Verdict]]:
         """One run of every example, in batches of `size`: (rows of `examples` [M], their verdicts) as they end.
 
         variables (and the surrogate's, if there is one) and key data as `lanes` replicates them; examples in NumPy,
-        a few batches of them for packing to pay. `report(rows that go on)` is called between chunks of steps.
+        a few batches of them for packing to pay. `report()` is called between chunks of steps.
         """
         lanes, inputs = self.lanes, self.lanes.replicate(self.numbers)
         searched = variables if surrogate is None else surrogate
@@ -110,40 +112,42 @@ class AttackProgram:
         ]
         advance = self._at_size.get(size, self._advance)
         for first in range(0, self.attack.length, self.plan.chunk) if self.attack.length else ():
-            index = lanes.replicate(np.int32(first))
-            advanced = [advance(searched, f.examples, f.start, f.flying, index, inputs) for f in flights]
-            flights = [f._replace(flying=flying) for f, (flying, _) in zip(flights, advanced, strict=True)]
+            index, settled = lanes.replicate(np.int32(first)), []
+            for place, f in enumerate(flights):  # one after the other: an old state is given up for each new one
+                flying, done = advance(searched, f.examples, f.start, f.flying, index, inputs)
+                flights[place] = f._replace(flying=flying)
+                settled.append(done)
+            report()
             if first + self.plan.chunk < self.attack.length and self._settles:
-                going = [f.mask & ~lanes.gather(settled) for f, (_, settled) in zip(flights, advanced, strict=True)]
+                going = [f.mask & ~lanes.gather(done) for f, done in zip(flights, settled, strict=True)]
                 count = sum(int(g.sum()) for g in going)
-                report(count)
                 if -(-count // size) < len(flights):
                     packed = self._pack(flights, going, size)
                     yield from self._land(flights, [f.mask & ~g for f, g in zip(flights, going, strict=True)], rest)
                     flights = packed
         yield from self._land(flights, [f.mask for f in flights], rest)
 
-    def trace(self, variables: Any, size: int, image_shape: tuple[int, ...]) -> tuple[Any, ...]:
+    def trace(self, variables: Any, searched: Any, size: int, image_shape: tuple[int, ...]) -> tuple[Any, ...]:
         """The abstract arguments of the attack's steps on a batch of `size`; every phase is traced, nothing is run."""
         lead, each = self.lanes.lead, size // self.lanes.count
         fields = ((np.float32, image_shape), (np.int32, ()), (np.int32, ()), (np.uint32, ()))
         examples = Examples(*(jax.ShapeDtypeStruct((*lead, each, *shape), dtype) for dtype, shape in fields))
         key, index = jax.ShapeDtypeStruct((*lead, 2), np.uint32), jax.ShapeDtypeStruct(lead, np.int32)
         inputs = self.lanes.replicate(self.numbers)
-        start = jax.eval_shape(self._look, variables, examples, key)
-        flying = jax.eval_shape(self._begin, variables, examples, start, inputs)
-        steps = (variables, examples, start, flying, index, inputs)
+        start = jax.eval_shape(self._look, searched, examples, key)
+        flying = jax.eval_shape(self._begin, searched, examples, start, inputs)
+        steps = (searched, examples, start, flying, index, inputs)
         if self.attack.length:
             flying, _ = jax.eval_shape(self._advance, *steps)
-        jax.eval_shape(self._finish, variables, variables, examples, start, flying, inputs)
+        jax.eval_shape(self._finish, variables, searched, examples, start, flying, inputs)
         return steps
 
-    def compiled_bytes(self, size: int, variables: Any, image_shape: tuple[int, ...]) -> tuple[int, int]:
+    def compiled_bytes(self, size: int, variables: Any, searched: Any, image_shape: tuple[int, ...]) -> tuple[int, int]:
         """(bytes on one device while it takes its steps on a batch of `size`, bytes of such a batch on all devices).
 
         By XLA's own account of the compiled steps, which are kept for later batches of that size.
         """
-        steps = self.trace(variables, size, image_shape)
+        steps = self.trace(variables, searched, size, image_shape)
         batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(steps[1:4]))
         if not self.attack.length:
             return batch, batch
@@ -223,7 +227,7 @@ class AttackProgram:
             stepped = InFlight(state, flying.taken + 1)
             # Settled examples stay as they are: what an example ends with must not depend on its batch-mates' luck.
             settled = attack.settled(flying.state)
-            return stepped if settled is None else jax.tree.map(partial(_choose, settled), flying, stepped)
+            return stepped if settled is None else jax.tree.map(partial(choose, settled), flying, stepped)
 
         flying = repeat(one, flying, first, self.plan.chunk, self.plan.inside)
         settled = attack.settled(flying.state)
@@ -247,10 +251,11 @@ class AttackProgram:
         else:
             delta = clip_to_box(jnp.nan_to_num(delta), examples.x)
             found = wrong | misclassified(probe.logits(delta), examples.y)
-            delta = _choose(wrong, inside, _choose(found, delta, jnp.zeros_like(delta)))
+            delta = choose(wrong, inside, choose(found, delta, jnp.zeros_like(delta)))
             distance = jnp.where(found, threat.distance(delta), jnp.inf)
             value = -distance
-        queries, gradients = (flying.taken * count for count in attack.step_cost)
+        draws = attack.eot if self._searched.stochastic else 1
+        queries, gradients = (flying.taken * count * draws for count in attack.step_cost)
         linearity = LocalLinearity()(probe, delta)
         return Verdict(delta, wrong, value, probe.loss(delta), distance, linearity, queries, gradients)
 
@@ -264,7 +269,3 @@ class _Flight(NamedTuple):
     examples: Any
     start: Any
     flying: Any
-
-
-def _choose(where: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.where(where.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)

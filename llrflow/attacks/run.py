@@ -66,8 +66,12 @@ def attack(
         _, got, fix = first_problem(error)
         raise SpecError("threat", got, fix) from None
     x, y = jnp.asarray(x), jnp.asarray(y)
+    if batch_size is not None and batch_size < 1:
+        raise SpecError("batch_size", f"= {batch_size}", "give a positive number, or none for all images at once")
     networks = _network(logits_fn), None if surrogate is None else _network(surrogate)
     classes = _check_batch(networks[0], x, y)
+    if networks[1] is not None and (other := _check_batch(networks[1], x, y)) != classes:
+        raise SpecError("surrogate", f"has {other} classes, the attacked function {classes}", "pass one with as many")
     whole = make("attack", config)
     if whole.needs_surrogate != (surrogate is not None):
         got = "searches on another model" if whole.needs_surrogate else "searches on the attacked model itself"

@@ -71,7 +71,7 @@ def search(
     classes: int,
     size: int,
     surrogate: Any = None,
-    report: Callable[[int], None] = lambda going: None,
+    report: Callable[[], None] = lambda: None,
 ) -> None:
     """Every run of an attack that is still needed, in batches of `size`, with `load(ids)` -> (images, labels).
 
@@ -95,6 +95,7 @@ def search(
                     findings.record(ids[rows], verdict)
                 else:
                     landed.append((ids[rows], run[rows], verdict))
+            report()
         _record_in_order(findings, landed, range(first, first + together))
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from pydantic import Field, model_validator
 
+from llrflow.ascent import Goal
 from llrflow.attacks.gradient import PGD
 from llrflow.attacks.lab import Lab, Subject
 from llrflow.registry import Chosen, Component, raise_at
@@ -57,6 +58,8 @@ class Strength(Study):
     def _is_pgd(self) -> Strength:
         if type(self.attack) is not PGD:
             raise_at(("attack", "type"), self.attack.registered_as[1], "attack", "has no strength to vary; choose pgd")
+        if self.attack.drops:
+            raise_at(("attack", "drops"), list(self.attack.drops), "drops", "cannot be studied here; leave it out")
         for name in ("steps", "restarts", "epsilons"):
             if min(getattr(self, name)) <= 0:
                 raise_at((name,), list(getattr(self, name)), "positive", "must hold positive numbers")
@@ -76,7 +79,8 @@ class Strength(Study):
             nonlocal done
             ball = _scaled(subject.threat, factor)
             config = _sized(base, steps, float(ball.epsilon)) | {"restarts": restarts}
-            found = lab.attack("pgd", config, ball, into=found)
+            sized = hasattr(base.step, "size")  # other steps may depend on their number: a program for each
+            found = lab.attack("pgd" if sized else f"pgd {steps}", config, ball, into=found)
             done += 1
             report(done)
             return float(1 - found.arrays["wrong"].mean()), found
@@ -90,6 +94,12 @@ class Strength(Study):
         factors = sorted(self.epsilons)
         result["epsilon"] = [{"epsilon": f * epsilon, "accuracy": accuracy(base.steps, f, 1)[0]} for f in factors]
         return result
+
+
+class Largest(PGD):
+    """A search for the largest value, whether or not the model errs there."""
+
+    goal: ClassVar[Goal] = "value"
 
 
 class Linearity(Study):
@@ -122,20 +132,20 @@ class Linearity(Study):
         """By perturbation a list of {epsilon, gamma, relative}, each with mean and quantiles, in nats."""
         lab, done = Lab(subject), 0
         clean = lab.reference(subject.key).loss
-        search = {"type": "pgd", "steps": self.steps, "stop": "never"}
+        search = {"steps": self.steps, "stop": "never"}
         found: dict[str, list[Any]] = {"random": [], "fgsm": [], "pgd": [], "gamma": []}
         for factor in sorted(self.radii):
             ball = _scaled(subject.threat, factor)
             for name, config in (
                 ("random", {"type": "noise"}),
                 ("fgsm", {"type": "fgsm"}),
-                ("pgd", {**search, "maximize": "cross_entropy"}),
-                ("gamma", {**search, "maximize": "local_linearity"}),
+                ("pgd", PGD(maximize="cross_entropy", **search)),
+                ("gamma", Largest(maximize="local_linearity", **search)),
             ):
                 arrays = lab.attack(name, config, ball).arrays
                 relative = arrays["linearity"] / np.maximum(np.abs(arrays["loss"] - clean), 1e-12)
-                statistics = {"gamma": _statistics(arrays["linearity"]), "relative": _statistics(relative)}
-                found[name].append({"epsilon": float(ball.epsilon), **statistics})
+                both = {"gamma": statistics(arrays["linearity"]), "relative": statistics(relative)}
+                found[name].append({"epsilon": float(ball.epsilon), **both})
                 done += 1
                 report(done)
         return {"examples": len(subject.labels), "perturbations": found}
@@ -175,12 +185,14 @@ class Surface(Study):
     def run(self, subject: Subject, report: Callable[[int], None]) -> dict[str, Any]:
         """{axis, images: [{id, label, loss [P][P]}]}: rows along the attack, columns along the random direction."""
         lab = Lab(subject)
-        delta = lab.attack("attack", self.attack.model_dump()).delta
+        delta = lab.attack("attack", self.attack).delta
+        epsilon, found = float(subject.threat.epsilon), np.asarray(subject.threat.distance(jax.numpy.asarray(delta)))
+        delta = delta * (epsilon / np.maximum(found, 1e-12))[:, None, None, None]  # it may have stopped inside the ball
         report(1)
         rng = np.random.Generator(np.random.Philox(key=int(subject.key[-1])))
         noise = rng.choice(np.array([-1, 1], np.float32), delta.shape)
         lengths = np.asarray(subject.threat.distance(jax.numpy.asarray(noise)))
-        other = noise * (float(subject.threat.epsilon) / lengths)[:, None, None, None]
+        other = noise * (epsilon / lengths)[:, None, None, None]
         axis: list[float] = np.linspace(-self.reach, self.reach, self.points).tolist()
         rows = []
         for done, along in enumerate(axis):
@@ -212,6 +224,7 @@ def _sized(attack: PGD, steps: int, epsilon: float) -> dict[str, Any]:
     return config
 
 
-def _statistics(values: np.ndarray) -> dict[str, Any]:
+def statistics(values: np.ndarray) -> dict[str, Any]:
+    """Mean and quantiles."""
     quantiles = {str(q): float(np.quantile(values, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)}
     return {"mean": float(values.mean()), "quantiles": quantiles}

@@ -17,6 +17,8 @@ from llrflow.threat import Threat
 class Transfer(Attack):
     """Runs another attack on the model of another run, and judges what it finds on this one (Papernot et al. 2016).
 
+    No image is left at the first error of the other model: what hardly misleads it seldom misleads this one.
+
     More errors than attacks that see this model's gradients find are a sign that its gradients are masked. In
     `llrflow.attack` the other model is the argument `surrogate`.
     """
@@ -30,13 +32,15 @@ class Transfer(Attack):
     """Step of that run; default its newest intact checkpoint."""
 
     attack: Annotated[Any, Chosen("attack", default="pgd")] = Field(default="pgd", validate_default=True)
-    """The attack on that model: one with a fixed budget."""
+    """The attack on that model: one with a fixed budget. It goes on to larger values where that model already errs."""
 
     @model_validator(mode="after")
     def _single_and_bounded(self) -> Transfer:
         inner = self.attack
         if inner.minimum_norm or inner.needs_surrogate or type(inner).length is Attack.length:
             raise_at(("attack", "type"), inner.registered_as[1], "attack", "does not transfer; choose pgd, apgd_ce ...")
+        if inner.eot != 1:
+            raise_at(("attack", "eot"), inner.eot, "eot", "has no effect here; set `eot` of the transfer attack")
         return self
 
     @property
@@ -69,7 +73,3 @@ class Transfer(Attack):
     def finish(self, probes: ProbeFactory, threat: Threat, state: Any) -> jax.Array:
         """As the attack: what misleads the other model best."""
         return self.attack.finish(probes, threat, state)
-
-    def settled(self, state: Any) -> jax.Array | None:
-        """As the attack: an image that misleads the other model is done."""
-        return self.attack.settled(state)

@@ -120,7 +120,7 @@ def _print(result: Any, as_json: bool) -> None:
             f"MASKED? {flag.name}: {flag.meaning} ({numbers})", style="bold red", highlight=False, soft_wrap=True
         )
     if not evaluation.checked:
-        console.print("signs of gradient masking: not looked for (evaluate.checks.examples is 0)", highlight=False)
+        console.print("signs of gradient masking: not looked for (no examples to try)", highlight=False)
     elif not evaluation.fired:
         console.print(f"signs of gradient masking: none on {evaluation.checked} images", highlight=False)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.record.seconds.items())

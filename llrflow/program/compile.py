@@ -79,7 +79,7 @@ class Program:
 
     @property
     def network(self) -> Network:
-        """The network as attacks see it: with moving statistics; stochastic if it asks for random numbers then."""
+        """The network as attacks see it: with moving statistics."""
         return self._compiled.attacked
 
     @property
@@ -97,7 +97,8 @@ class Program:
         """Trace an attack without running it: raises PluginError for a plugin's fault in it."""
         state, _, _, _ = self._abstract_step()
         for part in attack.stages(self.spec.threat, self.classes).values():
-            self.attack(part).trace((state.params, state.model_state), len(self.devices), self.image_shape)
+            variables = (state.params, state.model_state)
+            self.attack(part).trace(variables, variables, len(self.devices), self.image_shape)
 
     def logits_fn(self, params: Any, model_state: Any) -> LogitsFn:
         """A plain JAX function of images for given unreplicated variables."""

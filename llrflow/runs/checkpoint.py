@@ -89,13 +89,6 @@ class Checkpoints:
         name = next(changed, None)
         return None if name is None else f"{name} has changed"
 
-    def sha256(self, step: int) -> str | None:
-        """The hash of a step's manifest, which holds that of each of its files; None without a readable one."""
-        try:
-            return _digest(self._manifest(step))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
     def discard_after(self, step: int) -> None:
         """Remove every checkpoint, finished or not, of a later step: training will make them again."""
         for path in self.directory.iterdir() if self.directory.exists() else ():

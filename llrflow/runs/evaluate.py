@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from pydantic import ValidationError
 
 from llrflow.attacks.base import Attack
 from llrflow.attacks.lab import Subject
@@ -17,7 +18,7 @@ from llrflow.attacks.masking import TRIALS, Flag, find_flags
 from llrflow.attacks.memory import fitting_batch
 from llrflow.attacks.network import Network
 from llrflow.attacks.search import search
-from llrflow.attacks.studies import Study
+from llrflow.attacks.studies import Study, statistics
 from llrflow.data.batches import padded_chunks
 from llrflow.data.resident import Split
 from llrflow.errors import NonFiniteError
@@ -51,13 +52,6 @@ CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Multiples of epsilon at which the accuracy under a minimum-norm attack is written down."""
 
 
-class Checkpointed(NamedTuple):
-    """The network to evaluate: a state without device axes, and the hash of the checkpoint it came from."""
-
-    state: TrainState
-    sha256: str | None
-
-
 class Surrogate(NamedTuple):
     """A model of another run that a transfer attack searches on."""
 
@@ -72,7 +66,7 @@ class Evaluator:
     def __init__(
         self,
         program: Program,
-        checkpoint: Checkpointed,
+        state: TrainState,
         split: Split,
         folder: RunFolder,
         spec_hash: str,
@@ -87,20 +81,52 @@ class Evaluator:
         `export` also writes the images that each attack found. `surrogates` holds what each transfer attack searches
         on, by its name.
         """
-        spec, devices, state = program.spec, program.devices, checkpoint.state
+        spec, devices = program.spec, program.devices
         self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
-        self.label, self.export, self._sha256, self._surrogates = label, export, checkpoint.sha256, surrogates or {}
+        self.label, self.export, self._surrogates = label, export, surrogates or {}
         self.stop, self.quiet, self.step, self.n = stop, quiet, int(state.step), len(split.labels)
         self.parameters: Literal["raw", "ema"] = program.evaluated_parameters
         params = state.ema if self.parameters == "ema" else state.params
         self._variables = devices.replicate((params, state.model_state))
-        self._batch_size = -(-spec.evaluate.batch_size // len(devices)) * len(devices)
+        self._sha256 = hash_of((params, state.model_state))
+        made_with = versions()
+        self._made_with = [made_with[package] for package in ("llrflow", "jax", "jaxlib")]
+        self._batch_size = self._fitting = -(-spec.evaluate.batch_size // len(devices)) * len(devices)
         folder.evaluation.mkdir(exist_ok=True)
 
     def evaluate(self) -> EvaluationRecord:
         """Run every attack of the spec and write evaluation/<step><label>.json. Raises Interrupted between batches."""
         block, began = self.program.spec.evaluate, datetime.datetime.now(datetime.UTC)
         correct = self._correct()
+        identity = self._identity()
+        record = None if self.export else self._known(identity)
+        if record is None:
+            record = self._evaluate(correct, identity, began.isoformat(timespec="seconds"))
+            record.write(self.folder.evaluation / f"{self.step}{self.label}.json")
+        for study in (block.strength, block.linearity, block.surface):
+            if study is not None and correct.any():
+                self._study(study, np.flatnonzero(correct))
+        return record
+
+    def _identity(self) -> str:
+        """A hash over all that decides the record of this evaluation."""
+        spec = self.program.spec
+        parts = [spec.evaluate.model_dump(), spec.threat.model_dump(), spec.seed, self._sha256, self.split.fingerprint]
+        parts += [*spec.plugin_identities(), *self._made_with]
+        parts += [surrogate.identity for surrogate in self._surrogates.values()]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _known(self, identity: str) -> EvaluationRecord | None:
+        """The record on disk, if it is that of this very evaluation."""
+        try:
+            stored = (self.folder.evaluation / f"{self.step}{self.label}.json").read_bytes()
+            record = EvaluationRecord.model_validate_json(stored)
+        except (OSError, ValidationError):
+            return None
+        return record if record.identity == identity else None
+
+    def _evaluate(self, correct: np.ndarray, identity: str, started: str) -> EvaluationRecord:
+        block = self.program.spec.evaluate
         control = self._attack(RANDOM, make("attack", "noise"), correct)
         linearity = {RANDOM: control.arrays["linearity"][correct]}
         standing, attacks, stages = correct.copy(), {}, []
@@ -117,10 +143,11 @@ class Evaluator:
             if attacked.any():
                 linearity[name] = _last(found, "linearity")[attacked]
         flags = self._flags(correct, stages)
-        record = EvaluationRecord(
+        return EvaluationRecord(
+            identity=identity,
             spec_hash=self.spec_hash,
             checkpoint=self.step,
-            checkpoint_sha256=self._sha256,
+            network_sha256=self._sha256,
             parameters=self.parameters,
             threat=self.program.spec.threat.model_dump(),
             epsilon=written(self.program.spec.threat.epsilon),
@@ -133,31 +160,30 @@ class Evaluator:
             gamma={name: distribution(values) for name, values in linearity.items() if len(values)},
             checked=min(block.checks.examples, int(correct.sum())),
             flags={flag.name: FlagRecord(**flag._asdict()) for flag in flags},
-            started=began.isoformat(timespec="seconds"),
+            started=started,
             versions=versions(),
         )
-        record.write(self.folder.evaluation / f"{self.step}{self.label}.json")
-        for study in (block.strength, block.linearity, block.surface):
-            if study is not None and correct.any():
-                self._study(study, np.flatnonzero(correct))
-        return record
 
     def _study(self, study: Study, correct: np.ndarray) -> None:
         """Write evaluation/<step>.<study>.json, unless it is there from the same study."""
         path = self.folder.evaluation / f"{self.step}{self.label}.{study.title}.json"
         spec = self.program.spec
-        made_by = [study.model_dump(), spec.threat.model_dump(), self.parameters, self._sha256, self.split.fingerprint]
+        made_by = [study.model_dump(), spec.threat.model_dump(), self._sha256, self.split.fingerprint, spec.seed]
+        made_by += [*spec.plugin_identities(), *self._made_with]
         identity = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-        if path.exists() and json.loads(path.read_bytes()).get("identity") == identity:
-            return
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+        if found.get("identity") != identity:
+            found = self._studied(study, correct, identity)
+            write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+        picture = path.with_suffix(".svg")
+        if study.title == "surface" and not picture.exists():
+            draw_surfaces(found, picture, f"{spec.name}, {spec.threat.norm} {written(spec.threat.epsilon)}")
+
+    def _studied(self, study: Study, correct: np.ndarray, identity: str) -> dict[str, Any]:
         with progress(f"{study.title} study", study.parts, self.quiet) as report:
             found = study.run(self._subject(correct, study.examples, study.title), self._between(report))
-        about = {"identity": identity, "checkpoint": self.step, "threat": spec.threat.model_dump(), **found}
-        write_atomic(path, (json.dumps(about, indent=1) + "\n").encode())
-        if study.title == "surface":
-            draw_surfaces(
-                found, path.with_suffix(".svg"), f"{spec.name}, {spec.threat.norm} {written(spec.threat.epsilon)}"
-            )
+        threat = self.program.spec.threat.model_dump()
+        return {"identity": identity, "checkpoint": self.step, "threat": threat, **found}
 
     def _between(self, report: Any) -> Callable[[int], None]:
         """report(parts done) between the parts of a job that is done anew when it is stopped."""
@@ -196,21 +222,25 @@ class Evaluator:
         """The verdicts of one attack on the images `attacked` [N]; a stage `within` another need only find errors."""
         devices, spec = self.program.devices, self.program.spec
         surrogate = self._surrogates.get(name)
-        program = self.program.attack(attack, surrogate and surrogate.network)
-        found_by = [attack.model_dump(), spec.threat.model_dump(), self.parameters, self.split.fingerprint]
-        found_by += [*spec.plugin_identities(), hashlib.sha256(attacked.tobytes()).hexdigest()]
+        found_by = [attack.model_dump(), spec.threat.model_dump(), self._sha256, self.split.fingerprint]
+        found_by += [spec.seed, *spec.plugin_identities(), *self._made_with, hashlib.sha256(attacked.tobytes()).hexdigest()]
         found_by += [] if surrogate is None else [surrogate.identity]
         path = self.folder.evaluation / f"{self.step}{self.label}.{name}.npz"
         shape = self.split.images.shape[1:] if self.export and name != RANDOM else None
         verdicts = Verdicts(
             path, attacked, attack.minimum_norm and not within, json.dumps(found_by, sort_keys=True), shape
         )
+        if not len(verdicts.pending(attack.runs(self.program.classes))):
+            return verdicts
+        program = self.program.attack(attack, surrogate and surrogate.network)
         key = jax.random.key_data(purpose_key(spec.seed, f"attack {name}"))
         other = None if surrogate is None else devices.replicate(surrogate.variables)
-        size = fitting_batch(program, self._batch_size, self._variables, self.program.image_shape, spec.evaluate.memory)
+        places = (self._variables, self._variables if other is None else other, self.program.image_shape)
+        size = fitting_batch(program, self._batch_size, *places, spec.evaluate.memory)
+        self._fitting = min(self._fitting, size)
         with progress(f"attack {name}", int(attacked.sum()), self.quiet) as report, verdicts.timed():
 
-            def between(going: int) -> None:
+            def between() -> None:
                 self._report(report, verdicts, attack)
 
             search(
@@ -224,7 +254,7 @@ class Evaluator:
                 other,
                 between,
             )
-            between(0)
+            between()
         verdicts.save()
         if shape is not None:
             self._export(name, verdicts)
@@ -278,7 +308,7 @@ class Evaluator:
         program, devices = self.program, len(self.program.devices)
         ids = ids[np.linspace(0, len(ids) - 1, min(examples, len(ids))).astype(int)]
         key = np.asarray(jax.random.key_data(purpose_key(program.spec.seed, purpose)))
-        size = min(self._batch_size, -(-len(ids) // devices) * devices)
+        size = min(self._fitting, -(-len(ids) // devices) * devices)
         return Subject(
             program.network,
             program.lanes,
@@ -327,7 +357,7 @@ def _attack_record(
         correct=share.correct,
         n=share.n,
         interval=share.interval,
-        attack=attack.model_dump(),
+        attack=json.loads(json.dumps(attack.model_dump())),
         attacked=int(attacked.sum()),
         kills=sum(part.kills for part in parts),
         queries=sum(part.queries for part in parts),
@@ -335,6 +365,15 @@ def _attack_record(
         seconds=round(sum(part.seconds for part in parts), 3),
         stages=stages if len(stages) > 1 else {},
     )
+
+
+def hash_of(variables: Any) -> str:
+    """SHA-256 over the names, types, shapes and values of a network's parameters and statistics."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def proportion(hits: np.ndarray) -> Proportion:
@@ -348,5 +387,4 @@ def proportion(hits: np.ndarray) -> Proportion:
 
 def distribution(values: np.ndarray) -> Distribution:
     """Mean and quantiles."""
-    quantiles = {str(q): float(np.quantile(values, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)}
-    return Distribution(n=len(values), mean=float(values.mean()), quantiles=quantiles)
+    return Distribution(n=len(values), **statistics(values))

@@ -23,7 +23,7 @@ from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.devices import Devices
 from llrflow.program.state import TrainState
 from llrflow.runs.checkpoint import Checkpoints
-from llrflow.runs.evaluate import Checkpointed, Evaluator, Surrogate
+from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
 from llrflow.runs.interrupt import Interrupted, stop_requests
 from llrflow.runs.presets import evaluate_block
 from llrflow.runs.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, versions
@@ -63,6 +63,7 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
         train=len(train_split.labels),
         test=len(test_split.labels),
     )
+    others = _surrogates(program)
     digest = spec_hash(program.spec)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / f"{spec.name}-{digest}")
     with _sole_owner(folder), stop_requests() as stop:
@@ -82,9 +83,7 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
             seconds: dict[str, float] = {}
             with ledger.timing(seconds), _stopwatch(seconds, "evaluate"):
                 fetched = program.devices.fetch(state)
-                checkpoint = Checkpointed(fetched, checkpoints.sha256(int(fetched.step)))
-                others = _surrogates(program)
-                evaluator = Evaluator(program, checkpoint, test_split, folder, digest, stop, quiet, surrogates=others)
+                evaluator = Evaluator(program, fetched, test_split, folder, digest, stop, quiet, surrogates=others)
                 evaluation = evaluator.evaluate()
             ledger.update(state="finished")
     return Run(folder.path, ledger.record, evaluation)
@@ -123,10 +122,10 @@ def evaluate_run(
         split = load_split(spec.data, spec.data.test)
     with _sole_owner(folder), stop_requests() as stop:
         chosen = _chosen(checkpoints, _best(folder, checkpoints) if step == "best" else step)
-        checkpoint = Checkpointed(checkpoints.restore(program.abstract_state(), chosen), checkpoints.sha256(chosen))
+        state = checkpoints.restore(program.abstract_state(), chosen)
         others = _surrogates(program)
         evaluator = Evaluator(
-            program, checkpoint, split, folder, record.spec_hash, stop, quiet, label, export, surrogates=others
+            program, state, split, folder, record.spec_hash, stop, quiet, label, export, surrogates=others
         )
         evaluation = evaluator.evaluate()
     return Run(folder.path, record, evaluation)
@@ -138,24 +137,20 @@ def _surrogates(program: Program) -> dict[str, Surrogate]:
     for name, attack in program.spec.evaluate.attacks.items():
         if not attack.needs_surrogate:
             continue
-        if not attack.run:
-            raise at(
-                program.spec, f"evaluate.attacks.{name}", "names no run to transfer from", "set `run:` to its folder"
-            )
         model = load_model(attack.run, attack.checkpoint)
         if (model.image_shape, model.classes) != (program.image_shape, program.classes):
             got = f"= {attack.run!r} takes images {list(model.image_shape)} of {model.classes} classes"
             fix = f"name a run on images {list(program.image_shape)} of {program.classes} classes"
             raise at(program.spec, f"evaluate.attacks.{name}.run", got, fix)
-        found[name] = Surrogate(model.network, model.variables, f"{attack.run} {model.sha256}")
+        found[name] = Surrogate(model.network, model.variables, hash_of(model.variables))
     return found
 
 
 class Model:
     """The trained classifier of a run folder."""
 
-    def __init__(self, program: Program, state: TrainState, parameters: str, sha256: str | None) -> None:
-        self.spec, self.classes, self.step, self.sha256 = program.spec, program.classes, int(state.step), sha256
+    def __init__(self, program: Program, state: TrainState, parameters: str) -> None:
+        self.spec, self.classes, self.step = program.spec, program.classes, int(state.step)
         self.image_shape, self.network = program.image_shape, program.network
         self.params = state.ema if parameters == "ema" else state.params
         self.variables = (self.params, state.model_state)
@@ -181,7 +176,7 @@ def load_model(run_dir: str | Path, step: int | None = None, parameters: str | N
     checkpoints = Checkpoints(folder.checkpoints)
     chosen = _chosen(checkpoints, "last" if step is None else step)
     state = checkpoints.restore(program.abstract_state(), chosen)
-    return Model(program, state, parameters or program.evaluated_parameters, checkpoints.sha256(chosen))
+    return Model(program, state, parameters or program.evaluated_parameters)
 
 
 class _Ledger:
@@ -278,8 +273,12 @@ def _best(folder: RunFolder, checkpoints: Checkpoints) -> int:
 
 
 def _storable(spec: Spec) -> dict[str, Any]:
-    """The resolved spec as data; plugin files by absolute path, since the run folder lies elsewhere."""
-    return {**spec.model_dump(), "plugins": list(spec.plugin_paths())}
+    """The resolved spec as data; plugin files and other runs by absolute path, since the run folder lies elsewhere."""
+    data = {**spec.model_dump(), "plugins": list(spec.plugin_paths())}
+    for attack in data["evaluate"]["attacks"].values():
+        if attack.get("type") == "transfer":
+            attack["run"] = str(Path(attack["run"]).absolute())
+    return data
 
 
 def _clear(folder: RunFolder) -> None:

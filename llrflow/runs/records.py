@@ -131,7 +131,7 @@ class AttackRecord(Proportion):
     attack: dict[str, Any]
     """The attack's configuration."""
     attacked: int
-    """Images it was run on: in a cascade those that earlier attacks left correct."""
+    """Images it was run on: in a cascade those that earlier attacks left correct, but all for a minimum-norm attack."""
     kills: int
     """Of these, how many it changed."""
     queries: int
@@ -158,10 +158,12 @@ class EvaluationRecord(Record):
     """evaluation/<step>.json: the certificate of one evaluation."""
 
     format: Literal[2] = 2
+    identity: str
+    """Hash over everything that decides this record: made again, it is only read."""
     spec_hash: str
     checkpoint: int
-    checkpoint_sha256: str | None
-    """SHA-256 of the checkpoint's manifest, which holds that of each of its files."""
+    network_sha256: str
+    """SHA-256 over the parameters and statistics that were evaluated: two checkpoints with the same are the same."""
     parameters: Literal["raw", "ema"]
     batch_norm: Literal["moving"] = "moving"
     threat: dict[str, Any]
@@ -229,8 +231,14 @@ class RunFolder:
     def evaluations(self) -> dict[int, EvaluationRecord]:
         """Finished evaluations by checkpoint step."""
         named = (p for p in self.evaluation.glob("*.json") if p.stem.isdigit())  # not those with other attacks
-        found = sorted(named, key=lambda p: int(p.stem))
-        return {int(p.stem): EvaluationRecord.model_validate_json(p.read_bytes()) for p in found}
+        found = {}
+        for path in sorted(named, key=lambda p: int(p.stem)):
+            try:
+                found[int(path.stem)] = EvaluationRecord.model_validate_json(path.read_bytes())
+            except ValidationError:
+                fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
+                raise CheckpointError(str(path), "is no evaluation that this version can read", fix) from None
+        return found
 
 
 def written(epsilon: float) -> str:

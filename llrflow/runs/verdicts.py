@@ -28,10 +28,12 @@ class Verdicts(Findings):
         """
         super().__init__(candidates, exhaustive)
         self._path, self._identity, self._saved = path, identity, time.monotonic()
-        self.seconds, self._began = 0.0, None
+        self.seconds, self._saving, self._began = 0.0, 0.0, None
         if shape is not None:
             self.arrays["delta"] = np.zeros((len(candidates), *shape), np.float32)
-        absent_or_damaged = contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile)  # then begin anew
+        absent_or_damaged = contextlib.suppress(
+            OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile
+        )  # then begin anew
         with absent_or_damaged, path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["identity"]) == identity:
                 self.arrays, self.seconds = {name: stored[name] for name in self.arrays}, float(stored["seconds"])
@@ -39,7 +41,7 @@ class Verdicts(Findings):
     def record(self, ids: np.ndarray, verdict: Any) -> None:
         """As Findings, and now and then to disk."""
         super().record(ids, verdict)
-        if time.monotonic() - self._saved > SAVE_SECONDS:
+        if time.monotonic() - self._saved > max(SAVE_SECONDS, 10 * self._saving):
             self.save()
 
     def keep(self, ids: np.ndarray, delta: np.ndarray) -> None:
@@ -58,10 +60,12 @@ class Verdicts(Findings):
 
     def save(self) -> None:
         """Write the verdicts to disk."""
+        before = time.monotonic()
         with open_atomic(self._path) as file:
             seconds = np.float64(self._elapsed())
             np.savez(file, allow_pickle=False, identity=self._identity, seconds=seconds, **self.arrays)
         self._saved = time.monotonic()
+        self._saving = self._saved - before
 
     def _elapsed(self) -> float:
         return self.seconds + (0.0 if self._began is None else time.monotonic() - self._began)

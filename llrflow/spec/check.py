@@ -97,5 +97,11 @@ def _components(spec: Spec) -> Iterator[Problem]:
 def _evaluation(spec: Spec) -> Iterator[Problem]:
     if "random" in spec.evaluate.attacks:
         yield Problem("evaluate.attacks.random", "is the name of the noise control", "rename the attack")
+    for name, attack in spec.evaluate.attacks.items():
+        if spec.threat.norm not in attack.norms:
+            got = f"({attack.label()}) knows no {spec.threat.norm} threat"
+            yield Problem(f"evaluate.attacks.{name}", got, f"choose an attack for {spec.threat.norm}, or another norm")
+        if attack.needs_surrogate and not attack.run:
+            yield Problem(f"evaluate.attacks.{name}", "names no run to transfer from", "set `run:` to its folder")
     if spec.evaluate.parameters == "ema" and spec.train.ema is None:
         yield Problem("evaluate.parameters", "= 'ema' but training keeps no moving average", "set train.ema")

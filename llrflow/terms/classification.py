@@ -78,7 +78,7 @@ class Margin(Targeted):
         logits = probe.logits(delta)
         if self.target is None:
             return margin(logits, probe.y)
-        return _at_class(logits, self.target_class(probe, logits.shape[-1])) - _at_class(logits, probe.y)
+        return at_class(logits, self.target_class(probe, logits.shape[-1])) - at_class(logits, probe.y)
 
 
 @register("term", "dlr")
@@ -141,7 +141,7 @@ def wrong_classes(logits: jax.Array, y: jax.Array) -> jax.Array:
 
 def margin(logits: jax.Array, y: jax.Array) -> jax.Array:
     """max_{k != y} logits_k - logits_y, [B,K], [B] -> [B]."""
-    return jnp.max(jnp.where(_is_label(logits, y), -jnp.inf, logits), axis=-1) - _at_class(logits, y)
+    return jnp.max(jnp.where(_is_label(logits, y), -jnp.inf, logits), axis=-1) - at_class(logits, y)
 
 
 def dlr(logits: jax.Array, y: jax.Array) -> jax.Array:
@@ -154,12 +154,13 @@ def targeted_dlr(logits: jax.Array, y: jax.Array, target: jax.Array) -> jax.Arra
     """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12), [B,K], [B], [B] -> [B]."""
     largest = jax.lax.top_k(logits, 4)[0]
     scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12
-    return (_at_class(logits, target) - _at_class(logits, y)) / scale
+    return (at_class(logits, target) - at_class(logits, y)) / scale
 
 
 def _is_label(logits: jax.Array, y: jax.Array) -> jax.Array:
     return jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
 
 
-def _at_class(logits: jax.Array, k: jax.Array) -> jax.Array:
+def at_class(logits: jax.Array, k: jax.Array) -> jax.Array:
+    """logits_k of each example's own class, [B,K], [B] -> [B]."""
     return jnp.take_along_axis(logits, k[:, None], axis=-1)[:, 0]

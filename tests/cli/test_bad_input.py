@@ -66,7 +66,7 @@ SPECS = {
     "unknown model": ({"model": {"type": "cnm"}}, [r"model\.type = 'cnm'", "not a known model", "did you mean 'cnn'"]),
     "attack without type": (
         {"evaluate.attacks.new": {"steps": 2}},
-        [r"evaluate\.attacks\.new", "no `type`", "fgsm, noise, pgd"],
+        [r"evaluate\.attacks\.new", "no `type`", "apgd_ce, .*fgsm, .*pgd, "],
     ),
     "unknown term": ({"objective.terms.gamma": {"type": "local_linarity"}}, ["not a known term", "'local_linearity'"]),
     "steps and epochs": ({"train.epochs": 2}, ["train has both `epochs` and `steps`", "exactly one"]),

@@ -212,4 +212,43 @@ def test_runs_of_an_empty_folder(command, tmp_path):
 def test_schema_of_the_certificate_describes_every_field(command):
     code, out, _ = command("schema", "--of", "evaluation")
     fields = json.loads(out)["properties"]
-    assert code == 0 and {"attacks", "flags", "worst_case", "epsilon", "checkpoint_sha256"} <= fields.keys()
+    assert code == 0 and {"attacks", "flags", "worst_case", "epsilon", "network_sha256"} <= fields.keys()
+
+
+QUANTISED = '''
+import jax.numpy as jnp
+from llrflow.models.classic import MLP
+from llrflow.registry import register
+
+
+@register("model", "quantised")
+class Quantised(MLP):
+    """An mlp that rounds its input where it is evaluated."""
+
+    def body(self, h, classes, batch_statistics):
+        """Logits [B,K]."""
+        return super().body(h if batch_statistics else jnp.round(4 * h) / 4, classes, batch_statistics)
+'''
+
+
+def test_a_masked_model_is_told_and_its_accuracy_is_a_bound(command, tiny, write_spec, tmp_path):
+    (tmp_path / "quantised.py").write_text(QUANTISED)
+    sets = {
+        "plugins": ["quantised.py"],
+        "model": None,
+        "model.type": "quantised",
+        "model.widths": [16],
+        "evaluate.attacks": None,
+        "evaluate.attacks.fgsm": {"type": "fgsm"},
+        "evaluate.checks.examples": 30,
+    }
+    path, folder = write_spec(tmp_path / "masked.yaml", tiny(), sets), tmp_path / "run"
+    code, out, err = command("run", path, "--out", folder)
+    assert code == 0, err  # the training went well
+    assert "MASKED? gradients_vanish" in out and "<= " in out
+    code, out, _ = command("evaluate", folder)
+    assert code == 3 and "MASKED? gradients_vanish" in out
+    code, out, _ = command("evaluate", folder, "--json")
+    flags = json.loads(out)["evaluation"]["flags"]
+    assert code == 3 and flags["gradients_vanish"]["fired"] and len(flags) == 9
+    assert "<= " in command("runs", tmp_path)[1]

@@ -22,7 +22,6 @@ warnings.simplefilter("ignore")
 import foolbox  # noqa: E402
 
 CW = {"search_steps": 6, "steps": 100}
-PAIRS = ("LinfPGD", "L2PGD", "LinfDeepFool", "L2DeepFool", "L2CarliniWagner")
 
 
 def images_of(model: Any, n: int) -> tuple[np.ndarray, np.ndarray]:

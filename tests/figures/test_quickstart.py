@@ -35,7 +35,7 @@ def test_quickstart(tmp_path: Path, data_dir: Path, plain_environment: dict[str,
 
 
 def test_quickstart_without_terms(tmp_path: Path, data_dir: Path, plain_environment: dict[str, str]) -> None:
-    standard, _ = run(plain_environment, tmp_path / "standard", data_dir, *STANDARD)
+    standard, _ = run(plain_environment, tmp_path / "standard", data_dir, *STANDARD, "evaluate.checks.examples=0")
     assert standard["n"] == 360
     assert standard["attacks"]["pgd"]["attack"]["steps"] == 50
     assert standard["attacks"]["pgd"]["accuracy"] <= 0.25

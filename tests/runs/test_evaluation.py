@@ -14,7 +14,7 @@ from llrflow.attacks.program import AttackProgram
 from llrflow.attacks.search import Findings
 from llrflow.data.resident import load_split
 from llrflow.runs.checkpoint import Checkpoints
-from llrflow.runs.evaluate import Checkpointed, Evaluator, proportion
+from llrflow.runs.evaluate import Evaluator, proportion
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pipeline import evaluate_run
 from llrflow.runs.records import EvaluationRecord, RunFolder
@@ -33,10 +33,7 @@ def evaluator(finished, load, tmp_path):
         state = Checkpoints(finished / "checkpoints").restore(program.abstract_state(), 12)
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir(exist_ok=True)
-        checkpoint = Checkpointed(state, "a" * 64)
-        return Evaluator(
-            program, checkpoint, load_split(spec.data, "test"), folder, "0" * 12, stop or StopRequest(), True
-        )
+        return Evaluator(program, state, load_split(spec.data, "test"), folder, "0" * 12, stop or StopRequest(), True)
 
     return make
 
@@ -45,10 +42,9 @@ def verdicts(folder):
     return {path.name.split(".")[1]: dict(np.load(path)) for path in sorted((folder / "evaluation").glob("*.npz"))}
 
 
-@pytest.mark.parametrize("cascade", [False, True])
-def test_the_verdicts_do_not_depend_on_batch_size_or_devices(cascade, finished, load, tmp_path):
+def test_the_verdicts_do_not_depend_on_batch_size_or_devices(finished, load, tmp_path):
     base, splits = None, load_split(load().data, "test")
-    for size, devices in ((360, 1), (7, 1), (64, 2)):
+    for size, devices, cascade in ((360, 1, True), (7, 1, True), (64, 2, True)):
         attacks = {**ATTACKS, "targets": {"type": "multi_targeted", "steps": 3}}
         changes = {"evaluate.attacks": attacks, "evaluate.batch_size": size, "evaluate.cascade": cascade}
         spec = load({**changes, "devices.count": devices})
@@ -56,8 +52,7 @@ def test_the_verdicts_do_not_depend_on_batch_size_or_devices(cascade, finished, 
         state = Checkpoints(finished / "checkpoints").restore(program.abstract_state(), 12)
         folder = RunFolder(tmp_path / f"{size}-{devices}")
         folder.path.mkdir()
-        checkpoint = Checkpointed(state, None)
-        record = Evaluator(program, checkpoint, splits, folder, "0" * 12, StopRequest(), True).evaluate()
+        record = Evaluator(program, state, splits, folder, "0" * 12, StopRequest(), True).evaluate()
         assert record.n == record.nominal.n == record.worst_case.n == 360
         assert all(attack.n == 360 for attack in record.attacks.values())
         found = verdicts(folder.path)
@@ -168,6 +163,7 @@ def test_an_interrupted_evaluation_tries_nothing_twice(evaluator, monkeypatch, t
 
 
 def test_a_damaged_verdict_file_is_made_again(copied, load, numbers_of, finished):
+    (copied / "evaluation" / "12.json").unlink()
     path = copied / "evaluation" / "12.pgd.npz"
     path.write_bytes(path.read_bytes()[:-30])
     llrflow.run(load(), copied)
@@ -288,13 +284,13 @@ def test_an_unknown_preset_is_refused(copied):
 
 
 def test_a_transfer_attack_searches_on_the_other_model(copied, finished, load, tmp_path):
-    other = llrflow.run(load({"seed": 1, "evaluate.attacks": {}}), tmp_path / "other").path
+    other = llrflow.run(load({"seed": 1, "model.widths": [24], "evaluate.attacks": None}), tmp_path / "other").path
     white = {"type": "pgd", "steps": 5}
     attacks = {"itself": {"type": "transfer", "run": str(finished), "attack": white},
                "other": {"type": "transfer", "run": str(other), "attack": white}, "pgd": white}  # fmt: skip
     record = evaluate_run(copied, attacks={"cascade": False, "attacks": attacks}).evaluation
     assert record.attacks["itself"].correct == pytest.approx(record.attacks["pgd"].correct, abs=1)
-    assert record.attacks["pgd"].correct < record.attacks["other"].correct <= record.nominal.correct
+    assert record.attacks["pgd"].correct < record.attacks["other"].correct < record.nominal.correct - 36
     for wrong, message in (({"run": ""}, "names no run"), ({"run": str(tmp_path)}, "is not a run folder")):
         with pytest.raises((llrflow.SpecError, llrflow.errors.CheckpointError), match=message):
             evaluate_run(copied, attacks={"x": {"type": "transfer", "attack": white, **wrong}})
@@ -305,7 +301,7 @@ def test_batches_shrink_to_the_memory_that_is_declared(evaluator):
     small = evaluator({"evaluate.memory": "3 MB"}).evaluate()
     assert small.worst_case == whole.worst_case
     with pytest.raises(llrflow.SpecError, match=r"evaluate.memory: 1,000 bytes.*needs [\d,]+ for one example"):
-        evaluator({"evaluate.memory": 1000}).evaluate()
+        evaluator({"evaluate.memory": 1000, "seed": 7}).evaluate()
     with pytest.raises(llrflow.SpecError, match=r"memory.*'3 QB'.*write `2 GiB`"):
         evaluator({"evaluate.memory": "3 QB"})
 
@@ -332,7 +328,7 @@ def test_studies_are_written_beside_the_evaluation(copied):
     assert found.keys() == {"random", "fgsm", "pgd", "gamma"}
     for half, full in found.values():
         assert full["epsilon"] == 2 * half["epsilon"] and full["gamma"]["mean"] > half["gamma"]["mean"]
-    assert found["gamma"][1]["gamma"]["mean"] >= 0.98 * max(
+    assert found["gamma"][1]["gamma"]["mean"] >= max(
         found[name][1]["gamma"]["mean"] for name in ("random", "fgsm", "pgd")
     )
     model, split = llrflow.load_model(copied), load_split(llrflow.load_spec(copied / "spec.yaml").data, "test")

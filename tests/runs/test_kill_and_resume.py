@@ -21,7 +21,7 @@ LONG = {
     # Its verdicts must reach the disk before it ends.
     "evaluate.attacks.slow": {"type": "pgd", "steps": 40, "restarts": 50},
 }
-SAVING_OFTEN = "import llrflow.runs.evaluate as e; e.SAVE_SECONDS = 0.2; from llrflow.cli import main; main()"
+SAVING_OFTEN = "import llrflow.runs.verdicts as v; v.SAVE_SECONDS = 0.2; from llrflow.cli import main; main()"
 
 
 @pytest.fixture(scope="module")

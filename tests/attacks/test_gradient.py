@@ -1,0 +1,121 @@
+"""Projected gradient descent and its targeted form: as strong as foolbox's, the best over targets, no step too many."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llrflow
+
+KEYS = jax.random.split(jax.random.key(8), 3)
+HIDDEN, OUT = 0.7 * jax.random.normal(KEYS[0], (36, 24)), jax.random.normal(KEYS[1], (24, 6))
+X = jax.random.uniform(KEYS[2], (64, 6, 6, 1))
+THREATS = [{"norm": "linf", "epsilon": 0.02}, {"norm": "l2", "epsilon": 0.08}]
+WITH_THREATS = pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat["norm"])
+
+
+def logits(images):
+    return jnp.tanh((images.reshape(len(images), -1) - 0.5) @ HIDDEN) @ OUT
+
+
+Y = jnp.argmax(logits(X), axis=-1)
+
+
+def attacked(threat, config, **options):
+    return llrflow.attack(logits, X, Y, threat, config, jax.random.key(0), **options)
+
+
+@WITH_THREATS
+def test_as_strong_as_foolbox(threat):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import foolbox
+
+        attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[threat["norm"]](steps=20)
+        model = foolbox.JAXModel(jax.jit(logits), bounds=(0, 1))
+        theirs = int(attack(model, X, Y, epsilons=threat["epsilon"])[2].sum())
+    for maximize in ("cross_entropy", "margin"):
+        ours = attacked(threat, {"type": "pgd", "steps": 20, "maximize": maximize})
+        assert 10 < theirs < 60 and int(ours.success.sum()) >= theirs - 1
+
+
+@WITH_THREATS
+def test_multi_targeted_finds_what_one_target_does_and_more(threat):
+    one, all_ = (attacked(threat, {"type": "multi_targeted", "steps": 10, "targets": t}) for t in (1, "all"))
+    assert bool(jnp.all(all_.success >= one.success)) and int(all_.success.sum()) > 10
+    wrong = ~np.asarray(all_.success)
+    assert (all_.gradients[wrong] == 5 * 10).all()  # every target, with all its steps
+    assert (all_.gradients[~wrong] < 5 * 10).any()
+    pgd = attacked(threat, {"type": "pgd", "steps": 10})
+    assert int(all_.success.sum()) >= int(pgd.success.sum())
+
+
+def test_random_targets_differ_between_restarts():
+    config = {"type": "multi_targeted", "steps": 10, "targets": "random"}
+    once, often = (attacked(THREATS[0], {**config, "restarts": count}) for count in (1, 8))
+    assert int(often.success.sum()) > int(once.success.sum())
+
+
+@pytest.mark.parametrize("config", ["pgd", "multi_targeted"])
+def test_a_small_batch_gives_the_same(config):
+    whole, parts = (attacked(THREATS[0], {"type": config, "steps": 6}, batch_size=size) for size in (None, 7))
+    np.testing.assert_array_equal(whole.success, parts.success)
+    np.testing.assert_allclose(whole.x_adv, parts.x_adv, atol=1e-5)
+    np.testing.assert_array_equal(whole.gradients, parts.gradients)
+
+
+def test_noise_is_averaged_over_draws():
+    def noisy(images, key):
+        return logits(images) + 3.0 * jax.random.normal(key, (len(images), 6))
+
+    def run(eot):
+        config = {"type": "fgsm", "eot": eot}
+        return llrflow.attack(noisy, X, Y, THREATS[0], config, jax.random.key(0))
+
+    def error(result):
+        at = -jnp.take_along_axis(jax.nn.log_softmax(logits(result.x_adv)), Y[:, None], axis=1)[:, 0]
+        return float(jnp.mean(jnp.abs(result.loss - at)))
+
+    one, many = run(1), run(16)
+    assert error(many) < 0.5 * error(one)
+    assert (many.queries == 16).all() and (many.gradients == 16).all() and (one.queries == 1).all()
+    np.testing.assert_array_equal(run(1).x_adv, one.x_adv)
+
+
+def test_another_call_compiles_nothing():
+    config = {"type": "pgd", "steps": 3, "step": {"type": "steepest", "size": 0.01}}
+    attacked(THREATS[0], config)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        import logging
+
+        patch.setattr(logging.Logger, "warning", lambda self, message, *rest: compiled.append(message))
+        attacked({**THREATS[0], "epsilon": 0.03}, {**config, "step": {"type": "steepest", "size": 0.02}})
+    assert not [m for m in compiled if "_fn" in str(m)]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"type": "multi_targeted", "targets": 0}, "targets = 0.*write `all`, `random`"),
+        ({"type": "multi_targeted", "maximize": "kl_divergence"}, "takes no target"),
+        ({"type": "multi_targeted", "maximize": {"type": "margin", "target": 1}}, "is set by this attack"),
+        ({"type": "pgd", "drops": [1.5]}, "drops"),
+        ({"type": "transfer"}, "pass `surrogate`"),
+        ({"type": "transfer", "attack": "deepfool"}, "does not transfer"),
+    ],
+)
+def test_wrong_settings_are_refused(config, message):
+    with pytest.raises(llrflow.SpecError, match=message):
+        attacked(THREATS[0], config)
+
+
+def test_transfer_is_judged_on_the_attacked_model():
+    other = lambda images: jnp.tanh((images.reshape(len(images), -1) - 0.5) @ (HIDDEN + 0.3)) @ OUT  # noqa: E731
+    config = {"type": "transfer", "attack": {"type": "pgd", "steps": 10}}
+    result = attacked(THREATS[0], config, surrogate=other)
+    np.testing.assert_array_equal(result.success, jnp.argmax(logits(result.x_adv), axis=-1) != Y)
+    itself = attacked(THREATS[0], config, surrogate=logits)
+    assert 0 < int(result.success.sum()) < int(itself.success.sum())
