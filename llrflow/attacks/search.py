@@ -12,7 +12,7 @@ from llrflow.attacks.network import Examples
 from llrflow.attacks.program import AttackProgram, Verdict
 from llrflow.data.batches import padded_chunks
 
-WINDOW = 8
+WINDOW = 16
 """Batches in flight at once: examples that settle leave them, and the rest is packed into fewer."""
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -82,7 +83,7 @@ def throughput(run: str, model: Any, n: int) -> None:
     x, y = images_of(model, n)
     epsilon, size = model.spec.threat.epsilon, 1000
     program = compile_spec(llrflow.load_spec(f"{run}/spec.yaml", {"devices.count": None}), training=False)
-    state = Checkpoints(f"{run}/checkpoints").restore(program.abstract_state(), model.step)
+    state = Checkpoints(Path(run) / "checkpoints").restore(program.abstract_state(), model.step)
     variables = program.devices.replicate((state.params, state.model_state))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
     config = {"type": "pgd", "steps": 50}
