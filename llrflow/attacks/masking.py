@@ -14,7 +14,7 @@ from llrflow.attacks.base import Attack
 from llrflow.attacks.lab import Lab, Subject
 from llrflow.threat import Threat
 
-STEPS, RESTARTS, LONG, QUERIES = 20, 8, 100, 400
+STEPS, RESTARTS, LONG, QUERIES = 20, 5, 100, 200
 """Of the trials' attacks."""
 
 SHARE = 0.02

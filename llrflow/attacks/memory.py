@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from llrflow.attacks.network import Lanes
+from llrflow.attacks.network import Examples, Lanes
 from llrflow.attacks.program import AttackProgram
 from llrflow.attacks.search import WINDOW
 from llrflow.errors import SpecError
@@ -17,7 +17,7 @@ def fitting_batch(
     size: int,
     variables: Any,
     searched: Any,
-    image_shape: tuple[int, ...],
+    example: Examples,
     budget: int | Literal["auto"],
 ) -> int:
     """The largest batch, `size` halved as often as needed, whose attack stays within `budget` bytes on all devices.
@@ -28,7 +28,7 @@ def fitting_batch(
     lanes = program.lanes
     limit = free_bytes(lanes) // 2 if budget == "auto" else budget
     while True:
-        one_device, batch = program.compiled_bytes(size, variables, searched, image_shape)
+        one_device, batch = program.prepare(size, variables, searched, example)
         needed = one_device * lanes.count + (WINDOW - 1) * batch
         if needed <= limit:
             return size

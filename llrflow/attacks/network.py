@@ -66,6 +66,12 @@ class Examples(NamedTuple):
     run: Any
 
 
+def example_of(image_shape: tuple[int, ...]) -> Examples:
+    """One example of a dataset, in kind: float32 images, int32 labels and ids."""
+    image, number = np.zeros(image_shape, np.float32), np.int32(0)
+    return Examples(image, number, number, np.uint32(0))
+
+
 class Start(NamedTuple):
     """What an attack needs to know of its examples besides themselves."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ class AttackProgram:
         self.attack, self.threat, self.network, self.lanes = attack, threat, network, lanes
         self._searched = surrogate or network
         self.plan = plan_steps(attack.length, lanes.platform, inside=False)
-        self._at_size: dict[int, Any] = {}
+        self._at_size: dict[int, dict[str, Any]] = {}
         self._look = look_phase(self._searched, lanes, attack.eot if self._searched.stochastic else 1)
         self._begin, self._advance, self._finish = map(lanes.wrap, (self._begin_fn, self._advance_fn, self._finish_fn))
 
@@ -105,16 +106,18 @@ class AttackProgram:
         """
         lanes, inputs = self.lanes, self.lanes.replicate(self.numbers)
         searched = variables if surrogate is None else surrogate
-        rest = (variables, searched, inputs)
+        if size not in self._at_size:
+            self.prepare(size, variables, searched, Examples(*(field[0] for field in examples)))
+        phases = self._at_size[size]
+        rest = (phases["finish"], variables, searched, inputs)
         flights = [
-            _Flight(rows, mask, *self._launch(searched, examples, rows, key, inputs))
+            _Flight(rows, mask, *self._launch(phases["begin"], searched, examples, rows, key, inputs))
             for rows, mask in padded_chunks(np.arange(len(examples.y)), size)
         ]
-        advance = self._at_size.get(size, self._advance)
         for first in range(0, self.attack.length, self.plan.chunk) if self.attack.length else ():
             index, settled = lanes.replicate(np.int32(first)), []
             for place, f in enumerate(flights):  # one after the other: an old state is given up for each new one
-                flying, done = advance(searched, f.examples, f.start, f.flying, index, inputs)
+                flying, done = phases["advance"](searched, f.examples, f.start, f.flying, index, inputs)
                 flights[place] = f._replace(flying=flying)
                 settled.append(done)
             report()
@@ -127,42 +130,55 @@ class AttackProgram:
                     flights = packed
         yield from self._land(flights, [f.mask for f in flights], rest)
 
-    def trace(self, variables: Any, searched: Any, size: int, image_shape: tuple[int, ...]) -> tuple[Any, ...]:
-        """The abstract arguments of the attack's steps on a batch of `size`; every phase is traced, nothing is run."""
+    def arguments(self, variables: Any, searched: Any, size: int, example: Examples) -> dict[str, tuple[Any, ...]]:
+        """The abstract arguments of each phase on a batch of `size` examples like one `example`; nothing is run."""
         lead, each = self.lanes.lead, size // self.lanes.count
-        fields = ((np.float32, image_shape), (np.int32, ()), (np.int32, ()), (np.uint32, ()))
-        examples = Examples(*(jax.ShapeDtypeStruct((*lead, each, *shape), dtype) for dtype, shape in fields))
+        examples = Examples(*(jax.ShapeDtypeStruct((*lead, each, *one.shape), one.dtype) for one in example))
         key, index = jax.ShapeDtypeStruct((*lead, 2), np.uint32), jax.ShapeDtypeStruct(lead, np.int32)
         inputs = self.lanes.replicate(self.numbers)
         start = jax.eval_shape(self._look, searched, examples, key)
-        flying = jax.eval_shape(self._begin, searched, examples, start, inputs)
-        steps = (searched, examples, start, flying, index, inputs)
-        if self.attack.length:
-            flying, _ = jax.eval_shape(self._advance, *steps)
-        jax.eval_shape(self._finish, variables, searched, examples, start, flying, inputs)
-        return steps
+        begin = (searched, examples, start, inputs)
+        flying = jax.eval_shape(self._begin, *begin)
+        return {
+            "begin": begin,
+            "advance": (searched, examples, start, flying, index, inputs),
+            "finish": (variables, searched, examples, start, flying, inputs),
+        }
 
-    def compiled_bytes(self, size: int, variables: Any, searched: Any, image_shape: tuple[int, ...]) -> tuple[int, int]:
-        """(bytes on one device while it takes its steps on a batch of `size`, bytes of such a batch on all devices).
+    def trace(self, variables: Any, size: int, example: Examples) -> None:
+        """Trace every phase without compiling it: raises PluginError for a plugin's fault."""
+        phases = {"advance": self._advance, "finish": self._finish}
+        for name, arguments in self.arguments(variables, variables, size, example).items():
+            if name in phases:
+                jax.eval_shape(phases[name], *arguments)
 
-        By XLA's own account of the compiled steps, which are kept for later batches of that size.
+    def prepare(self, size: int, variables: Any, searched: Any, example: Examples) -> tuple[int, int]:
+        """Compile for batches of `size` examples like one `example`, phases side by side; they are kept.
+
+        Returns, by XLA's own account, (bytes on one device while it takes its steps, bytes of a batch on all devices).
         """
-        steps = self.trace(variables, searched, size, image_shape)
-        batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(steps[1:4]))
-        if not self.attack.length:
-            return batch, batch
-        self._at_size[size] = self._advance.lower(*steps).compile()
-        used = self._at_size[size].memory_analysis()
-        return used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes, batch
+        arguments = self.arguments(variables, searched, size, example)
+        phases = {"begin": self._begin, "advance": self._advance, "finish": self._finish}
+        used = {name: phase for name, phase in phases.items() if name != "advance" or self.attack.length}
+        lowered = {name: phase.lower(*arguments[name]) for name, phase in used.items()}
+        quick = {"xla_backend_optimization_level": 0} if self.lanes.platform == "cpu" else None
+        options = [None if name == "advance" else quick for name in lowered]  # the others run once: compile them fast
+        with ThreadPoolExecutor() as pool:
+            made = pool.map(lambda phase, chosen: phase.compile(chosen), lowered.values(), options)
+            compiled = dict(zip(lowered, made, strict=True))
+        self._at_size[size] = {**phases, **compiled}
+        batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments["advance"][1:4]))
+        memory = compiled.get("advance", compiled["begin"]).memory_analysis()
+        return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes, batch
 
     @property
     def _settles(self) -> bool:
         return type(self.attack).settled is not Attack.settled
 
-    def _launch(self, variables: Any, examples: Examples, rows: np.ndarray, key: Any, inputs: Any) -> Any:
+    def _launch(self, begin: Any, variables: Any, examples: Examples, rows: np.ndarray, key: Any, inputs: Any) -> Any:
         batch = self.lanes.shard(Examples(*(np.asarray(field)[rows] for field in examples)))
         start = self._look(variables, batch, key)
-        return batch, start, self._begin(variables, batch, start, inputs)
+        return batch, start, begin(variables, batch, start, inputs)
 
     def _pack(self, flights: list[_Flight], going: list[np.ndarray], size: int) -> list[_Flight]:
         """The examples that go on, in as few batches as hold them."""
@@ -181,11 +197,11 @@ class AttackProgram:
         return packed
 
     def _land(self, flights: list[_Flight], masks: list[np.ndarray], rest: Any) -> Iterator[tuple[np.ndarray, Verdict]]:
-        variables, searched, inputs = rest
+        finish, variables, searched, inputs = rest
         for flight, mask in zip(flights, masks, strict=True):
             if not mask.any():
                 continue
-            verdict = self._finish(variables, searched, flight.examples, flight.start, flight.flying, inputs)
+            verdict = finish(variables, searched, flight.examples, flight.start, flight.flying, inputs)
             verdict = Verdict(*(field[mask] for field in self.lanes.gather(verdict)))
             self._check(verdict, self.lanes.gather(flight.examples.x)[mask])
             yield flight.rows[mask], verdict

@@ -16,7 +16,7 @@ import optax
 from llrflow.answer import lacking_classes
 from llrflow.ascent import plan_steps
 from llrflow.attacks.base import Attack
-from llrflow.attacks.network import Lanes, Network
+from llrflow.attacks.network import Lanes, Network, example_of
 from llrflow.attacks.program import AttackProgram
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError, LlrflowError
@@ -98,7 +98,7 @@ class Program:
         state, _, _, _ = self._abstract_step()
         for part in attack.stages(self.spec.threat, self.classes).values():
             variables = (state.params, state.model_state)
-            self.attack(part).trace(variables, variables, len(self.devices), self.image_shape)
+            self.attack(part).trace(variables, len(self.devices), example_of(self.image_shape))
 
     def logits_fn(self, params: Any, model_state: Any) -> LogitsFn:
         """A plain JAX function of images for given unreplicated variables."""

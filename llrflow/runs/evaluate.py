@@ -16,7 +16,7 @@ from llrflow.attacks.base import Attack
 from llrflow.attacks.lab import Subject
 from llrflow.attacks.masking import TRIALS, Flag, find_flags
 from llrflow.attacks.memory import fitting_batch
-from llrflow.attacks.network import Network
+from llrflow.attacks.network import Network, example_of
 from llrflow.attacks.search import search
 from llrflow.attacks.studies import Study, statistics
 from llrflow.data.batches import padded_chunks
@@ -198,7 +198,12 @@ class Evaluator:
     def _in_order(self, attacks: Mapping[str, Attack]) -> list[tuple[str, Attack]]:
         """Those that see the model's gradients first, and the cheaper before the dearer."""
         threat, classes = self.program.spec.threat, self.program.classes
-        return sorted(attacks.items(), key=lambda item: (not item[1].white_box, item[1].forwards(threat, classes)))
+
+        def place(item: tuple[str, Attack]) -> tuple[bool, int]:
+            stages = item[1].stages(threat, classes).values()
+            return not any(part.white_box for part in stages), item[1].forwards(threat, classes)
+
+        return sorted(attacks.items(), key=place)
 
     def _correct(self) -> np.ndarray:
         correct = np.zeros(self.n, bool)
@@ -223,7 +228,12 @@ class Evaluator:
         devices, spec = self.program.devices, self.program.spec
         surrogate = self._surrogates.get(name)
         found_by = [attack.model_dump(), spec.threat.model_dump(), self._sha256, self.split.fingerprint]
-        found_by += [spec.seed, *spec.plugin_identities(), *self._made_with, hashlib.sha256(attacked.tobytes()).hexdigest()]
+        found_by += [
+            spec.seed,
+            *spec.plugin_identities(),
+            *self._made_with,
+            hashlib.sha256(attacked.tobytes()).hexdigest(),
+        ]
         found_by += [] if surrogate is None else [surrogate.identity]
         path = self.folder.evaluation / f"{self.step}{self.label}.{name}.npz"
         shape = self.split.images.shape[1:] if self.export and name != RANDOM else None
@@ -235,7 +245,7 @@ class Evaluator:
         program = self.program.attack(attack, surrogate and surrogate.network)
         key = jax.random.key_data(purpose_key(spec.seed, f"attack {name}"))
         other = None if surrogate is None else devices.replicate(surrogate.variables)
-        places = (self._variables, self._variables if other is None else other, self.program.image_shape)
+        places = (self._variables, self._variables if other is None else other, example_of(self.program.image_shape))
         size = fitting_batch(program, self._batch_size, *places, spec.evaluate.memory)
         self._fitting = min(self._fitting, size)
         with progress(f"attack {name}", int(attacked.sum()), self.quiet) as report, verdicts.timed():
