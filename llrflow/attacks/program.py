@@ -69,7 +69,7 @@ class AttackProgram:
         self.attack, self.threat, self.network, self.lanes = attack, threat, network, lanes
         self._searched = surrogate or network
         self.plan = plan_steps(attack.length, lanes.platform, inside=False)
-        self._at_size: dict[int, dict[str, Any]] = {}
+        self._compiled: dict[Any, dict[str, Any]] = {}
         self._look = look_phase(self._searched, lanes, attack.eot if self._searched.stochastic else 1)
         self._begin, self._advance, self._finish = map(lanes.wrap, (self._begin_fn, self._advance_fn, self._finish_fn))
 
@@ -106,9 +106,10 @@ class AttackProgram:
         """
         lanes, inputs = self.lanes, self.lanes.replicate(self.numbers)
         searched = variables if surrogate is None else surrogate
-        if size not in self._at_size:
-            self.prepare(size, variables, searched, Examples(*(field[0] for field in examples)))
-        phases = self._at_size[size]
+        one = Examples(*(np.asarray(field)[0] for field in examples))
+        if (size, _kind(one)) not in self._compiled:
+            self.prepare(size, variables, searched, one)
+        phases = self._compiled[size, _kind(one)]
         rest = (phases["finish"], variables, searched, inputs)
         flights = [
             _Flight(rows, mask, *self._launch(phases["begin"], searched, examples, rows, key, inputs))
@@ -166,7 +167,7 @@ class AttackProgram:
         with ThreadPoolExecutor() as pool:
             made = pool.map(lambda phase, chosen: phase.compile(chosen), lowered.values(), options)
             compiled = dict(zip(lowered, made, strict=True))
-        self._at_size[size] = {**phases, **compiled}
+        self._compiled[size, _kind(example)] = {**phases, **compiled}
         batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments["advance"][1:4]))
         memory = compiled.get("advance", compiled["begin"]).memory_analysis()
         return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes, batch
@@ -274,6 +275,11 @@ class AttackProgram:
         queries, gradients = (flying.taken * count * draws for count in attack.step_cost)
         linearity = LocalLinearity()(probe, delta)
         return Verdict(delta, wrong, value, probe.loss(delta), distance, linearity, queries, gradients)
+
+
+def _kind(example: Examples) -> tuple[Any, ...]:
+    """Shapes and types of one example: what a compiled program takes, besides the size of its batches."""
+    return tuple((field.shape, str(field.dtype)) for field in example)
 
 
 class _Flight(NamedTuple):

@@ -96,6 +96,17 @@ def test_another_call_compiles_nothing():
     assert not [m for m in compiled if "_fn" in str(m)]
 
 
+def test_one_function_takes_images_of_several_shapes_and_labels_of_several_types():
+    def mean(images):
+        level = jnp.mean(images, axis=(1, 2, 3))
+        return jnp.stack([level - 0.5, 0.5 - level], axis=-1)
+
+    for shape, dtype in (((4, 6, 6, 1), np.int32), ((4, 5, 7, 3), np.int32), ((4, 6, 6, 1), np.uint8)):
+        x, y = np.full(shape, 0.51, np.float32), np.zeros(4, dtype)
+        result = llrflow.attack(mean, x, y, THREATS[0], {"type": "pgd", "steps": 3}, jax.random.key(0))
+        assert result.x_adv.shape == shape and result.success.all()
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
