@@ -67,7 +67,9 @@ def strength(model: Any, n: int) -> None:
         delta = (raw - x).reshape(len(x), -1)
         wrong = np.asarray(model.logits(raw)).argmax(-1) != y
         length = np.abs(delta).max(1) if threat["norm"] == "linf" else np.sqrt((delta**2).sum(1))
-        their_distance = np.where(wrong, length, np.inf)
+        # Where its search finds nothing, foolbox returns a black image, which counts as found if that is misclassified.
+        blank = wrong & (raw.reshape(len(raw), -1) == 0).all(1)
+        their_distance = np.where(wrong & ~blank, length, np.inf)
         result = llrflow.attack(model.logits, x, y, threat, config, jax.random.key(0))
         distance = np.asarray(result.distance)
         both = np.isfinite(distance) & np.isfinite(their_distance)
@@ -75,6 +77,8 @@ def strength(model: Any, n: int) -> None:
         weaker = max(int((distance > r).sum()) - int((their_distance > r).sum()) for r in radii)
         found = {"ours": float(distance[both].mean()), "foolbox": float(their_distance[both].mean())}
         counts = {"found": int(np.isfinite(distance).sum()), "found by foolbox": int(np.isfinite(their_distance).sum())}
+        counts |= {"by foolbox alone": int((np.isfinite(their_distance) & ~np.isfinite(distance)).sum())}
+        counts |= {"black images of foolbox left out": int(blank.sum())}
         print(json.dumps({"attack": name, **found, **counts, "weaker by": weaker, "n": len(y)}), flush=True)
 
 
