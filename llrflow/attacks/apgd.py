@@ -10,11 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from llrflow.ascent import ProbeFactory, misclassified
-from llrflow.attacks.base import Attack
-from llrflow.batched import spread
+from llrflow.attacks.base import Attack, aimed_class
+from llrflow.batched import choose, spread
 from llrflow.probe import SearchProbe
 from llrflow.registry import Traced, register
-from llrflow.terms.classification import dlr, targeted_dlr, wrong_classes
+from llrflow.terms.classification import dlr, targeted_dlr
 from llrflow.threat import Threat
 
 # Croce & Hein 2020, section 3.1 and appendix C.
@@ -160,13 +160,13 @@ class APGD(Attack):
         stalls = ~state.halved & (state.best_value <= state.checked_value)
         halve, here = (span > 0) & (oscillates | stalls), span >= 0
         checked = state._replace(
-            delta=jnp.where(spread(halve), state.best, state.delta),
+            delta=choose(halve, state.best, state.delta),
             size=jnp.where(halve, state.size / 2, state.size),
             increases=jnp.where(here, 0, state.increases),
             checked_value=jnp.where(here, state.best_value, state.checked_value),
             halved=jnp.where(here, halve, state.halved),
         )
-        return checked, jnp.where(spread(halve), state.best_gradient, gradient)
+        return checked, choose(halve, state.best_gradient, gradient)
 
 
 @register("attack", "apgd_ce")
@@ -213,9 +213,7 @@ class APGDT(APGD):
 
     def aim(self, probe: SearchProbe, run: jax.Array) -> jax.Array:
         """The run's wrong class, [B]."""
-        order = wrong_classes(probe.logits(), probe.y)
-        rank = run % min(self.targets, order.shape[1])
-        return jnp.take_along_axis(order, rank[:, None].astype(int), axis=1)[:, 0]
+        return aimed_class(probe, run % min(self.targets, probe.logits().shape[1] - 1))
 
     def value(self, probe: SearchProbe, delta: jax.Array, target: jax.Array) -> jax.Array:
         """The targeted ratio, [B]."""
@@ -253,8 +251,8 @@ def _spans(steps: int) -> np.ndarray:
 def _keep_better(state: Ascent, gradient: jax.Array, value: jax.Array, wrong: jax.Array) -> Ascent:
     better = ~state.wrong & (wrong | (value > state.best_value))
     return state._replace(
-        best=jnp.where(spread(better), state.delta, state.best),
-        best_gradient=jnp.where(spread(better), gradient, state.best_gradient),
+        best=choose(better, state.delta, state.best),
+        best_gradient=choose(better, gradient, state.best_gradient),
         best_value=jnp.where(better, value, state.best_value),
         wrong=state.wrong | wrong,
     )

@@ -11,7 +11,7 @@ from pydantic import Field
 from llrflow.ascent import ProbeFactory
 from llrflow.probe import SearchProbe
 from llrflow.registry import Component
-from llrflow.terms.classification import margin
+from llrflow.terms.classification import at_class, margin, wrong_classes
 from llrflow.threat import Threat
 
 
@@ -27,6 +27,11 @@ class StepCost(NamedTuple):
     def forwards(self) -> int:
         """Forward-equivalents."""
         return self.queries + self.gradients
+
+
+def aimed_class(probe: SearchProbe, rank: jax.Array) -> jax.Array:
+    """The wrong class of that rank on the clean image, 0 the likeliest: [B] -> [B]."""
+    return at_class(wrong_classes(probe.logits(), probe.y), rank.astype(int))
 
 
 class Attack(Component):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack, StepCost
-from llrflow.batched import spread
+from llrflow.batched import choose, spread
 from llrflow.registry import Traced, register
 from llrflow.threat import Threat, clip_to_box
 
@@ -73,7 +73,7 @@ class DeepFool(Attack):
         gaps = jnp.sum(pairs * logits[:, None], axis=2)
         normals = jax.vmap(lambda pair: pull(pair)[0], in_axes=1, out_axes=1)(pairs)
         step = nearest_boundary(gaps, normals, threat)
-        return Walk(jnp.where(spread(wrong), state.total, state.total + step), wrong)
+        return Walk(choose(wrong, state.total, state.total + step), wrong)
 
     def finish(self, probes: ProbeFactory, threat: Threat, state: Walk) -> jax.Array:
         """The last iterate, [B,H,W,C]."""

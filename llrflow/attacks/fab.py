@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from llrflow.ascent import ProbeFactory, misclassified
-from llrflow.attacks.base import Attack, StepCost
-from llrflow.batched import spread
+from llrflow.attacks.base import Attack, StepCost, aimed_class
+from llrflow.batched import choose, spread
 from llrflow.probe import SearchProbe
 from llrflow.registry import Traced, register
 from llrflow.terms.classification import at_class, margin, wrong_classes
@@ -82,11 +82,10 @@ class FABT(Attack):
     def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> Track:
         """The clean image, or a random point near it."""
         probe = probes()
-        order = wrong_classes(probe.logits(), probe.y)
-        tried = self._tried(order.shape[1] + 1)
-        target = jnp.take_along_axis(order, (run % tried)[:, None].astype(int), axis=1)[:, 0]
+        tried = self._tried(probe.logits().shape[1])
+        target = aimed_class(probe, run % tried)
         nothing = jnp.zeros_like(probe.x)
-        start = jnp.where(spread(run // tried > 0), _near(threat, probe.x, keys), nothing)
+        start = choose(run // tried > 0, _near(threat, probe.x, keys), nothing)
         wrong = misclassified(probe.logits(), probe.y)
         return Track(start, nothing, jnp.where(wrong, 0.0, jnp.inf).astype(probe.x.dtype), target)
 
@@ -98,8 +97,8 @@ class FABT(Attack):
         wrong = misclassified(probe.logits(delta), probe.y)
         better = wrong & (distance < state.distance)
         return state._replace(
-            delta=jnp.where(spread(wrong), self.beta * delta, delta),
-            best=jnp.where(spread(better), delta, state.best),
+            delta=choose(wrong, self.beta * delta, delta),
+            best=choose(better, delta, state.best),
             distance=jnp.where(better, distance, state.distance),
         )
 
@@ -142,8 +141,8 @@ class FABT(Attack):
             logits = probe.logits(spread(middle) * best)
             wrong = misclassified(logits, probe.y)
             low, high = jnp.where(wrong, low, middle), jnp.where(wrong, middle, high)
-            low_logits = jnp.where(wrong[:, None], low_logits, logits)
-            high_logits = jnp.where(wrong[:, None], logits, high_logits)
+            low_logits = choose(wrong, low_logits, logits)
+            high_logits = choose(wrong, logits, high_logits)
         return spread(high) * best
 
     def _tried(self, classes: int) -> int:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from pydantic import Field, PlainValidator, model_validator
 
 from llrflow.answer import ask
 from llrflow.ascent import Carry, Goal, ProbeFactory, Search
-from llrflow.attacks.base import Attack
+from llrflow.attacks.base import Attack, aimed_class
 from llrflow.probe import SearchProbe
 from llrflow.registry import Chosen, Traced, invalid, raise_at, register
-from llrflow.terms.classification import Targeted, wrong_classes
+from llrflow.terms.classification import Targeted
 from llrflow.threat import Threat
 
 
@@ -147,12 +146,11 @@ class MultiTargeted(PGD):
     def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> Aimed:
         """A start of its own for every run, and the run's target."""
         probe = probes()
-        order = wrong_classes(probe.logits(), probe.y)
-        rank = run % self.number_of_targets(order.shape[1] + 1)
+        classes = probe.logits().shape[1]
+        rank = run % self.number_of_targets(classes)
         if self.targets == "random":
-            rank = jax.vmap(lambda key: jax.random.randint(key, (), 0, order.shape[1]))(probe.keys("target"))
-        target = jnp.take_along_axis(order, rank[:, None].astype(int), axis=1)[:, 0]
-        return Aimed(super().begin(probes, threat, keys, run), target)
+            rank = jax.vmap(lambda key: jax.random.randint(key, (), 0, classes - 1))(probe.keys("target"))
+        return Aimed(super().begin(probes, threat, keys, run), aimed_class(probe, rank))
 
     def advance(self, probes: ProbeFactory, threat: Threat, state: Aimed, index: jax.Array) -> Aimed:
         """One step towards the target."""

@@ -83,7 +83,7 @@ def _steps(lab: Lab) -> list[Flag]:
             bool(_many(fewer.sum() - (long["wrong"] & ~single["wrong"]).sum(), n)),
             {"accuracy under FGSM": _robust(single), "accuracy under PGD": _robust(long)},
             "one step finds more errors than many: iterative attacks are being misled. Trust none of them; look at the "
-            "loss surface (llrflow study RUN surface), and for a step or activation that blocks gradients.",
+            "loss surface (llrflow evaluate RUN --study surface), and for a step or activation that blocks gradients.",
         ),
         Flag(
             "loss_flat",

@@ -70,7 +70,8 @@ class AttackProgram:
         self._searched = surrogate or network
         self.plan = plan_steps(attack.length, lanes.platform, inside=False)
         self._compiled: dict[Any, dict[str, Any]] = {}
-        self._look = look_phase(self._searched, lanes, attack.eot if self._searched.stochastic else 1)
+        self._draws = attack.eot if self._searched.stochastic else 1
+        self._look = look_phase(self._searched, lanes, self._draws)
         self._begin, self._advance, self._finish = map(lanes.wrap, (self._begin_fn, self._advance_fn, self._finish_fn))
 
     @property
@@ -271,8 +272,7 @@ class AttackProgram:
             delta = choose(wrong, inside, choose(found, delta, jnp.zeros_like(delta)))
             distance = jnp.where(found, threat.distance(delta), jnp.inf)
             value = -distance
-        draws = attack.eot if self._searched.stochastic else 1
-        queries, gradients = (flying.taken * count * draws for count in attack.step_cost)
+        queries, gradients = (flying.taken * count * self._draws for count in attack.step_cost)
         linearity = LocalLinearity()(probe, delta)
         return Verdict(delta, wrong, value, probe.loss(delta), distance, linearity, queries, gradients)
 

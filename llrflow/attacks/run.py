@@ -102,10 +102,11 @@ def _later(known: InMemory, new: InMemory, attacked: np.ndarray, minimum_norm: b
     nearer = ~attacked if minimum_norm else new.arrays["loss"] > known.arrays["loss"]
     take = attacked & (new.arrays["wrong"] | nearer)
     for name in Findings.FIELDS:
-        spent = name in ("queries", "gradients")
-        both = known.arrays[name] + new.arrays[name] if spent else np.where(take, new.arrays[name], known.arrays[name])
-        known.arrays[name] = both
-    known.delta = np.where(take[:, None, None, None], new.delta, known.delta)
+        if name in Findings.SPENT:
+            known.arrays[name] += new.arrays[name]
+        else:
+            known.arrays[name][take] = new.arrays[name][take]
+    known.delta[take] = new.delta[take]
     return known
 
 

@@ -21,6 +21,8 @@ class Findings:
 
     FIELDS = {"wrong": bool, "value": np.float32, "loss": np.float32, "distance": np.float32, "linearity": np.float32,
               "queries": np.int32, "gradients": np.int32}  # fmt: skip
+    SPENT = ("queries", "gradients")
+    """Fields that add up over runs."""
 
     def __init__(self, candidates: np.ndarray, exhaustive: bool) -> None:
         """`candidates` [N] are to be attacked, until misclassified or, when `exhaustive`, in every run."""
@@ -40,8 +42,7 @@ class Findings:
         take = outranks(verdict.wrong, verdict.value, known["wrong"], known["value"]) | (self.arrays["tried"][ids] == 0)
         for name in self.FIELDS:
             found = getattr(verdict, name)
-            spent = name in ("queries", "gradients")
-            self.arrays[name][ids] = known[name] + found if spent else np.where(take, found, known[name])
+            self.arrays[name][ids] = known[name] + found if name in self.SPENT else np.where(take, found, known[name])
         self.arrays["tried"][ids] += 1
         self.keep(ids[take], verdict.delta[take])
 

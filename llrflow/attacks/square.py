@@ -12,6 +12,7 @@ from pydantic import Field
 
 from llrflow.ascent import ProbeFactory, misclassified, restart_keys
 from llrflow.attacks.base import Attack, StepCost
+from llrflow.batched import choose
 from llrflow.registry import register
 from llrflow.terms.classification import margin
 from llrflow.threat import Threat
@@ -87,7 +88,7 @@ class Square(Attack):
         kept = (value > state.value) | wrong
         return State(
             state.keys,
-            jnp.where(kept[:, None, None, None], delta, state.delta),
+            choose(kept, delta, state.delta),
             jnp.where(kept, value, state.value),
             jnp.where(kept, wrong, state.wrong),
         )

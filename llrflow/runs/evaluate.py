@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ from llrflow.attacks.masking import TRIALS, Flag, find_flags
 from llrflow.attacks.memory import fitting_batch
 from llrflow.attacks.network import Network, example_of
 from llrflow.attacks.search import search
-from llrflow.attacks.studies import Study, statistics
+from llrflow.attacks.studies import Study
 from llrflow.data.batches import padded_chunks
 from llrflow.data.resident import Split
 from llrflow.errors import NonFiniteError
@@ -30,26 +32,12 @@ from llrflow.progress import progress
 from llrflow.registry import make
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
-from llrflow.runs.records import (
-    AttackRecord,
-    CurvePoint,
-    Distances,
-    Distribution,
-    EvaluationRecord,
-    FlagRecord,
-    Proportion,
-    RunFolder,
-    StageRecord,
-    versions,
-    written,
-)
+from llrflow.runs.records import EvaluationRecord, FlagRecord, RunFolder, versions, written
+from llrflow.runs.summaries import attack_record, distances_of, distribution, last_word, proportion
 from llrflow.runs.verdicts import Verdicts
 
 RANDOM = "random"
 """Name of the control: uniform noise, whose linearity stands beside that of the attacks."""
-
-CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Multiples of epsilon at which the accuracy under a minimum-norm attack is written down."""
 
 
 class Surrogate(NamedTuple):
@@ -89,44 +77,45 @@ class Evaluator:
         params = state.ema if self.parameters == "ema" else state.params
         self._variables = devices.replicate((params, state.model_state))
         self._sha256 = hash_of((params, state.model_state))
-        made_with = versions()
-        self._made_with = [made_with[package] for package in ("llrflow", "jax", "jaxlib")]
+        self._versions = versions()
         self._batch_size = self._fitting = -(-spec.evaluate.batch_size // len(devices)) * len(devices)
         folder.evaluation.mkdir(exist_ok=True)
 
     def evaluate(self) -> EvaluationRecord:
         """Run every attack of the spec and write evaluation/<step><label>.json. Raises Interrupted between batches."""
         block, began = self.program.spec.evaluate, datetime.datetime.now(datetime.UTC)
-        correct = self._correct()
-        identity = self._identity()
+        identity = self._identity(block.model_dump(), [surrogate.identity for surrogate in self._surrogates.values()])
         record = None if self.export else self._known(identity)
         if record is None:
-            record = self._evaluate(correct, identity, began.isoformat(timespec="seconds"))
-            record.write(self.folder.evaluation / f"{self.step}{self.label}.json")
+            record = self._evaluate(identity, began.isoformat(timespec="seconds"))
+            record.write(self._path("json"))
         for study in (block.strength, block.linearity, block.surface):
-            if study is not None and correct.any():
-                self._study(study, np.flatnonzero(correct))
+            if study is not None and record.nominal.correct:
+                self._study(study)
         return record
 
-    def _identity(self) -> str:
-        """A hash over all that decides the record of this evaluation."""
+    def _path(self, name: str) -> Path:
+        """evaluation/<step><label>.<name>."""
+        return self.folder.evaluation / f"{self.step}{self.label}.{name}"
+
+    def _identity(self, *parts: Any) -> str:
+        """A hash over `parts` and all else that decides what an attack finds: on disk, what has it is taken over."""
         spec = self.program.spec
-        parts = [spec.evaluate.model_dump(), spec.threat.model_dump(), spec.seed, self._sha256, self.split.fingerprint]
-        parts += [*spec.plugin_identities(), *self._made_with]
-        parts += [surrogate.identity for surrogate in self._surrogates.values()]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        packages = [self._versions[package] for package in ("llrflow", "jax", "jaxlib")]
+        shared = [spec.threat.model_dump(), spec.seed, self._sha256, self.split.fingerprint]
+        text = json.dumps([*parts, *shared, *spec.plugin_identities(), *packages], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _known(self, identity: str) -> EvaluationRecord | None:
         """The record on disk, if it is that of this very evaluation."""
         try:
-            stored = (self.folder.evaluation / f"{self.step}{self.label}.json").read_bytes()
-            record = EvaluationRecord.model_validate_json(stored)
+            record = EvaluationRecord.model_validate_json(self._path("json").read_bytes())
         except (OSError, ValidationError):
             return None
         return record if record.identity == identity else None
 
-    def _evaluate(self, correct: np.ndarray, identity: str, started: str) -> EvaluationRecord:
-        block = self.program.spec.evaluate
+    def _evaluate(self, identity: str, started: str) -> EvaluationRecord:
+        block, threat, correct = self.program.spec.evaluate, self.program.spec.threat, self._correct
         control = self._attack(RANDOM, make("attack", "noise"), correct)
         linearity = {RANDOM: control.arrays["linearity"][correct]}
         standing, attacks, stages = correct.copy(), {}, []
@@ -136,21 +125,22 @@ class Evaluator:
             stages += found
             wrong = np.any([attacked & stage.arrays["wrong"] for _, stage in found], axis=0)
             standing = standing & ~wrong
-            attacks[name] = _attack_record(attack, found, attacked, standing if block.cascade else correct & ~wrong)
+            minimum = None
             if attack.minimum_norm:
-                distances = found[0][1].arrays["distance"]
-                attacks[name] = attacks[name].model_copy(update={"minimum": self._distances(distances, correct)})
+                minimum = distances_of(found[0][1].arrays["distance"], correct, float(threat.epsilon))
+            left = standing if block.cascade else correct & ~wrong
+            attacks[name] = attack_record(attack, found, attacked, left, minimum)
             if attacked.any():
-                linearity[name] = _last(found, "linearity")[attacked]
-        flags = self._flags(correct, stages)
+                linearity[name] = last_word(found, "linearity")[attacked]
+        flags = self._flags(stages)
         return EvaluationRecord(
             identity=identity,
             spec_hash=self.spec_hash,
             checkpoint=self.step,
             network_sha256=self._sha256,
             parameters=self.parameters,
-            threat=self.program.spec.threat.model_dump(),
-            epsilon=written(self.program.spec.threat.epsilon),
+            threat=threat.model_dump(),
+            epsilon=written(threat.epsilon),
             n=self.n,
             ids_sha256=hashlib.sha256(f"{self.split.fingerprint} {self.n}".encode()).hexdigest(),
             nominal=proportion(correct),
@@ -161,27 +151,23 @@ class Evaluator:
             checked=min(block.checks.examples, int(correct.sum())),
             flags={flag.name: FlagRecord(**flag._asdict()) for flag in flags},
             started=started,
-            versions=versions(),
+            versions=self._versions,
         )
 
-    def _study(self, study: Study, correct: np.ndarray) -> None:
+    def _study(self, study: Study) -> None:
         """Write evaluation/<step>.<study>.json, unless it is there from the same study."""
-        path = self.folder.evaluation / f"{self.step}{self.label}.{study.title}.json"
-        spec = self.program.spec
-        made_by = [study.model_dump(), spec.threat.model_dump(), self._sha256, self.split.fingerprint, spec.seed]
-        made_by += [*spec.plugin_identities(), *self._made_with]
-        identity = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+        path, spec, identity = self._path(f"{study.title}.json"), self.program.spec, self._identity(study.model_dump())
         found = json.loads(path.read_bytes()) if path.exists() else {}
         if found.get("identity") != identity:
-            found = self._studied(study, correct, identity)
+            found = self._studied(study, identity)
             write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
         picture = path.with_suffix(".svg")
         if study.title == "surface" and not picture.exists():
             draw_surfaces(found, picture, f"{spec.name}, {spec.threat.norm} {written(spec.threat.epsilon)}")
 
-    def _studied(self, study: Study, correct: np.ndarray, identity: str) -> dict[str, Any]:
+    def _studied(self, study: Study, identity: str) -> dict[str, Any]:
         with progress(f"{study.title} study", study.parts, self.quiet) as report:
-            found = study.run(self._subject(correct, study.examples, study.title), self._between(report))
+            found = study.run(self._subject(study.examples, study.title), self._between(report))
         threat = self.program.spec.threat.model_dump()
         return {"identity": identity, "checkpoint": self.step, "threat": threat, **found}
 
@@ -205,7 +191,9 @@ class Evaluator:
 
         return sorted(attacks.items(), key=place)
 
+    @functools.cached_property
     def _correct(self) -> np.ndarray:
+        """Which images are classified correctly, [N]. Raises NonFiniteError."""
         correct = np.zeros(self.n, bool)
         for ids, mask in padded_chunks(np.arange(self.n), self._batch_size):
             logits = self.program.logits(self._variables, self._images(ids))
@@ -227,19 +215,11 @@ class Evaluator:
         """The verdicts of one attack on the images `attacked` [N]; a stage `within` another need only find errors."""
         devices, spec = self.program.devices, self.program.spec
         surrogate = self._surrogates.get(name)
-        found_by = [attack.model_dump(), spec.threat.model_dump(), self._sha256, self.split.fingerprint]
-        found_by += [
-            spec.seed,
-            *spec.plugin_identities(),
-            *self._made_with,
-            hashlib.sha256(attacked.tobytes()).hexdigest(),
-        ]
-        found_by += [] if surrogate is None else [surrogate.identity]
-        path = self.folder.evaluation / f"{self.step}{self.label}.{name}.npz"
+        others = surrogate and surrogate.identity
+        identity = self._identity(attack.model_dump(), others, hashlib.sha256(attacked.tobytes()).hexdigest())
         shape = self.split.images.shape[1:] if self.export and name != RANDOM else None
-        verdicts = Verdicts(
-            path, attacked, attack.minimum_norm and not within, json.dumps(found_by, sort_keys=True), shape
-        )
+        exhaustive = attack.minimum_norm and not within
+        verdicts = Verdicts(self._path(f"{name}.npz"), attacked, exhaustive, identity, shape)
         if not len(verdicts.pending(attack.runs(self.program.classes))):
             return verdicts
         program = self.program.attack(attack, surrogate and surrogate.network)
@@ -286,36 +266,23 @@ class Evaluator:
     def _export(self, name: str, verdicts: Verdicts) -> None:
         ids = np.flatnonzero(verdicts.candidates)
         x_adv = self._images(ids) + verdicts.arrays["delta"][ids]
-        with open_atomic(self.folder.evaluation / f"{self.step}{self.label}.{name}.adversarial.npz") as file:
+        with open_atomic(self._path(f"{name}.adversarial.npz")) as file:
             wrong, distance = (verdicts.arrays[field][ids] for field in ("wrong", "distance"))
             np.savez(file, ids=ids, x_adv=x_adv, labels=self.split.labels[ids], success=wrong, distance=distance)
 
-    def _distances(self, distances: np.ndarray, correct: np.ndarray) -> Distances:
-        """What a minimum-norm attack says beyond epsilon; an image that is misclassified anyway has distance 0."""
-        epsilon, known = self.program.spec.threat.epsilon, np.where(correct, distances, 0.0)
-        curve = [CurvePoint(epsilon=c * epsilon, **dict(proportion(known > c * epsilon))) for c in CURVE]
-        found = distances[correct & np.isfinite(distances)]
-        return Distances(
-            found=len(found),
-            median=float(np.median(known)) if np.isfinite(np.median(known)) else None,
-            beyond_epsilon=float(np.mean(known > epsilon)),
-            curve=curve,
-            distances=distribution(found) if len(found) else None,
-        )
-
-    def _flags(self, correct: np.ndarray, stages: list[tuple[Attack, Verdicts]]) -> list[Flag]:
+    def _flags(self, stages: list[tuple[Attack, Verdicts]]) -> list[Flag]:
         """Signs of gradient masking: from the attacks made, and from trials on a sample of the correct images."""
         examples = self.program.spec.evaluate.checks.examples
-        if not examples or not correct.any():
+        if not examples or not self._correct.any():
             return []
-        subject = self._subject(np.flatnonzero(correct), examples, "masking")
+        subject = self._subject(examples, "masking")
         with progress("masking checks", len(TRIALS), self.quiet) as report:
             made = [(part, v.candidates & v.arrays["wrong"]) for part, v in stages]
             return find_flags(subject, made, self._between(report))
 
-    def _subject(self, ids: np.ndarray, examples: int, purpose: str) -> Subject:
-        """At most so many of the images `ids`, evenly spread over them, as a subject of trials."""
-        program, devices = self.program, len(self.program.devices)
+    def _subject(self, examples: int, purpose: str) -> Subject:
+        """At most so many correctly classified images, evenly spread over them, as a subject of trials."""
+        program, devices, ids = self.program, len(self.program.devices), np.flatnonzero(self._correct)
         ids = ids[np.linspace(0, len(ids) - 1, min(examples, len(ids))).astype(int)]
         key = np.asarray(jax.random.key_data(purpose_key(program.spec.seed, purpose)))
         size = min(self._fitting, -(-len(ids) // devices) * devices)
@@ -339,44 +306,6 @@ class Evaluator:
         return self.split.images[ids].astype(np.float32) / np.float32(255.0)
 
 
-def _last(found: list[tuple[Attack, Verdicts]], field: str) -> np.ndarray:
-    """What the last stage that attacked each example says of it, [N]; of a minimum-norm stage only its successes."""
-    values = found[0][1].arrays[field].copy()
-    for part, stage in found[1:]:
-        take = stage.candidates & (stage.arrays["wrong"] | (not part.minimum_norm))
-        values[take] = stage.arrays[field][take]
-    return values
-
-
-def _attack_record(
-    attack: Attack, found: list[tuple[Attack, Verdicts]], attacked: np.ndarray, standing: np.ndarray
-) -> AttackRecord:
-    stages, share = {}, proportion(standing)
-    for part, stage in found:
-        there = stage.candidates
-        stages[part.label().removeprefix("attack ")] = StageRecord(
-            attacked=int(there.sum()),
-            kills=int((there & stage.arrays["wrong"]).sum()),
-            queries=int(stage.arrays["queries"][there].sum(dtype=np.int64)),
-            gradients=int(stage.arrays["gradients"][there].sum(dtype=np.int64)),
-            seconds=round(stage.seconds, 3),
-        )
-    parts = stages.values()
-    return AttackRecord(
-        accuracy=share.accuracy,
-        correct=share.correct,
-        n=share.n,
-        interval=share.interval,
-        attack=json.loads(json.dumps(attack.model_dump())),
-        attacked=int(attacked.sum()),
-        kills=sum(part.kills for part in parts),
-        queries=sum(part.queries for part in parts),
-        gradients=sum(part.gradients for part in parts),
-        seconds=round(sum(part.seconds for part in parts), 3),
-        stages=stages if len(stages) > 1 else {},
-    )
-
-
 def hash_of(variables: Any) -> str:
     """SHA-256 over the names, types, shapes and values of a network's parameters and statistics."""
     digest = hashlib.sha256()
@@ -384,17 +313,3 @@ def hash_of(variables: Any) -> str:
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode() + array.tobytes())
     return digest.hexdigest()
-
-
-def proportion(hits: np.ndarray) -> Proportion:
-    """Share of True values with its Wilson 95 % interval (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    correct, n = int(hits.sum()), len(hits)
-    low, high = binomtest(correct, n).proportion_ci(0.95, "wilson")
-    return Proportion(accuracy=correct / n, correct=correct, n=n, interval=(float(low), float(high)))
-
-
-def distribution(values: np.ndarray) -> Distribution:
-    """Mean and quantiles."""
-    return Distribution(n=len(values), **statistics(values))
