@@ -99,6 +99,30 @@ def is_within(limit, command):
     return False
 
 
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (
+            ["--help"],
+            {"jax", "haiku", "optax", "ray", "tensorflow_datasets", "tensorflow", "orbax", "sklearn", "pydantic"},
+        ),
+        (
+            ["validate", "specs/quickstart.yaml"],
+            {"ray", "tensorflow", "orbax", "sklearn", "matplotlib", "tensorboardX"},
+        ),
+    ],
+    ids=["help", "validate"],
+)
+def test_a_command_imports_no_more_than_it_needs(arguments, unwanted, data_dir):
+    if "validate" in arguments:
+        arguments = [*arguments, "--set", f"data.dir={data_dir}"]
+    command = [sys.executable, "-X", "importtime", "-m", "llrflow", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "llrflow" in imported
+    assert not imported & unwanted
+
+
 def test_importing_llrflow_starts_nothing():
     heavy = "('jax', 'haiku', 'optax', 'ray', 'tensorflow_datasets', 'tensorflow', 'orbax', 'sklearn', 'pydantic')"
     code = f"import sys, llrflow; print([m for m in {heavy} if m in sys.modules]); llrflow.SpecError"
