@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import jax
+import jax.numpy as jnp
 import optax
 from pydantic import ConfigDict, create_model
 from pydantic_core import core_schema
@@ -76,7 +78,11 @@ class OptaxComponent(Component):
         """The optax object."""
         kind, name = typing.cast(tuple[str, str], self.registered_as)
         fields = entries(kind)[name].cls.model_fields  # without those of the place it stands in
-        return getattr(optax, name)(**{field: getattr(self, field) for field in fields})
+        factory, chosen = getattr(optax, name), {}
+        if getattr(self, "decayed", "all") == "weights":
+            masks = inspect.signature(factory).parameters.keys() & {"mask", "weight_decay_mask"}
+            chosen = dict.fromkeys(masks, lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params))
+        return factory(**{field: getattr(self, field) for field in fields}, **chosen)
 
 
 def component_of(kind: str, name: str, factory: Callable[..., Any]) -> type[Component]:
@@ -108,6 +114,22 @@ def _register_optax() -> None:
     for kind, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
         for name in names:
             component_of(kind, name, getattr(optax, name))
+
+
+@register("schedule", "equal_average")
+class EqualAverage(Component):
+    """The decay n / (n + 1) at step `begin` + n, and 0 before.
+
+    As `train.ema` it makes the moving average the plain mean of all parameters from `begin` on: stochastic weight
+    averaging (Izmailov et al. 2018, arXiv:1803.05407).
+    """
+
+    begin: Annotated[Any, Duration()] = "75%"
+    """First step whose parameters count."""
+
+    def build(self) -> Callable[[Any], Any]:
+        """step -> decay."""
+        return lambda step: jnp.maximum(step - self.begin, 0) / (jnp.maximum(step - self.begin, 0) + 1)
 
 
 import_as("optax", _register_optax)

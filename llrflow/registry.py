@@ -44,7 +44,10 @@ BUILTIN_MODULES = (
 )
 
 
-PLACE_FIELDS = {"term": ("at", "weight", "allow_negative"), "optimizer": ("clip_norm",)}
+PLACE_FIELDS = {
+    "term": ("at", "weight", "allow_negative"),
+    "optimizer": ("clip_norm", "decayed", "scale_for_batch", "base_batch"),
+}
 """Fields that the place of a component adds to it (see `Chosen`); no component of the kind may define them."""
 
 

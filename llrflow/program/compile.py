@@ -161,6 +161,10 @@ def compile_spec(spec: Spec, training: bool = True) -> Program:
             f"= {size} does not divide over {count} devices",
             f"try {-(-size // count) * count}",
         )
+    if training and (size // count) % (parts := spec.train.accumulate):
+        got = f"= {parts} parts do not divide the {size // count} examples of a device"
+        fitting = max(n for n in range(1, parts + 1) if (size // count) % n == 0)
+        raise at(spec, "train.accumulate", got, f"try {fitting}")
     if lacking := lacking_classes(spec, facts.classes):
         raise at(spec, *lacking, "choose another term or target")
     channels = facts.image_shape[-1]
@@ -246,23 +250,25 @@ class _Compiled:
         spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
         self.network = network_of(spec.model, facts.classes)
         self.attacked = Network(partial(_predict, self.network))
+        trained = network_of(spec.model, facts.classes, spec.train.precision)
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm
 
-        def pieces(values: jax.Array) -> Pieces:
+        def pieces(values: jax.Array, network: Any = self.network) -> Pieces:
             bound = bind(spec, {name: values[i] for i, name in enumerate(names)})
             optimizer = bound.optimizer.build()
             if bound.optimizer.clip_norm is not None:
                 optimizer = optax.chain(optax.clip_by_global_norm(bound.optimizer.clip_norm), optimizer)
             return Pieces(
-                network=self.network,
+                network=network,
                 objective=bound.objective,
                 threat=bound.threat,
                 optimizer=optimizer,
                 ema=bound.train.ema,
                 augment=bound.data.augment,
                 statistics=Statistics(policy.search, policy.perturbed, policy.update),
+                accumulate=spec.train.accumulate,
                 by=plan.inside,
             )
 
@@ -270,7 +276,7 @@ class _Compiled:
             return initialise(pieces(values), facts.image_shape, seed)
 
         def step(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array, **options: Any) -> Any:
-            return train_step(pieces(values), state, batch, seed, **options)
+            return train_step(pieces(values, trained), state, batch, seed, **options)
 
         self.init = devices.pmap(init)
         self.step = step

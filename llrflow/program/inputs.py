@@ -61,6 +61,9 @@ class Inputs:
                         "change the schedule",
                     )
 
+        if "optimizer.learning_rate" in self.names:
+            self._table[:, self.names.index("optimizer.learning_rate")] *= rate_factor(spec)
+
         for term, place in spec.objective.places().items():
             entry, column = spec.objective.entries()[term], self.names.index(f"{place}.weight")
             if self._table[:, column].min() < 0 and not entry.allow_negative:
@@ -70,6 +73,12 @@ class Inputs:
     def at(self, step: int) -> np.ndarray:
         """Values at a step, float32 in the order of `names`; those of the last step afterwards."""
         return self._table[min(step, len(self._table) - 1)]
+
+
+def rate_factor(spec: Spec) -> float:
+    """What the learning rate is multiplied by for its batch size."""
+    ratio = spec.train.batch_size / spec.optimizer.base_batch
+    return {"no": 1.0, "linear": ratio, "sqrt": ratio**0.5}[spec.optimizer.scale_for_batch]
 
 
 def _end(schedule: Component) -> int:

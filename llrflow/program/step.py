@@ -19,6 +19,7 @@ from llrflow.gradients import Gradient
 from llrflow.guard import described, guarded, placed, shaped, structure_of
 from llrflow.keys import example_keys, purpose_key
 from llrflow.models.network import AXIS
+from llrflow.models.precision import Precision, in_precision
 from llrflow.objective import Objective
 from llrflow.probe import ApplyFn, Probe
 from llrflow.program.state import Batch, TrainState
@@ -44,17 +45,18 @@ class Pieces(NamedTuple):
     """Decay of the parameters' moving average, or None."""
     augment: Mapping[str, Any]
     statistics: Statistics
+    accumulate: int
     by: Literal["unroll", "scan"]
 
 
-def network_of(model: Any, classes: int) -> hk.TransformedWithState:
+def network_of(model: Any, classes: int, precision: Precision = "float32") -> hk.TransformedWithState:
     """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component."""
 
     def logits(images: jax.Array, batch_statistics: bool) -> jax.Array:
         with placed("model"):
             return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
 
-    return hk.transform_with_state(logits)
+    return hk.transform_with_state(in_precision(logits, precision))
 
 
 def predict(network: hk.TransformedWithState, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
@@ -139,8 +141,13 @@ def train_step(
     """
 
     def gradient(params: Any, perturbations: Any = None) -> Gradient:
-        at = partial(objective_at, pieces, state=state, batch=batch, seed=seed, observe=observe)
-        value, (found, outcome) = jax.grad(partial(at, perturbations=perturbations), has_aux=True)(params)
+        def part(model_state: Any, batch: Batch, perturbations: Any) -> tuple[Any, Any, StepOutcome]:
+            before = state._replace(model_state=model_state)
+            at = partial(objective_at, pieces, state=before, batch=batch, seed=seed, observe=observe)
+            value, (found, outcome) = jax.grad(partial(at, perturbations=perturbations), has_aux=True)(params)
+            return value, found, outcome
+
+        value, found, outcome = accumulated(part, state, batch, perturbations, pieces.accumulate, pieces.by)
         value, metrics = jax.lax.pmean((value, outcome.metrics), AXIS)
         return Gradient(value, found, outcome._replace(metrics=metrics))
 
@@ -157,6 +164,35 @@ def train_step(
     ema = () if pieces.ema is None else optax.incremental_update(params, state.ema, 1.0 - pieces.ema)
     metrics = {**outcome.metrics, "gradient_norm": optax.tree.norm(computed.value)}
     return TrainState(params, outcome.model_state, optimizer_state, ema, outcome.terms, state.step + 1), metrics
+
+
+def accumulated(
+    part: Callable[[Any, Batch, Any], tuple[Any, Any, StepOutcome]],
+    state: TrainState,
+    batch: Batch,
+    perturbations: Any,
+    parts: int,
+    by: Literal["unroll", "scan"],
+) -> tuple[Any, Any, StepOutcome]:
+    """(gradient, perturbations, outcome) of a batch as means over equal parts of it, taken one after the other.
+
+    part(moving statistics, examples, perturbations) does one; each finds the statistics that the one before left.
+    Perturbations carry a leading axis of parts where there are several.
+    """
+    if parts == 1:
+        return part(state.model_state, batch, perturbations)
+
+    def one(carry: tuple[Any, Any], examples: tuple[Batch, Any]) -> tuple[tuple[Any, Any], Any]:
+        model_state, total = carry
+        value, found, outcome = part(model_state, *examples)
+        total = jax.tree.map(lambda t, v: t + v / parts, total, value)
+        return (outcome.model_state, total), (found, outcome.metrics)
+
+    cut = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    begun = (state.model_state, zeros)
+    (model_state, value), (found, metrics) = jax.lax.scan(one, begun, (cut, perturbations), unroll=by == "unroll" or 1)
+    return value, found, StepOutcome(model_state, state.terms, jax.tree.map(partial(jnp.mean, axis=0), metrics))
 
 
 def updated_statistics(probe: Probe, update: str, before: Any) -> Any:

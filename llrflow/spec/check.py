@@ -35,10 +35,22 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
     if (spec.train.epochs is None) == (spec.train.steps is None):
         both = "has both `epochs` and `steps`" if spec.train.epochs else "has neither `epochs` nor `steps`"
         yield Problem("train", both, "give exactly one of them")
+    yield from _training(spec)
     yield from _terms(spec)
     yield from _perturbations(spec)
     yield from _components(spec)
     yield from _evaluation(spec)
+
+
+def _training(spec: Spec) -> Iterator[Problem]:
+    stateful = [name for name, term in spec.objective.entries().items() if is_stateful(term)]
+    if spec.train.accumulate > 1 and stateful:
+        got = f"= {spec.train.accumulate}, but {stateful[0]!r} keeps a running state over whole batches"
+        yield Problem("train.accumulate", got, "set it to 1")
+    rate = getattr(spec.optimizer, "weight_decay", None)
+    if spec.optimizer.decayed == "weights" and rate is None:
+        got = f"= 'weights', but {spec.optimizer.registered_as[1]} decays no weights"
+        yield Problem("optimizer.decayed", got, "choose an optimizer with weight_decay, such as adamw or lars")
 
 
 def _terms(spec: Spec) -> Iterator[Problem]:

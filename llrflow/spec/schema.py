@@ -8,6 +8,7 @@ from pydantic import Field, PlainValidator, PrivateAttr
 
 from llrflow.attacks.studies import Linearity, Strength, Surface
 from llrflow.data.block import Data
+from llrflow.models.precision import Precision
 from llrflow.objective import Objective
 from llrflow.optimizers import Duration
 from llrflow.plugins import plugin_identity, plugin_path
@@ -31,6 +32,17 @@ class OptimizerEntry(Component):
 
     clip_norm: Annotated[float | None, Traced(gt=0)] = None
     """Scale the gradient down to this global l2 norm before the optimizer sees it."""
+
+    decayed: Literal["all", "weights"] = "all"
+    """What weight decay acts on: all parameters, or those with more than one axis only, which leaves out biases and the
+    scales and offsets of norm layers."""
+
+    scale_for_batch: Literal["no", "linear", "sqrt"] = "no"
+    """Multiply the learning rate by batch_size / base_batch (Goyal et al. 2017), or by its square root (You et al.
+    2020)."""
+
+    base_batch: int = Field(default=256, ge=1)
+    """The batch size that the learning rate is written for."""
 
 
 class BatchNormPolicy(Component):
@@ -66,6 +78,14 @@ class Train(Component):
 
     batch_norm: BatchNormPolicy = BatchNormPolicy()
     """BatchNorm statistics by pass."""
+
+    precision: Precision = "float32"
+    """What the network computes in while training. `bfloat16` is for accelerators: parameters, losses, linear terms and
+    norm layers stay float32, and evaluation is always in float32."""
+
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that each device's share of a batch is cut into, one after the other, to save memory. Without BatchNorm the
+    gradient is that of the whole batch; with it each part has its own statistics."""
 
 
 class Checks(Component):

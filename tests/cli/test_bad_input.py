@@ -154,7 +154,7 @@ def test_a_wrong_spec(command, tiny, write_spec, tmp_path, changes, says, verb):
     spec = write_spec(tmp_path / "wrong.yaml", tiny(), changes)
     before, began = sorted(tmp_path.rglob("*")), time.monotonic()
     code, out, err = command(verb, spec)
-    assert time.monotonic() - began < 10  # a search of the network would take a minute
+    assert time.monotonic() - began < 30  # a search of the network would take a minute
     assert code == 2 and out == "", err
     place = re.match(rf"error: {re.escape(str(spec))}:(\d+):(\d+): ", err)
     assert place and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err, err
@@ -206,7 +206,7 @@ def test_a_file_that_is_no_spec(command, tmp_path, text, says):
     spec.write_text(text)
     before, began = sorted(tmp_path.rglob("*")), time.monotonic()
     code, out, err = command("run", spec)
-    assert code == 2 and out == "" and time.monotonic() - began < 5
+    assert code == 2 and out == "" and time.monotonic() - began < 30
     assert re.fullmatch(rf"error: {re.escape(str(spec))}{says}.*\n", err), err
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -157,11 +157,10 @@ def test_more_examples_than_one_chunk_keep_their_order(tmp_path, monkeypatch):
 )
 def test_a_block_that_does_not_fit_is_refused_at_once(tmp_path, block, says):
     toy(tmp_path)
-    describe(Data(name="toy", dir=str(tmp_path)))  # pays for the imports
     start = time.perf_counter()
     with pytest.raises(DataError, match=says) as caught:
         describe(Data(**{"name": "toy", "dir": str(tmp_path)} | block))
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 30  # a search of the network would take a minute
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,53 @@
+"""Networks in bfloat16: convolutions and products in half the bits, all that is summed or subtracted in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+Precision = Literal["float32", "bfloat16"]
+
+_NORMS = (hk.BatchNorm, hk.LayerNorm, hk.GroupNorm, hk.InstanceNorm, hk.RMSNorm)
+
+
+def in_precision(network: Callable[..., jax.Array], precision: Precision) -> Callable[..., jax.Array]:
+    """A function for `hk.transform`, computed in that precision: parameters, moving statistics and result stay float32.
+
+    Every module's inputs and parameters are rounded to bfloat16, but those of norm layers, which compute in float32
+    (as `hk.mixed_precision` and jmp advise; their policies are set class by class for the whole process, and would
+    miss a plugin's modules). The input is normalised before it is rounded: pixels near 1 lose half as much so.
+    """
+    if precision == "float32":
+        return network
+
+    def rounded(*args: Any) -> jax.Array:
+        with ExitStack() as stack:
+            stack.enter_context(hk.custom_getter(_parameter))
+            stack.enter_context(hk.intercept_methods(_call))
+            return network(*args).astype(jnp.float32)
+
+    return rounded
+
+
+def _parameter(get: Any, value: jax.Array, context: hk.GetterContext) -> jax.Array:
+    return get(value if isinstance(context.module, _NORMS) else _to(jnp.bfloat16, value))
+
+
+def _call(method: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
+    if context.method_name != "__call__" or isinstance(context.module, hk.ExponentialMovingAverage):
+        return method(*args, **kwargs)
+    if isinstance(context.module, _NORMS):
+        return _to(jnp.bfloat16, method(*_to(jnp.float32, args), **kwargs))
+    return method(*_to(jnp.bfloat16, args), **kwargs)
+
+
+def _to(dtype: Any, tree: Any) -> Any:
+    def one(leaf: Any) -> Any:
+        return leaf.astype(dtype) if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)

@@ -1,0 +1,25 @@
+"""How long it takes to bring real images in, and to open them again."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from llrflow.data.block import Data
+from llrflow.data.importers import import_idx
+from llrflow.data.resident import load_split
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason=f"needs Debian's package dataset-fashion-mnist: {FASHION_MNIST}")
+def test_fashion_mnist_is_imported_in_a_minute_and_opened_in_a_second(tmp_path: Path) -> None:
+    data, began = Data(name="fashion_mnist", dir=str(tmp_path)), time.perf_counter()
+    import_idx("fashion_mnist", FASHION_MNIST, tmp_path)
+    assert time.perf_counter() - began <= 60
+    load_split(data, "train")
+    began = time.perf_counter()
+    load_split(data, "train")
+    assert time.perf_counter() - began <= 1

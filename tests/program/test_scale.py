@@ -1,0 +1,135 @@
+"""Half precision, batches in parts, averaged parameters, and what an optimizer does besides optax's part."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import llrflow
+from llrflow.ascent import Plan
+from llrflow.program import compile as compiling
+from llrflow.program.compile import Program
+from llrflow.program.cost import parts
+from llrflow.program.step import network_of
+
+CNN = {"type": "cnn", "channels": [4, 8], "dense": 16}
+RESNET = {"type": "resnet", "widths": [8], "norm": "batch"}
+SGD = {"type": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+
+
+def relative(ours, other):
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(other), strict=True)
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+
+
+def compiled(load, **changes) -> Program:
+    return llrflow.compile(load({"model": CNN, "optimizer": SGD, **changes}))
+
+
+@pytest.mark.parametrize("model", [CNN, RESNET], ids=["without a norm", "batch norm"])
+def test_bfloat16_changes_loss_and_linearity_error_little(load, train, batch_of, model):
+    # Of a network that has learnt something: what is left of gamma at initialisation is rounding.
+    changes = {"model": model, "optimizer": {"type": "adam", "learning_rate": 0.02}, "train.steps": 60}
+    whole = compiled(load, **changes, **{"threat.epsilon": 0.3})
+    half = compiled(load, **changes, **{"threat.epsilon": 0.3, "train.precision": "bfloat16"})
+    state = train(whole, 60)[0][-1]
+    batch = batch_of(whole, 60)
+    made = [p.devices.fetch(p.train_step(p.devices.replicate(state), batch, 60)) for p in (whole, half)]
+    (after, exact), (kept, ours) = made
+    assert ours["loss"] != exact["loss"] and exact["gamma"] > 0.02
+    np.testing.assert_allclose(ours["loss"], exact["loss"], rtol=0.02)
+    np.testing.assert_allclose(ours["gamma"], exact["gamma"], rtol=0.1)
+    assert jax.tree.map(lambda leaf: leaf.dtype, kept) == jax.tree.map(lambda leaf: leaf.dtype, after)
+
+
+def test_bfloat16_computes_products_in_half_the_bits_and_norms_in_all(load):
+    program = compiled(load, model=RESNET)
+    network = network_of(program.spec.model, 10, "bfloat16")
+    state, _, _, _ = program._abstract_step()
+    images = jax.ShapeDtypeStruct((4, *program.image_shape), jnp.float32)
+
+    def apply(params, model_state, images):
+        return network.apply(params, model_state, None, images, False)[0]
+
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (state.params, state.model_state))
+    made = jax.make_jaxpr(apply)(*one, images)
+    kinds = {}
+    for equation in made.jaxpr.eqns:
+        for inner in [equation, *(e for sub in jaxprs_in_params(equation.params) for e in sub.eqns)]:
+            kinds.setdefault(inner.primitive.name, set()).update(v.aval.dtype.name for v in inner.invars)
+    assert kinds["conv_general_dilated"] == {"bfloat16"}
+    assert kinds["rsqrt"] == {"float32"}
+    assert made.out_avals[0].dtype == jnp.float32
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(load, train):
+    whole, once = train(compiled(load), 8)
+    cut, fourfold = train(compiled(load, **{"train.accumulate": 4}), 8)
+    assert relative(cut[-1].params, whole[-1].params) < 1e-5
+    for ours, other in zip(fourfold, once, strict=True):
+        for name in other:
+            np.testing.assert_allclose(ours[name], other[name], rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_parts_are_written_out_on_cpu_and_scanned_elsewhere(load, monkeypatch):
+    def loops(count):
+        compiling._compiled.cache_clear()
+        changes = {"objective.terms": None, "objective.perturbations": None, "train.accumulate": count}
+        return compiled(load, **changes).lowered_step().as_text().count("stablehlo.while")
+
+    whole = loops(1)
+    assert loops(4) == whole
+    monkeypatch.setattr(compiling, "plan_steps", lambda steps, platform, inside: Plan("scan", steps))
+    assert loops(4) == whole + 1
+    monkeypatch.undo()
+    compiling._compiled.cache_clear()
+
+
+def test_parts_do_not_change_the_count_of_passes(load):
+    assert parts(compiled(load, **{"train.accumulate": 4})) == parts(compiled(load))
+
+
+def test_parts_that_do_not_divide_are_refused(load):
+    with pytest.raises(llrflow.SpecError, match=r"train\.accumulate = 5 parts do not divide the 64 .*try 4"):
+        compiled(load, **{"train.accumulate": 5})
+
+
+def test_every_part_updates_the_moving_statistics(load, train):
+    states, _ = train(compiled(load, **{"model": RESNET, "train.accumulate": 2}), 1)
+    counters = [v for path, v in jax.tree.leaves_with_path(states[-1].model_state) if "counter" in str(path)]
+    assert counters and all(int(c) == 2 for c in counters)
+
+
+def test_an_equal_average_is_the_mean_of_the_last_parameters(load, train):
+    states, _ = train(compiled(load, **{"train.ema": {"type": "equal_average", "begin": "50%"}, "train.steps": 8}), 8)
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *(state.params for state in states[5:]))
+    assert relative(states[-1].ema, mean) < 1e-5
+
+
+@pytest.mark.parametrize("rule,factor", [("linear", 0.5), ("sqrt", 0.5**0.5), ("no", 1.0)])
+def test_the_learning_rate_follows_the_batch(load, rule, factor):
+    program = compiled(load, **{"optimizer.scale_for_batch": rule, "optimizer.base_batch": 128})
+    column = program.inputs.names.index("optimizer.learning_rate")
+    np.testing.assert_allclose(program.inputs.at(3)[column], 0.05 * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+def test_weight_decay_leaves_biases_alone(load, optimizer):
+    chosen = {"type": optimizer, "learning_rate": 0.1, "weight_decay": 0.5}
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    still = jax.tree.map(jnp.zeros_like, params)
+
+    def update(**more):
+        made = llrflow.load_spec(load().model_dump() | {"optimizer": {**chosen, **more}}).optimizer.build()
+        return made.update(still, made.init(params), params)[0]
+
+    everything, weights = update(), update(decayed="weights")
+    assert (everything["b"] != 0).all() and (weights["b"] == 0).all()
+    np.testing.assert_array_equal(weights["w"], everything["w"])
+    assert (weights["w"] != 0).all()
+
+
+def test_nothing_to_decay_is_refused(load):
+    with pytest.raises(llrflow.SpecError, match=r"optimizer\.decayed = 'weights', but sgd decays no weights"):
+        load({"optimizer": {**SGD, "decayed": "weights"}})
