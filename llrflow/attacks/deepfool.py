@@ -14,9 +14,6 @@ from llrflow.batched import choose, spread
 from llrflow.registry import Traced, register
 from llrflow.threat import Threat, clip_to_box
 
-PUSH = 1e-4
-"""Added to every step in pixel units, so that a step that ends on the boundary crosses it (the authors' code)."""
-
 
 class Walk(NamedTuple):
     """The sum of the steps so far [B,H,W,C], and whether it ends at a misclassified point [B]."""
@@ -30,7 +27,7 @@ class DeepFool(Attack):
     """Steps onto the nearest of the linearised decision boundaries until the image is misclassified: minimum-norm.
 
     With c the class predicted for the clean image, f_k = z_k - z_c and w_k = grad f_k at the iterate, one step is
-    r = (|f_k| / ||w_k||_2 + 1e-4) w_k / ||w_k||_2 for l2, (|f_k| / ||w_k||_1 + 1e-4) sign(w_k) for linf, with the k
+    r = (|f_k| / ||w_k||_2 + push) w_k / ||w_k||_2 for l2, (|f_k| / ||w_k||_1 + push) sign(w_k) for linf, with the k
     of least |f_k| / ||w_k||; the iterate is x + (1 + overshoot) sum(r). Each example stops at its first misclassified
     iterate, so the result is a quick upper bound of the minimal distance, not the best that can be found.
     Moosavi-Dezfooli et al. 2016 (arXiv:1511.04599).
@@ -47,6 +44,10 @@ class DeepFool(Attack):
 
     overshoot: Annotated[float, Traced(ge=0)] = 0.02
     """Share by which the sum of the steps is lengthened, to get across the boundary."""
+
+    push: Annotated[float, Traced(ge=0)] = 1e-4
+    """Added to the length of every step in pixel units, so that one that ends on the boundary crosses it (the
+    authors' code)."""
 
     @property
     def length(self) -> int:
@@ -72,7 +73,7 @@ class DeepFool(Attack):
         pairs = jax.nn.one_hot(classes[:, 1:], logits.shape[1]) - jax.nn.one_hot(classes[:, :1], logits.shape[1])
         gaps = jnp.sum(pairs * logits[:, None], axis=2)
         normals = jax.vmap(lambda pair: pull(pair)[0], in_axes=1, out_axes=1)(pairs)
-        step = nearest_boundary(gaps, normals, threat)
+        step = nearest_boundary(gaps, normals, threat, self.push)
         return Walk(choose(wrong, state.total, state.total + step), wrong)
 
     def finish(self, probes: ProbeFactory, threat: Threat, state: Walk) -> jax.Array:
@@ -88,8 +89,8 @@ class DeepFool(Attack):
         return clip_to_box((1.0 + self.overshoot) * state.total, x)
 
 
-def nearest_boundary(gaps: jax.Array, normals: jax.Array, threat: Threat) -> jax.Array:
-    """The step just across the nearest hyperplane: f_k [B,N], w_k [B,N,H,W,C] -> [B,H,W,C].
+def nearest_boundary(gaps: jax.Array, normals: jax.Array, threat: Threat, push: float) -> jax.Array:
+    """The step that ends `push` beyond the nearest hyperplane: f_k [B,N], w_k [B,N,H,W,C] -> [B,H,W,C].
 
     A hyperplane without (finite) normal is out of reach; an example that has no other does not move.
     """
@@ -100,7 +101,7 @@ def nearest_boundary(gaps: jax.Array, normals: jax.Array, threat: Threat) -> jax
     distance = jnp.take_along_axis(distances, nearest, axis=1)[:, 0]
     normal = jnp.take_along_axis(normals, nearest[:, :, None, None, None], axis=1)[:, 0]
     movable = spread(jnp.isfinite(distance))
-    return jnp.where(movable, spread(distance + PUSH) * threat.steepest(normal), 0.0)
+    return jnp.where(movable, spread(distance + push) * threat.steepest(normal), 0.0)
 
 
 def dual_norm(flat: jax.Array, threat: Threat) -> jax.Array:

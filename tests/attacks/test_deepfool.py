@@ -125,6 +125,15 @@ def test_overshoot_lengthens_the_sum_of_the_steps(norm):
     np.testing.assert_allclose(result.distance, 1.5 * (exact + 1e-4), atol=5e-6)
 
 
+@NORMS
+def test_linear_classifier_is_solved_exactly_where_nothing_pushes_beyond_the_boundary(norm):
+    logits, x, y, exact = linear_problem(norm)
+    config = {"type": "deepfool", "overshoot": 0.0, "push": 1e-6, "candidates": 4, "steps": 11}
+    result = llrflow.attack(logits, x, jnp.asarray(y), {"norm": norm, "epsilon": 0.5}, config, KEY)
+    np.testing.assert_allclose(result.distance, exact, atol=1e-5)  # a tenth of the default push
+    assert result.success.all()
+
+
 def trained_like(seed=0):
     """A small smooth network that classifies 64 noisy copies of ten patterns, some pixels at the edge of the box."""
     rng = np.random.default_rng(seed)
@@ -186,7 +195,9 @@ def test_a_model_without_gradients_leaves_the_image_alone():
 
 
 @pytest.mark.parametrize(
-    "field", [{"steps": 0}, {"candidates": 1}, {"overshoot": -0.1}, {"overshot": 0.1}], ids=lambda field: str(field)
+    "field",
+    [{"steps": 0}, {"candidates": 1}, {"overshoot": -0.1}, {"push": -1e-4}, {"overshot": 0.1}],
+    ids=lambda field: str(field),
 )
 def test_bad_fields_are_refused(field):
     with pytest.raises(SpecError, match=next(iter(field))):
