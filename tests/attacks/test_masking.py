@@ -1,4 +1,4 @@
-"""Signs of gradient masking: seen on three models that mask, not on an honest one."""
+"""Signs of gradient masking: seen on models that mask, not on an honest one."""
 
 import functools
 
@@ -83,3 +83,37 @@ def test_one_step_stronger_than_many():
     x = x - x.mean(axis=(1, 2, 3), keepdims=True) + 0.48  # 16 epsilons: a whole number of periods
     flags = flags_of(trapped, of=(x, np.zeros(N, np.int32)))
     assert flags["fgsm_beats_pgd"].fired and flags["fgsm_beats_pgd"].measured["accuracy under FGSM"] < 0.1
+
+
+def along_one_pixel(gap, epsilon=0.03):
+    """Flags of two logits (0, gap(u)) on images labelled 0, u the change of their first pixel in epsilons."""
+
+    def logits(images):
+        z = gap((images[:, 0, 0, 0] - 0.5) / epsilon)
+        return jnp.stack([jnp.zeros_like(z), z], axis=-1)
+
+    x = np.array(honest()[1])
+    x[:, 0, 0, 0] = 0.5
+    return flags_of(logits, of=(x, np.zeros(N, np.int32)))
+
+
+def test_a_loss_with_several_basins():
+    """Errors lie beyond u = 0.6 + 1 / 3, and a fifth of all starts beyond 0.6, where ascent begins to lead there."""
+    flags = along_one_pixel(lambda u: jnp.maximum(3 * (u - 0.6), 0.1 * (0.6 - u)) - 1)
+    once, often = flags["restarts_gain"].measured.values()
+    assert flags["restarts_gain"].fired and once > 0.6 and often < 0.5
+    # One basin with errors at the same place: the first start finds what all find.
+    assert not along_one_pixel(lambda u: jnp.minimum(3 * (u - 0.6), 0.1 * (u - 0.6)) - 0.02)["restarts_gain"].fired
+
+
+def test_a_loss_that_flattens_inside_the_ball():
+    for k, expected in ((10, {"gamma_large"}), (1, set())):
+
+        def loss(u, k=k):  # of label 0
+            return jax.nn.softplus(1.5 * jnp.tanh(k * u) - 2 + 0.3 * u)
+
+        flags = along_one_pixel(lambda u, k=k: 1.5 * jnp.tanh(k * u) - 2 + 0.3 * u)
+        assert fired(flags) == expected
+        change = loss(1.0) - loss(0.0)  # ascent ends at the edge of the ball
+        (measured,) = flags["gamma_large"].measured.values()
+        np.testing.assert_allclose(measured, abs(change - jax.grad(loss)(0.0)) / change, rtol=1e-3)
