@@ -1,7 +1,9 @@
-"""Carlini & Wagner: the nearest adversarial image by Adam, in a space where no box constrains it."""
+"""Carlini & Wagner: the nearest adversarial image by Adam, in a space where no box constrains it; under l2."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
@@ -24,14 +26,96 @@ PROGRESS = 0.9999
 """Ratio of two such losses above which a search is stuck (the authors' code)."""
 
 
-class State(NamedTuple):
-    """The search with the present constant, the bisection over constants, the nearest adversarial image."""
+class Descent(NamedTuple):
+    """Adam in tanh space, and the nearest adversarial image that it passed."""
 
     w: jax.Array
     """The image in tanh space, [B,H,W,C]."""
     adam: Any
     step: jax.Array
-    """Steps taken with the present constant, [B]."""
+    """Steps since it began anew, [B]."""
+    best: jax.Array
+    """The nearest adversarial perturbation, zero while nothing was found, [B,H,W,C]."""
+    distance: jax.Array
+    """||best|| in the threat's norm, [B]; infinite while nothing was found."""
+
+
+class Judged(NamedTuple):
+    """What was seen at the image from which a step was taken, all [B]."""
+
+    loss: jax.Array
+    adversarial: jax.Array
+    distance: jax.Array
+
+
+class TanhAttack(Attack):
+    """Base of the attacks of Carlini & Wagner: Adam on size(x' - x) + c max(z_y - max_{k != y} z_k + confidence, 0).
+
+    x' = (tanh(w) + 1) / 2 is in the box for every w, and z are its logits. How size is measured, and how c is chosen,
+    tells the attacks apart. Of all iterates the nearest adversarial one counts.
+    """
+
+    minimum_norm: ClassVar[bool] = True
+    step_cost: ClassVar[StepCost] = StepCost(1, 1)
+
+    learning_rate: Annotated[float, Traced(gt=0)] = 0.01
+    """Adam's, in tanh space."""
+
+    confidence: Annotated[float, Traced(ge=0)] = 0.0
+    """Margin, in logits, by which an image must be misclassified to count."""
+
+    def clean(self, probes: ProbeFactory) -> Descent:
+        """The clean image, its own nearest adversarial one where it is misclassified."""
+        probe = probes()
+        w, count, zeros = to_tanh(probe.x), jnp.zeros(len(probe.x), jnp.int32), jnp.zeros(len(probe.x), probe.x.dtype)
+        distance = jnp.where(self._adversarial(probe.logits(), probe.y), zeros, jnp.inf)
+        return Descent(w, jax.vmap(self._adam.init)(w), count, jnp.zeros_like(probe.x), distance)
+
+    def anew(self, at: Descent, w: jax.Array) -> Descent:
+        """The descent with which Adam begins anew at w."""
+        return at._replace(w=w, adam=jax.vmap(self._adam.init)(w), step=jnp.zeros_like(at.step))
+
+    def descend(
+        self, probes: ProbeFactory, threat: Threat, at: Descent, constant: jax.Array, size: Callable[..., jax.Array]
+    ) -> tuple[Descent, Judged]:
+        """Judge the image and take one step from it; constant [B], `size` maps a perturbation [B,D] to [B]."""
+
+        def total(w: jax.Array) -> tuple[jax.Array, Any]:
+            probe = probes()
+            # Measured from the shrunk image, so that a pixel without influence has no gradient and stays.
+            moved = from_tanh(w) - from_tanh(to_tanh(probe.x))
+            delta = from_tanh(w) - probe.x
+            logits = probe.logits(delta)
+            hinge = jnp.maximum(self.confidence - margin(logits, probe.y), 0.0)
+            loss = size(moved.reshape(len(w), -1)) + constant * hinge
+            return jnp.sum(loss), (loss, delta, logits)
+
+        gradient, (loss, delta, logits) = jax.grad(total, has_aux=True)(at.w)
+        adversarial, distance = self._adversarial(logits, probes().y), threat.distance(delta)
+        nearer = adversarial & (distance < at.distance)
+        # One example's overflow must not turn its image into NaN.
+        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+        move: Any
+        move, adam = jax.vmap(self._adam.update)(gradient, at.adam)
+        best, least = choose(nearer, delta, at.best), jnp.where(nearer, distance, at.distance)
+        return Descent(at.w + move, adam, at.step + 1, best, least), Judged(loss, adversarial, distance)
+
+    def finish(self, probes: ProbeFactory, threat: Threat, state: Any) -> jax.Array:
+        """The nearest adversarial perturbation, zero where none was found, [B,H,W,C]."""
+        return state.at.best
+
+    @property
+    def _adam(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    def _adversarial(self, logits: jax.Array, y: jax.Array) -> jax.Array:
+        return misclassified(logits, y) & ~(margin(logits, y) < self.confidence)
+
+
+class State(NamedTuple):
+    """The search with the present constant, and the bisection over constants."""
+
+    at: Descent
     checked: jax.Array
     """Loss at the last check, [B]."""
     found: jax.Array
@@ -43,25 +127,20 @@ class State(NamedTuple):
     """Largest constant that failed, [B]."""
     high: jax.Array
     """Smallest constant that succeeded, [B]."""
-    best: jax.Array
-    """[B,H,W,C]."""
-    distance: jax.Array
-    """||best||_2, [B]; infinite while nothing was found."""
 
 
 @register("attack", "carlini_wagner")
-class CarliniWagner(Attack):
+class CarliniWagner(TanhAttack):
     """The nearest adversarial image under l2: Adam on ||x' - x||_2^2 + c max(z_y - max_{k != y} z_k + confidence, 0).
 
     Carlini & Wagner 2017 (arXiv:1608.04644), untargeted: x' = (tanh(w) + 1) / 2 is in the box for every w, z are its
     logits, and the constant c is ten times larger after each failure until it succeeds, then bisected. Of all
-    iterates the nearest adversarial one counts. l2 only: what papers call CW under linf (from Madry et al. 2018 on) is
-    projected ascent on the margin, here `pgd`, whose default it is.
+    iterates the nearest adversarial one counts. l2 only: under linf take the same paper's `carlini_wagner_linf`. What
+    many papers call CW under linf (from Madry et al. 2018 on) is projected ascent on the margin, here `pgd`, whose
+    default it is.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l2",)
-    minimum_norm: ClassVar[bool] = True
-    step_cost: ClassVar[StepCost] = StepCost(1, 1)
 
     search_steps: int = Field(default=9, ge=1)
     """Constants tried."""
@@ -69,14 +148,8 @@ class CarliniWagner(Attack):
     steps: int = Field(default=1000, ge=1)
     """Adam steps with each constant, at most."""
 
-    learning_rate: Annotated[float, Traced(gt=0)] = 0.01
-    """Adam's, in tanh space."""
-
     initial_constant: Annotated[float, Traced(gt=0)] = 1e-3
     """The first c."""
-
-    confidence: Annotated[float, Traced(ge=0)] = 0.0
-    """Margin, in logits, by which an image must be misclassified to count."""
 
     abort_early: bool = True
     """Leave a constant when a tenth of `steps` has not lowered the loss by 0.01 %, and save the queries."""
@@ -88,64 +161,22 @@ class CarliniWagner(Attack):
 
     def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> State:
         """The clean image and the first constant."""
-        probe = probes()
-        w, zeros = _to_tanh(probe.x), jnp.zeros(len(probe.x), probe.x.dtype)
-        count, no = jnp.zeros(len(probe.x), jnp.int32), jnp.zeros(len(probe.x), bool)
-        distance = jnp.where(self._adversarial(probe.logits(), probe.y), zeros, jnp.inf)
-        return State(
-            w, jax.vmap(self._adam.init)(w), count, zeros + jnp.inf, no, count, zeros + self.initial_constant,
-            zeros, zeros + jnp.inf, jnp.zeros_like(probe.x), distance,
-        )  # fmt: skip
+        at = self.clean(probes)
+        zeros, no = jnp.zeros_like(at.distance), jnp.zeros(len(at.w), bool)
+        return State(at, zeros + jnp.inf, no, at.step, zeros + self.initial_constant, zeros, zeros + jnp.inf)
 
     def advance(self, probes: ProbeFactory, threat: Threat, state: State, index: jax.Array) -> State:
         """Judge the iterate and take one Adam step from it; every example counts its own steps and constants."""
-        y = probes().y
-
-        def total(w: jax.Array) -> tuple[jax.Array, Any]:
-            probe = probes()
-            start = _to_tanh(probe.x)
-            # Measured from the shrunk image, so that a pixel without influence has no gradient and stays.
-            squares = jnp.sum((_from_tanh(w) - _from_tanh(start)).reshape(len(w), -1) ** 2, axis=1)
-            delta = _from_tanh(w) - probe.x
-            logits = probe.logits(delta)
-            loss = squares + state.constant * jnp.maximum(self.confidence - margin(logits, probe.y), 0.0)
-            return jnp.sum(loss), (loss, delta, logits)
-
-        gradient, (loss, delta, logits) = jax.grad(total, has_aux=True)(state.w)
-        adversarial, distance = self._adversarial(logits, y), threat.distance(delta)
-        nearer = adversarial & (distance < state.distance)
-        # One example's overflow must not turn its image into NaN.
-        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-        move: Any
-        move, adam = jax.vmap(self._adam.update)(gradient, state.adam)
-        stuck, checked = self._progress(state, loss)
-        state = state._replace(
-            w=state.w + move,
-            adam=adam,
-            step=state.step + 1,
-            checked=checked,
-            found=state.found | adversarial,
-            best=choose(nearer, delta, state.best),
-            distance=jnp.where(nearer, distance, state.distance),
-        )
-        ended = stuck | (state.step == self.steps)
-        return jax.tree.map(lambda new, old: choose(ended, new, old), self._next_constant(probes, state), state)
-
-    def finish(self, probes: ProbeFactory, threat: Threat, state: State) -> jax.Array:
-        """The nearest adversarial perturbation, zero where none was found, [B,H,W,C]."""
-        return state.best
+        at, judged = self.descend(probes, threat, state.at, state.constant, lambda moved: jnp.sum(moved**2, axis=1))
+        stuck, checked = self._progress(state, judged.loss)
+        state = state._replace(at=at, checked=checked, found=state.found | judged.adversarial)
+        ended = stuck | (at.step == self.steps)
+        return jax.tree.map(partial(choose, ended), self._next_constant(probes, state), state)
 
     def settled(self, state: State) -> jax.Array:
         """Examples that are done with all constants, or were misclassified from the start."""
         # The authors try the last of ten constants or more with the smallest that succeeded: the same search again.
-        return (state.tried == self.search_steps) | (state.distance == 0)
-
-    @property
-    def _adam(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)
-
-    def _adversarial(self, logits: jax.Array, y: jax.Array) -> jax.Array:
-        return misclassified(logits, y) & ~(margin(logits, y) < self.confidence)
+        return (state.tried == self.search_steps) | (state.at.distance == 0)
 
     def _progress(self, state: State, loss: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Which examples are stuck [B], and the loss that the next check compares with [B].
@@ -154,7 +185,7 @@ class CarliniWagner(Attack):
         """
         if not self.abort_early:
             return jnp.zeros(len(loss), bool), state.checked
-        check = state.step % -(-self.steps // CHECKS) == 0
+        check = state.at.step % -(-self.steps // CHECKS) == 0
         return check & ~(loss <= PROGRESS * state.checked), jnp.where(check, loss, state.checked)
 
     def _next_constant(self, probes: ProbeFactory, state: State) -> State:
@@ -162,23 +193,16 @@ class CarliniWagner(Attack):
         high = jnp.where(state.found, jnp.minimum(state.high, state.constant), state.high)
         low = jnp.where(state.found, state.low, jnp.maximum(state.low, state.constant))
         constant = jnp.where(jnp.isinf(high), 10 * state.constant, (low + high) / 2)
-        w = _to_tanh(probes().x)
-        return state._replace(
-            w=w,
-            adam=jax.vmap(self._adam.init)(w),
-            step=jnp.zeros_like(state.step),
-            checked=jnp.full_like(state.checked, jnp.inf),
-            found=jnp.zeros_like(state.found),
-            tried=state.tried + 1,
-            constant=constant,
-            low=low,
-            high=high,
-        )
+        at = self.anew(state.at, to_tanh(probes().x))
+        nothing = jnp.full_like(state.checked, jnp.inf)
+        return State(at, nothing, jnp.zeros_like(state.found), state.tried + 1, constant, low, high)
 
 
-def _to_tanh(x: jax.Array) -> jax.Array:
+def to_tanh(x: jax.Array) -> jax.Array:
+    """artanh of images in [0, 1], shrunk; any shape."""
     return jnp.arctanh((2.0 * x - 1.0) * INSIDE)
 
 
-def _from_tanh(w: jax.Array) -> jax.Array:
+def from_tanh(w: jax.Array) -> jax.Array:
+    """The image (tanh(w) + 1) / 2; any shape."""
     return (jnp.tanh(w) + 1.0) / 2.0

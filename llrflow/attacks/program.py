@@ -117,6 +117,8 @@ class AttackProgram:
             for rows, mask in padded_chunks(np.arange(len(examples.y)), size)
         ]
         for first in range(0, self.attack.length, self.plan.chunk) if self.attack.length else ():
+            if not flights:  # a search may be far shorter than it might have been
+                break
             index, settled = lanes.replicate(np.int32(first)), []
             for place, f in enumerate(flights):  # one after the other: an old state is given up for each new one
                 flying, done = phases["advance"](searched, f.examples, f.start, f.flying, index, inputs)

@@ -80,7 +80,7 @@ def test_iterates_are_those_of_the_paper(fields):
     advance = jax.jit(lambda state, index: attack.advance(probes, threat, state, index))
     state, images, constants = attack.begin(probes, threat, keys, jnp.zeros(16)), [], []
     for index in range(attack.length):
-        images.append((np.tanh(state.w) + 1) / 2)
+        images.append((np.tanh(state.at.w) + 1) / 2)
         constants.append(np.asarray(state.constant))
         state = advance(state, index)
     ends = []
@@ -101,8 +101,8 @@ def test_iterates_are_those_of_the_paper(fields):
     assert set(constants_seen) == {attack.search_steps} and (min(steps) < attack.length) == attack.abort_early
     assert not attack.abort_early or len(set(steps)) > 1
     if not attack.abort_early:  # nobody went on beyond what is compared
-        np.testing.assert_allclose(state.distance, [end[2] for end in ends], rtol=1e-3)
-        assert np.isfinite(state.distance).any()
+        np.testing.assert_allclose(state.at.distance, [end[2] for end in ends], rtol=1e-3)
+        assert np.isfinite(state.at.distance).any()
 
 
 def linear(images):

@@ -134,20 +134,6 @@ def test_linear_classifier_is_solved_exactly_where_nothing_pushes_beyond_the_bou
     assert result.success.all()
 
 
-def trained_like(seed=0):
-    """A small smooth network that classifies 64 noisy copies of ten patterns, some pixels at the edge of the box."""
-    rng = np.random.default_rng(seed)
-    patterns = rng.uniform(size=(10, 48))
-    x = np.clip(patterns[np.arange(64) % 10] + 0.2 * rng.normal(size=(64, 48)), 0, 1).reshape(64, 4, 4, 3)
-    w, v = jnp.asarray(rng.normal(size=(48, 24)), jnp.float32), rng.normal(size=(24, 10))
-    hidden = lambda images: jnp.tanh((images.reshape(len(images), -1) - 0.5) @ w)  # noqa: E731
-    features = np.asarray(hidden(jnp.asarray(x, jnp.float32)))
-    v = jnp.asarray(np.linalg.lstsq(features, np.eye(10)[np.arange(64) % 10], rcond=1e-3)[0], jnp.float32)
-    logits = lambda images: hidden(images) @ v  # noqa: E731
-    x = jnp.asarray(x, jnp.float32)
-    return logits, x, jnp.argmax(logits(x), axis=1)
-
-
 def their_distances(logits, x, y, norm):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -161,8 +147,8 @@ def their_distances(logits, x, y, norm):
 
 
 @NORMS
-def test_as_strong_as_foolbox_and_the_same_in_any_batch(norm):
-    logits, x, y = trained_like()
+def test_as_strong_as_foolbox_and_the_same_in_any_batch(norm, trained_like):
+    logits, x, y = trained_like
     threat = Threat(norm=norm, epsilon=0.05 if norm == "linf" else 0.2)
     result = llrflow.attack(logits, x, y, threat.model_dump(), "deepfool", KEY)
     ours, theirs = np.asarray(result.distance), their_distances(logits, x, y, norm)
