@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,6 +27,10 @@ COMMANDS = {
     "schema": ("llrflow.commands.inspect", "schema", "Print the JSON Schema of a spec."),
     "init": ("llrflow.commands.inspect", "init", "Write a commented starter spec."),
 }
+
+
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
+"""How long XLA's CPU devices wait for each other before they end the process. Its 40 s are less than a laptop sleeps."""
 
 
 class LazyGroup(click.Group):
@@ -66,6 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a wrong input is one line and exit code 2, anything else that fails is 1."""
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [argument for argument in given if argument != "--verbose"]  # it may stand anywhere
+    flags = os.environ.get("XLA_FLAGS", "")
+    if PATIENCE not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}=86400".strip()
     try:
         cli.main(arguments, prog_name="llrflow", standalone_mode=False)
     except click.ClickException as error:

@@ -1,6 +1,9 @@
 """What the commands print and write when all is well."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -252,3 +255,16 @@ def test_a_masked_model_is_told_and_its_accuracy_is_a_bound(command, tiny, write
     flags = json.loads(out)["evaluation"]["flags"]
     assert code == 3 and flags["gradients_vanish"]["fired"] and len(flags) == 9
     assert "<= " in command("runs", tmp_path)[1]
+
+
+def test_devices_wait_for_each_other_longer_than_a_machine_sleeps():
+    code = "import os; from llrflow.cli import cli, main; cli.main = lambda *a, **k: print(os.environ['XLA_FLAGS']); main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "XLA_FLAGS": "--xla_other=1"},
+    )
+    flags = done.stdout.strip()
+    assert flags == "--xla_other=1 --xla_cpu_collective_call_terminate_timeout_seconds=86400"
