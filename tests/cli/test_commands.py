@@ -258,7 +258,8 @@ def test_a_masked_model_is_told_and_its_accuracy_is_a_bound(command, tiny, write
 
 
 def test_devices_wait_for_each_other_longer_than_a_machine_sleeps():
-    code = "import os; from llrflow.cli import cli, main; cli.main = lambda *a, **k: print(os.environ['XLA_FLAGS']); main([])"
+    show = "cli.main = lambda *_, **__: print(os.environ['XLA_FLAGS'])"
+    code = f"import os; from llrflow.cli import cli, main; {show}; main([])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
