@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
-"""How long XLA's CPU devices wait for each other before they end the process. Its 40 s are less than a laptop sleeps."""
+"""How long CPU devices wait for each other before XLA ends the process: by itself 40 s, less than a laptop sleeps."""
 
 
 class LazyGroup(click.Group):
