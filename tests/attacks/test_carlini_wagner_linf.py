@@ -63,36 +63,37 @@ def authors_run(x, y, attack, iterates):
     return images, thresholds, constants, nearest
 
 
-@pytest.fixture(scope="module")
-def advanced():
-    """(attack, w, tau, constant of 25 iterates, the state after them), of a search that both succeeds and fails."""
-    attack = CarliniWagnerLinf(steps=4, learning_rate=0.05, initial_constant=0.02, confidence=0.01)
+@pytest.mark.parametrize(
+    ("fields", "many"),
+    [
+        ({"steps": 4, "initial_constant": 0.02, "confidence": 0.01}, "constants"),
+        ({"steps": 10, "initial_constant": 300.0, "largest_constant": 1e4}, "thresholds"),
+    ],
+    ids=["failing", "exceeding"],
+)
+def test_first_25_iterates_are_those_of_the_authors(fields, many):
+    attack = CarliniWagnerLinf(learning_rate=0.05, **fields)
     threat, keys = Threat(**LINF), jax.random.split(KEY, 16)
     probes = partial(
         SearchProbe, lambda im, clean: (quadratic(im), None), jnp.asarray(X), jnp.asarray(Y), keys, threat, None
     )
     advance = jax.jit(lambda state, index: attack.advance(probes, threat, state, index))
-    state, seen = attack.begin(probes, threat, keys, jnp.zeros(16)), []
+    states = [attack.begin(probes, threat, keys, jnp.zeros(16))]
     for index in range(25):
-        seen.append(state)
-        state = advance(state, index)
-    return attack, seen, state
-
-
-def test_first_25_iterates_are_those_of_the_authors(advanced):
-    attack, seen, last = advanced
-    both, rounds = 0, []
+        states.append(advance(states[-1], index))
+    counts = {"constants": [], "thresholds": []}
     for b in range(16):
         images, thresholds, constants, nearest = authors_run(X[b], Y[b], attack, 26)
-        found = np.stack([(np.tanh(state.at.w[b]) + 1) / 2 for state in (*seen, last)])
-        np.testing.assert_allclose(found[: len(images)], images, atol=2e-5)
-        np.testing.assert_allclose([float(s.tau[b]) for s in (*seen, last)][: len(images)], thresholds, rtol=1e-3)
-        np.testing.assert_allclose([float(s.constant[b]) for s in (*seen, last)][: len(images)], constants, rtol=1e-5)
+        upto = states[: len(images)]  # ours would go on where theirs has ended
+        np.testing.assert_allclose(np.stack([(np.tanh(s.at.w[b]) + 1) / 2 for s in upto]), images, atol=2e-5)
+        np.testing.assert_allclose([s.tau[b] for s in upto], thresholds, rtol=1e-3)
+        np.testing.assert_allclose([s.constant[b] for s in upto], constants, rtol=1e-5)
         if len(images) == 26:
-            np.testing.assert_allclose(last.at.distance[b], nearest, rtol=1e-3)
-        both += len(set(thresholds)) > 2 and len(set(constants)) > 2
-        rounds.append(len(set(thresholds)))
-    assert both >= 8 and len(set(rounds)) > 2
+            np.testing.assert_allclose(states[-1].at.distance[b], nearest, rtol=1e-3)
+        counts["constants"].append(len(set(constants)))
+        counts["thresholds"].append(len(set(thresholds)))
+    assert np.median(counts["thresholds"]) > 2 and len(set(counts["thresholds"])) > 2
+    assert max(counts[many]) > 4
 
 
 def linear(images):
@@ -158,7 +159,8 @@ def test_a_search_ends_with_its_constants_or_its_thresholds():
     attack = CarliniWagnerLinf(**ends)  # constants 1, 2, 4; thresholds 1, 1/2, ..., 1/128
     assert attack.length == (3 + 8 - 1) * 10 and CarliniWagnerLinf().length == (21 + 53 - 1) * 1000
     x, y = jnp.full((2, 2, 2, 1), 0.5), jnp.zeros(2, int)
-    nothing = llrflow.attack(lambda im: jnp.tile(jnp.array([1.0, 0.0]), (len(im), 1)), x, y, LINF, attack, KEY)
+    # A loss below 1e-4 c, but nothing adversarial.
+    nothing = llrflow.attack(lambda im: jnp.tile(jnp.array([5e-5, 0.0]), (len(im), 1)), x, y, LINF, attack, KEY)
     np.testing.assert_array_equal(nothing.queries, 3 * 10)
     np.testing.assert_array_equal(nothing.x_adv, x)
     assert np.isinf(nothing.distance).all() and not nothing.success.any()
