@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llrflow.data.examples import FILES, Checksum, Examples, Splits, as_examples, encoded
 from llrflow.errors import DataError
 from llrflow.files import locked, sync, write_atomic
 
@@ -28,28 +27,40 @@ Progress = Callable[[int, int], None]
 """Called with (examples written, examples in all)."""
 
 _BATCH = 1000
+_BATCH_BYTES = 2**24
 _SHARD = 50_000
+_SHARD_BYTES = 2**28
 
 
 def write_tfds(
     name: str,
     data_dir: Path,
-    splits: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    splits: Splits,
     *,
-    classes: int,
+    classes: int | Sequence[str],
     description: str,
-    source: Mapping[str, Any],
+    source: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     progress: Progress | None = None,
+    config: str | None = None,
+    image_shape: tuple[int | None, int | None, int] | None = None,
 ) -> bool:
-    """Write splits of (images uint8 [N, H, W, C], labels int [N]) as `<data_dir>/<name>/1.0.0` in array_record format.
+    """Write splits as `<data_dir>/<name>/[<config>/]1.0.0` in array_record format; classes by number or by name.
 
-    The order of the examples is kept. `source` is stored next to them. Returns False, having written nothing, when
-    that dataset exists. Everything is built in a temporary directory and renamed: a killed writer leaves no dataset,
-    and the next one removes what it left. Raises DataError when the directory cannot be written.
+    The order of the examples is kept. `source` (called when all are written) is stored next to them. `image_shape` is
+    that of arrays unless given. Returns False, having written nothing, when that dataset exists. Everything is built
+    in a temporary directory and renamed: a killed writer leaves no dataset, and the next one removes what it left.
+    Raises DataError when the directory cannot be written or its disk is too small.
     """
-    target = data_dir / name / VERSION
+    target = data_dir / name / (config or "") / VERSION
     staging = data_dir / PRIVATE / "staging"
+    examples = as_examples(splits)
+    first = next(iter(splits.values()))
+    shape = image_shape or (() if isinstance(first, Examples) else first[0].shape[1:])
+    encoding = None if any(part.label == FILES for part in examples.values()) else "png"
+    info = {"name": name, "config": config, "image": (shape, encoding), "classes": classes, "description": description}
     try:
+        if not (target / "dataset_info.json").exists():
+            check_space(data_dir, examples)
         staging.mkdir(parents=True, exist_ok=True)
         with locked(data_dir / PRIVATE / "write.lock"):
             for leftover in staging.iterdir():
@@ -59,12 +70,12 @@ def write_tfds(
             built = staging / name
             built.mkdir()
             try:
-                _write(built, name, splits, classes, description, progress)
-                origin = {**source, "content_sha256": content_sha256(splits)}
+                sums = _write(built, examples, info, progress)
+                origin = {**(source() if callable(source) else source), "content_sha256": sums}
                 write_atomic(built / SOURCE_FILE, json.dumps(origin, indent=2).encode())
                 for file in built.iterdir():
                     sync(file)
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 built.rename(target)
                 sync(target.parent)
             except BaseException:
@@ -75,15 +86,13 @@ def write_tfds(
     return True
 
 
-def content_sha256(splits: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, str]:
-    """SHA-256 of every split's shape, pixels and labels, whatever files they come from or go to."""
-    sums = {}
-    for split, (images, labels) in splits.items():
-        digest = hashlib.sha256(str(images.shape).encode())
-        digest.update(np.ascontiguousarray(images).data)
-        digest.update(np.ascontiguousarray(labels, "<i8").data)
-        sums[split] = digest.hexdigest()
-    return sums
+def check_space(data_dir: Path, splits: Mapping[str, Examples]) -> None:
+    """Raise DataError when the disk of a data directory, which need not exist yet, has no room for the splits."""
+    there = next(place for place in (data_dir.absolute(), *data_dir.absolute().parents) if place.exists())
+    needed, free = sum(examples.size for examples in splits.values()), shutil.disk_usage(there).free
+    if needed > free:
+        got = f"has {free / 1e9:.3g} GB left on its disk, the dataset takes about {needed / 1e9:.3g} GB"
+        raise DataError(str(data_dir), got, "make room, or choose another --data-dir")
 
 
 def content_of(directory: Path) -> dict[str, str] | None:
@@ -92,52 +101,64 @@ def content_of(directory: Path) -> dict[str, str] | None:
     return json.loads(file.read_text())["content_sha256"] if file.exists() else None
 
 
-def _write(
-    directory: Path,
-    name: str,
-    splits: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    classes: int,
-    description: str,
-    progress: Progress | None,
-) -> None:
+def _info(directory: Path, name: str, config: str | None, image: Any, classes: Any, description: str) -> Any:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-    image_shape = next(iter(splits.values()))[0].shape[1:]
     identity = DatasetIdentity(
-        name=name, version=tfds.core.Version(VERSION), data_dir=str(directory), module_name=__name__
+        name=name,
+        version=tfds.core.Version(VERSION),
+        data_dir=str(directory),
+        module_name=__name__,
+        config_name=config,
     )
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=image_shape, encoding_format="png"),
-            "label": tfds.features.ClassLabel(num_classes=classes),
-        }
-    )
-    info = tfds.core.DatasetInfo(
+    label: dict[str, Any] = {"num_classes": classes} if isinstance(classes, int) else {"names": list(classes)}
+    features = {
+        "image": tfds.features.Image(shape=image[0], encoding_format=image[1]),
+        "label": tfds.features.ClassLabel(**label),
+    }
+    return tfds.core.DatasetInfo(
         builder=identity,
         description=description,
-        features=features,
+        features=tfds.features.FeaturesDict(features),
         supervised_keys=("image", "label"),
         disable_shuffling=True,
     )
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=_SHARD, file_format="array_record")
+
+
+def _write(
+    directory: Path, splits: Mapping[str, Examples], info: Mapping[str, Any], progress: Progress | None
+) -> dict[str, str]:
+    """Write the records and the metadata; the checksum of every split."""
+    import tensorflow_datasets as tfds
+
+    total, size = sum(e.count for e in splits.values()), sum(e.size for e in splits.values())
+    shard = int(np.clip(_SHARD_BYTES * total // max(size, 1), 1, _SHARD))
+    batch = int(np.clip(_BATCH_BYTES * total // max(size, 1), 1, _BATCH))
+    writer = tfds.core.SequentialWriter(
+        _info(directory, **info), max_examples_per_shard=shard, file_format="array_record"
+    )
     writer.initialize_splits(list(splits))
-    done, total = 0, sum(len(labels) for _, labels in splits.values())
-    for split, (images, labels) in splits.items():
-        for start in range(0, len(labels), _BATCH):
-            rows = range(start, min(start + _BATCH, len(labels)))
-            writer.add_examples({split: [{"image": _png(images[i]), "label": int(labels[i])} for i in rows]})
-            done += len(rows)
-            if progress:
-                progress(done, total)
+    done, sums = 0, {}
+    for split, examples in splits.items():
+        checksum, pending = Checksum(examples), []
+        for image, label in examples.read():
+            checksum.add(image, label)
+            pending.append({"image": encoded(image), "label": label})
+            if len(pending) == batch:
+                done = _flush(writer, split, pending, done, total, progress)
+        if pending:
+            done = _flush(writer, split, pending, done, total, progress)
+        sums[split] = checksum.result()
     writer.close_all()
+    return sums
 
 
-def _png(image_HWC: np.ndarray) -> io.BytesIO:
-    """One image as a PNG file; TFDS would need TensorFlow to encode it."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC).save(file, "PNG", compress_level=1)
-    file.seek(0)
-    return file
+def _flush(writer: Any, split: str, pending: list[Any], done: int, total: int, progress: Progress | None) -> int:
+    """Write the pending examples and forget them; how many are written now."""
+    writer.add_examples({split: pending})
+    done += len(pending)
+    pending.clear()
+    if progress:
+        progress(done, total)
+    return done

@@ -144,7 +144,10 @@ def test_more_examples_than_one_chunk_keep_their_order(tmp_path, monkeypatch):
             {"name": "toi"},
             r"data\.name: dataset 'toi' is not prepared in .*usable there: digits, synthetic, toy.*mean 'toy'",
         ),
-        ({"name": "cifar10"}, r"run `llrflow data import cifar10 --format idx --from DIR`.*tfds build cifar10"),
+        (
+            {"name": "cifar10"},
+            r"run `llrflow data import cifar10 --format .*idx, cifar-python.*`llrflow data prepare cifar10`",
+        ),
         ({"name": "../toy"}, r"data\.name: dataset '\.\./toy' is not prepared"),
         ({"version": "2.0.0"}, r"data\.version: version '2\.0\.0' of toy is not prepared.*mean '1\.0\.0'"),
         ({"config": "plain"}, r"data\.config: toy has no config 'plain'"),

@@ -1,0 +1,215 @@
+"""Folders of images in ImageNet's layout: <split>/<class>/<image>.jpg."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from llrflow.data.examples import Examples, of_files
+from llrflow.data.images import CorruptImage, Header, decode, header_of
+from llrflow.data.importing import ImportReport, check_name, store
+from llrflow.data.writer import VERSION, Progress, content_of
+from llrflow.errors import DataError
+from llrflow.registry import listing
+
+HELD_OUT = ("test", "val", "validation", "valid")
+"""Folders that may hold the images to evaluate on; the first that exists becomes the split `test`."""
+
+_CHUNK = 64
+
+
+@dataclass
+class _Corrupt:
+    """The images that cannot be read so far, and when there are too many of them."""
+
+    share: float
+    total: int = 0
+    found: dict[str, str] = field(default_factory=dict)
+
+    def add(self, path: Path, problem: str) -> None:
+        """Take note of one; DataError when that is more than the share allows."""
+        self.found[str(path)] = problem
+        if len(self.found) > self.share * self.total:
+            if self.share == 0:
+                fix = "replace or delete it, or allow a share of such images with --max-corrupt"
+                raise DataError(str(path), f"cannot be read: {problem}", fix)
+            got = f"cannot be read: {problem}; it is number {len(self.found)} of {self.total} images"
+            raise DataError(str(path), got, f"--max-corrupt {self.share:g} allows {int(self.share * self.total)}")
+
+
+@dataclass
+class _Split:
+    """One split's files by class, in the order in which they are written."""
+
+    folder: Path
+    files: list[list[str]]
+    corrupt: _Corrupt
+    size: int = 0
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def paths(self, classes: Sequence[str]) -> Iterator[tuple[Path, int]]:
+        """Every file that is not known to be corrupt, with its class."""
+        for label, names in enumerate(self.files):
+            for name in names:
+                path = self.folder / classes[label] / name
+                if str(path) not in self.corrupt.found:
+                    yield path, label
+
+    def examples(self, classes: Sequence[str], channels: int) -> Examples:
+        """The split as examples, each decoded on the way to see that it can be."""
+
+        def check(item: tuple[Path, int]) -> bytes | CorruptImage:
+            try:
+                content = item[0].read_bytes()
+                decode(content, channels)
+            except CorruptImage as error:
+                return error
+            except OSError as error:
+                return CorruptImage(error.strerror or str(error))
+            return content
+
+        def read() -> Iterator[tuple[bytes, int]]:
+            self.counts = np.zeros(len(classes), np.int64)
+            rest = self.paths(classes)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                while items := list(islice(rest, _CHUNK)):
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # Pillow's, on odd metadata
+                        contents = list(pool.map(check, items))
+                    for (path, label), content in zip(items, contents, strict=True):
+                        if isinstance(content, CorruptImage):
+                            self.corrupt.add(path, str(content))
+                            continue
+                        self.counts[label] += 1
+                        yield content, label
+
+        return of_files(sum(map(len, self.files)), self.size, read)
+
+
+def import_folder(
+    name: str, source: Path, data_dir: Path, progress: Progress | None = None, *, max_corrupt: float = 0.0
+) -> ImportReport:
+    """Import the JPEG and PNG files of `train/` and of `test/`, `val/` or `validation/`, one folder a class.
+
+    Files are stored as they are, in the order of their names; class k is the k-th folder of `train` by name. Gray
+    images among colour ones are decoded to three channels. Images that cannot be decoded are left out as long as they
+    are at most the share `max_corrupt` of all, and named. Raises DataError naming the folder or file.
+    """
+    check_name(name)
+    if not 0 <= max_corrupt < 1:
+        raise DataError("--max-corrupt", f"{max_corrupt:g} is no share below 1", "give for example 0.001")
+    folders = _split_folders(source)
+    classes, held_out = (_class_folders(folders[split]) for split in ("train", "test"))
+    _check_classes(folders, classes, held_out)
+    corrupt = _Corrupt(max_corrupt)
+    splits = {s: _Split(f, [_files(f / c) for c in classes], corrupt) for s, f in folders.items()}
+    corrupt.total = sum(len(names) for split in splits.values() for names in split.files)
+    shape = _scan(splits, classes)
+    examples = {s: split.examples(classes, shape[-1]) for s, split in splits.items()}
+    written = store(
+        name,
+        data_dir,
+        examples,
+        file_format="folder",
+        classes=classes,
+        source=lambda: {"folders": {s: f.name for s, f in folders.items()}, "corrupt": _named(source, corrupt)},
+        description=f"Imported from folders of images: {listing(f.name for f in folders.values())}.",
+        progress=progress,
+        image_shape=shape,
+    )
+    directory = data_dir / name / VERSION
+    return ImportReport(
+        name=name,
+        directory=str(directory),
+        written=written,
+        image_shape=shape,
+        classes=len(classes),
+        counts={s: int(split.counts.sum()) for s, split in splits.items()},
+        label_counts={s: split.counts.tolist() for s, split in splits.items()},
+        files={f"{folders[s].name}/": sum_ for s, sum_ in (content_of(directory) or {}).items()},
+        class_names=classes,
+        corrupt=_named(source, corrupt),
+    )
+
+
+def _named(source: Path, corrupt: _Corrupt) -> list[str]:
+    return [f"{os.path.relpath(path, source)}: {problem}" for path, problem in corrupt.found.items()]
+
+
+def _split_folders(source: Path) -> dict[str, Path]:
+    if not source.is_dir():
+        raise DataError(str(source), "is not a directory", "give the folder that holds train/ and val/ or test/")
+    held_out = next((source / n for n in HELD_OUT if (source / n).is_dir()), None)
+    if not (source / "train").is_dir() or held_out is None:
+        there = ", ".join(sorted(p.name for p in source.iterdir())[:8]) or "nothing"
+        got = f"has no {'train' if held_out else 'folder ' + ', '.join(HELD_OUT)}; it holds {there}"
+        raise DataError(str(source), got, "lay the images out as train/CLASS/IMAGE and val/CLASS/IMAGE")
+    return {"train": source / "train", "test": held_out}
+
+
+def _class_folders(folder: Path) -> list[str]:
+    entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name)
+    for entry in entries:
+        if not entry.is_dir():
+            got = "lies outside the folders of classes"
+            raise DataError(entry.path, got, f"move it to {folder.name}/CLASS/, or remove it")
+    return [entry.name for entry in entries]
+
+
+def _check_classes(folders: dict[str, Path], classes: list[str], held_out: list[str]) -> None:
+    if len(classes) < 2:
+        raise DataError(
+            str(folders["train"]), f"has {len(classes)} folders of classes", "a classifier needs two or more"
+        )
+    for folder, there, wanted in (
+        (folders["test"], held_out, classes),
+        (folders["train"], classes, held_out),
+    ):
+        missing = sorted(set(wanted) - set(there))
+        if missing:
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            got = f"has no folder for class {', '.join(missing[:8])}{more}"
+            raise DataError(str(folder), got, "both splits need the same folders of classes")
+
+
+def _files(folder: Path) -> list[str]:
+    names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith("."))
+    if not names:
+        raise DataError(str(folder), "holds no image", "both splits need images of every class")
+    return names
+
+
+def _scan(splits: dict[str, _Split], classes: list[str]) -> tuple[int | None, int | None, int]:
+    """Look at every header: (H, W, C) of all images, H and W None where they vary. Notes sizes and corrupt images."""
+    sizes: set[tuple[int, int]] = set()
+    gray = True
+    for split in splits.values():
+        for path, _ in split.paths(classes):
+            try:
+                header = _header(path)
+            except CorruptImage as error:
+                split.corrupt.add(path, str(error))
+                continue
+            split.size += path.stat().st_size
+            gray = gray and header.gray
+            if len(sizes) < 2:
+                sizes.add((header.height, header.width))
+    height, width = next(iter(sizes)) if len(sizes) == 1 else (None, None)
+    return height, width, 1 if gray else 3
+
+
+def _header(path: Path) -> Header:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with path.open("rb") as file:
+                return header_of(file)
+        except OSError as error:
+            raise CorruptImage(error.strerror or str(error)) from None

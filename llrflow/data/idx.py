@@ -1,0 +1,99 @@
+"""The four idx files of MNIST and its relatives: reader and importer."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llrflow.data.importing import ImportReport, check_name, class_count, store_arrays
+from llrflow.data.writer import Progress
+from llrflow.errors import DataError
+from llrflow.files import sha256_file
+
+
+@dataclass(frozen=True)
+class _Idx:
+    """One idx file, read and checked against its header."""
+
+    path: Path
+    values: np.ndarray
+
+
+def import_idx(name: str, source_dir: Path, data_dir: Path, progress: Progress | None = None) -> ImportReport:
+    """Import the four files of an MNIST-like dataset (idx format, plain or .gz) as the TFDS dataset `name`.
+
+    Nothing is written before every file has passed every check. The format is Y. LeCun's,
+    http://yann.lecun.com/exdb/mnist. Raises DataError naming the file and what is wrong with it.
+    """
+    check_name(name)
+    if not source_dir.is_dir():
+        raise DataError(str(source_dir), "is not a directory", "give the directory that holds the idx files")
+    files = {
+        (split, kind): _read(_locate(source_dir, stem, kind), kind)
+        for split, stem in (("train", "train"), ("test", "t10k"))
+        for kind in ("images", "labels")
+    }
+    splits = {split: _pair(files[split, "images"], files[split, "labels"]) for split in ("train", "test")}
+    known, other = files["train", "labels"], files["test", "labels"]
+    classes = class_count(known.values, other.values, str(known.path), str(other.path))
+    train, test = splits["train"][0], splits["test"][0]
+    if train.shape[1:] != test.shape[1:]:
+        got = f"images are {_size(test)}, those of the training set {_size(train)}"
+        raise DataError(str(files["test", "images"].path), got, "take both files from the same dataset")
+    sums = {file.path.name: sha256_file(file.path) for file in files.values()}
+    return store_arrays(name, data_dir, splits, file_format="idx", classes=classes, files=sums, progress=progress)
+
+
+def _locate(source_dir: Path, stem: str, kind: str) -> Path:
+    dimensions = {"images": 3, "labels": 1}[kind]
+    names = [f"{stem}-{kind}{dash}idx{dimensions}-ubyte{suffix}" for suffix in ("", ".gz") for dash in "-."]
+    for name in names:
+        if (source_dir / name).is_file():
+            return source_dir / name
+    there = sorted(p.name for p in source_dir.iterdir())
+    got = f"has no {names[0]} (nor with .gz); it holds {', '.join(there[:8]) or 'nothing'}"
+    raise DataError(str(source_dir), got, "give the directory that holds the four idx files")
+
+
+def _read(path: Path, kind: str) -> _Idx:
+    """The array in an idx file: 2 zero bytes, type code 8 (uint8), number of dimensions, sizes as big-endian uint32."""
+    fix = "download the file again"
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(str(path), f"is not an intact gzip file ({error})", fix) from None
+    dimensions, other = {"images": (3, "labels"), "labels": (1, "images")}[kind]
+    magic = content[:4].hex()
+    if magic == f"0000080{4 - dimensions}":
+        raise DataError(str(path), f"holds {other}, not {kind} (magic {magic})", f"swap it with the file of {other}")
+    if magic != f"0000080{dimensions}":
+        got = f"starts with {magic or 'nothing'}, not with 0000080{dimensions}"
+        raise DataError(str(path), f"is no idx file of {kind}: {got}", fix)
+    start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise DataError(str(path), "is truncated within its header", fix)
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, offset=4))
+    expected = int(np.prod(shape, dtype=object))
+    if len(content) - start != expected:
+        problem = "is truncated" if len(content) - start < expected else "has trailing bytes"
+        got = f"{problem}: {len(content) - start} bytes of data where its header {list(shape)} announces {expected}"
+        raise DataError(str(path), got, fix)
+    if expected == 0:
+        raise DataError(str(path), f"is empty: its header says {list(shape)}", fix)
+    values = np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return _Idx(path, values)
+
+
+def _pair(images: _Idx, labels: _Idx) -> tuple[np.ndarray, np.ndarray]:
+    if len(images.values) != len(labels.values):
+        got = f"has {len(labels.values)} labels for the {len(images.values)} images in {images.path.name}"
+        raise DataError(str(labels.path), got, "take both files from the same dataset")
+    return images.values[..., None], labels.values.astype(np.int64)
+
+
+def _size(images: np.ndarray) -> str:
+    return " x ".join(map(str, images.shape[1:3]))

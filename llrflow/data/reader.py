@@ -1,0 +1,128 @@
+"""A prepared dataset, opened: which features hold images and labels, how many examples, and encoded examples by id."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llrflow.data.block import Data
+from llrflow.data.catalog import Prepared, find
+from llrflow.errors import DataError
+from llrflow.registry import listing, suggest
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A prepared dataset with its TFDS builder and the features that hold images and labels."""
+
+    prepared: Prepared
+    builder: DatasetBuilder
+    image_key: str
+    label_key: str
+    image_shape: tuple[int | None, int | None, int]
+    """(H, W, C); None for a size that varies."""
+    classes: int
+    class_names: tuple[str, ...]
+    """As stored, or the numbers of the classes."""
+
+
+def open_dataset(data: Data) -> Opened:
+    """The dataset of a `data:` block. Raises DataError when it is not prepared or no classification of images."""
+    prepared = find(data)
+    builder = _builder(str(prepared.directory), (prepared.directory / "dataset_info.json").stat().st_mtime_ns)
+    features: Any = builder.info.features
+    keys: Any = builder.info.supervised_keys
+    image_key, label_key = keys if keys and len(keys) == 2 else ("image", "label")
+    for role, key in (("images", image_key), ("labels", label_key)):
+        if key not in features:
+            got = f"{prepared.name} has no feature {key!r} for the {role} (it has {listing(features)})"
+            raise DataError("data.name", got, "choose a labelled image dataset")
+    image, label = features[image_key], features[label_key]
+    classes = getattr(label, "num_classes", None)
+    if not classes:
+        got = f"feature {label_key!r} of {prepared.name} is not a class label"
+        raise DataError("data.name", got, "choose a classification dataset")
+    shape = tuple(image.shape) + ((1,) if len(image.shape) == 2 else ())
+    if len(shape) != 3 or shape[-1] not in (1, 2, 3, 4):
+        got = f"feature {image_key!r} of {prepared.name} has the shape {tuple(image.shape)}"
+        raise DataError("data.name", got, "choose a dataset of images")
+    if np.dtype(image.np_dtype) != np.uint8:
+        got = f"the images of {prepared.name} are {np.dtype(image.np_dtype)}"
+        raise DataError("data.name", got, "prepare a dataset with uint8 images")
+    return Opened(prepared, builder, image_key, label_key, shape, classes, tuple(map(str, label.names)))
+
+
+def count(data: Data, dataset: Opened, split: str) -> int:
+    """Examples that a TFDS split expression selects; DataError when it is none or selects nothing."""
+    where = "data.train" if split == data.train else "data.test" if split == data.test else "split"
+    known = dataset.builder.info.splits
+    fix = f"choose from {listing(known)}, or a slice such as {next(iter(known), 'train')}[:80%]"
+    try:
+        n = known[split].num_examples
+    except (KeyError, ValueError) as error:
+        name = split.partition("[")[0]
+        if name.isidentifier() and name not in known:
+            hint = suggest(name, known)
+            close = f"{hint} or " if hint.startswith("did you mean") else ""
+            got = f"{dataset.prepared.name} has no split {name!r}"
+            raise DataError(where, got, close + fix) from None
+        raise DataError(where, f"{split!r} is not a split of {dataset.prepared.name}: {line_of(error)}", fix) from None
+    if n == 0:
+        raise DataError(where, f"{split!r} selects no examples of {dataset.prepared.name}", fix)
+    return n
+
+
+class Records:
+    """The examples of one split, read by id in any order, images still encoded."""
+
+    def __init__(self, dataset: Opened, split: str) -> None:
+        import tensorflow_datasets as tfds
+
+        self._dataset, self._split = dataset, split
+        # TFDS hides the signature behind a logging decorator.
+        open_source: Any = dataset.builder.as_data_source
+        self._source: Any = open_source(split=split, decoders={dataset.image_key: tfds.decode.SkipDecoding()})
+
+    def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
+        """(encoded images, labels int32 [.]) of some examples. Raises DataError when files or labels are damaged."""
+        dataset = self._dataset
+        try:
+            examples = self._source.__getitems__(list(ids))
+            images = [example[dataset.image_key] for example in examples]
+            labels = np.array([example[dataset.label_key] for example in examples])
+            if labels.dtype.kind not in "iu":  # array_record hands out records of a truncated file as empty ones
+                raise ValueError("records are damaged")
+        except Exception as error:  # array_record raises RuntimeError, protobuf whatever it likes
+            raise self.damaged(error) from None
+        wrong = labels[(labels < 0) | (labels >= dataset.classes)]
+        if wrong.size:
+            got = f"{self._split} has label {wrong[0]}, outside 0..{dataset.classes - 1}"
+            raise DataError(str(dataset.prepared.directory), got, "choose a split with labels")
+        return images, labels.astype(np.int32)
+
+    def damaged(self, error: Exception) -> DataError:
+        """The error for records or images that cannot be decoded."""
+        got = f"{self._split} cannot be decoded: {line_of(error)}"
+        return DataError(str(self._dataset.prepared.directory), got, "remove it and prepare it again")
+
+
+@functools.lru_cache(maxsize=8)
+def _builder(directory: str, _changed: int) -> DatasetBuilder:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # TFDS raises whatever its JSON and protobuf readers do
+        raise DataError("data.name", f"{directory} cannot be opened: {line_of(error)}", "prepare it again") from None
+
+
+def line_of(error: Exception) -> str:
+    """The first line of a message from a library."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
