@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from llrflow.registry import Chosen, Component
+from pydantic import ValidationError, model_validator
+
+from llrflow.registry import Chosen, Component, entries, listing, raise_at, validate
 
 
 class Data(Component):
@@ -23,6 +25,9 @@ class Data(Component):
     version: str | None = None
     """TFDS version; None takes the newest one that is prepared."""
 
+    options: dict[str, Any] = {}
+    """Fields of a built-in dataset: `{height: 64, width: 64}` with `name: synthetic`; each choice is prepared apart."""
+
     train: str = "train"
     """TFDS split expression of the training images, e.g. `train[:80%]`."""
 
@@ -31,6 +36,28 @@ class Data(Component):
 
     augment: dict[str, Annotated[Any, Chosen("augmentation")]] = {}
     """Augmentations of the training images by name, applied in the order written."""
+
+    @model_validator(mode="after")
+    def _options_of_the_dataset(self) -> Data:
+        if self.options:
+            self.built_in  # noqa: B018  # builds it, which checks the options
+        return self
+
+    @property
+    def built_in(self) -> Any:
+        """The built-in dataset that this names, with its options; None for any other."""
+        known = entries("dataset")
+        if self.name not in known:
+            if self.options:
+                message = f"does not apply to {self.name}; only {listing(known)} take options"
+                raise_at(("options",), self.options, "no_options", message)
+            return None
+        try:
+            return validate("dataset", {**self.options, "type": self.name})
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            message = str(problem["msg"]).replace("Input should", "should", 1)
+            raise_at(("options", *problem["loc"]), problem["input"], "options", message)
 
     @property
     def directory(self) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llrflow.data.block import Data
 from llrflow.errors import DataError
-from llrflow.registry import entries, listing, make, suggest
+from llrflow.registry import entries, listing, suggest
 
 INFO_FILE = "dataset_info.json"
 
@@ -63,10 +63,12 @@ def find(data: Data) -> Prepared:
 
     Raises DataError when there is none or the block does not single one out.
     """
-    here = [p for p in prepared(data.directory) if p.name == data.name]
-    if not here and data.name in entries("dataset"):
-        make("dataset", data.name).prepare(data.directory)
-        here = [p for p in prepared(data.directory) if p.name == data.name]
+    here, built_in = _named(data), data.built_in
+    if built_in is not None and data.config is None:
+        if not any(p.config == built_in.config for p in here):
+            built_in.prepare(data.directory)
+            here = _named(data)
+        here = [p for p in here if p.config == built_in.config]
     if not here:
         raise _not_prepared(data)
     configs = {p.config or "": p for p in here}
@@ -84,6 +86,10 @@ def find(data: Data) -> Prepared:
     return chosen
 
 
+def _named(data: Data) -> list[Prepared]:
+    return [p for p in prepared(data.directory) if p.name == data.name]
+
+
 def _not_prepared(data: Data) -> DataError:
     known = {p.name for p in prepared(data.directory)} | set(entries("dataset"))
     got = f"dataset {data.name!r} is not prepared in {data.directory} (usable there: {listing(known)})"
@@ -95,9 +101,9 @@ def _not_prepared(data: Data) -> DataError:
 def how_to_prepare(name: str, data_dir: Path) -> str:
     """What to run to get a dataset that is not there."""
     return (
-        f"run `llrflow data import {name} --format idx --from DIR` for files in MNIST's format, or, for a dataset "
-        f"of the TFDS catalogue, `tfds build {name} --file_format=array_record` on a machine with TensorFlow and a "
-        f"network, and copy the result to {data_dir / name}"
+        f"run `llrflow data import {name} --format FORMAT --from PATH` for files that you have (idx, cifar-python, "
+        f"cifar-binary, npz, folder), or, for a dataset of the TFDS catalogue, `llrflow data prepare {name}` on a "
+        f"machine with TensorFlow and a network, and copy the result to {data_dir / name}"
     )
 
 
@@ -116,5 +122,5 @@ def _check_format(dataset: Prepared) -> None:
     raise DataError(
         "data.name",
         f"{dataset.directory} is stored as {file_format}, which {why}",
-        f"prepare it as array_record: `tfds build {dataset.name} --file_format=array_record`",
+        f"remove it and prepare it as array_record: `llrflow data prepare {dataset.name}`",
     )

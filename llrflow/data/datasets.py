@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
+from llrflow.data.examples import Examples, of_chunks
 from llrflow.data.writer import write_tfds
 from llrflow.registry import Component, register
+
+_CHUNK_PIXELS = 2**21
 
 
 class Dataset(Component):
     """Base of a dataset that a `data:` block can name without anyone having prepared it."""
 
+    @property
+    def config(self) -> str | None:
+        """TFDS config that these options make; None for the defaults."""
+        return None
+
     def prepare(self, data_dir: Path) -> None:
-        """Write the TFDS dataset of this name in array_record format under `data_dir`, unless it is there."""
+        """Write the TFDS dataset of this name and config as array_record under `data_dir`, unless it is there."""
         raise NotImplementedError
 
 
@@ -46,23 +57,72 @@ class Digits(Dataset):
 
 @register("dataset", "synthetic")
 class Synthetic(Dataset):
-    """Made-up images of CIFAR-10's shape, for timing and tests: 2,048 to train on, 512 to test, 10 classes.
+    """Made-up images for timing and tests, by default of CIFAR-10's shape: 2,048 to train on, 512 to test, 10 classes.
 
-    Each class is a fixed smooth pattern; every image mixes its class's pattern with noise. Deterministic.
+    Each class is a fixed coarse pattern (4 x 4 fields); every image is 0.6 times its class's pattern plus 0.4 times
+    uniform noise, so that any network learns it. Deterministic; labels take turns.
     """
 
+    height: int = Field(32, ge=1, le=4096)
+    """Pixels from top to bottom."""
+
+    width: int = Field(32, ge=1, le=4096)
+    """Pixels from left to right."""
+
+    channels: Literal[1, 3] = 3
+    """1 for gray images, 3 for colours."""
+
+    classes: int = Field(10, ge=2, le=10_000)
+    """Number of classes."""
+
+    train: int = Field(2048, ge=1)
+    """Images to train on."""
+
+    test: int = Field(512, ge=1)
+    """Images to test on."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Another seed makes other patterns and other noise."""
+
+    @property
+    def config(self) -> str | None:
+        """`64x64x3-10-2048-512-0`: shape, classes, images to train on and to test, seed."""
+        if self == Synthetic.model_validate({}):
+            return None
+        numbers = (self.classes, self.train, self.test, self.seed)
+        return f"{self.height}x{self.width}x{self.channels}-" + "-".join(map(str, numbers))
+
     def prepare(self, data_dir: Path) -> None:
-        """Write `synthetic` under `data_dir`, unless it is there."""
-        rng = np.random.Generator(np.random.Philox(0))
-        patterns = np.kron(rng.random((10, 4, 4, 3)), np.ones((1, 8, 8, 1)))
-        labels = np.arange(2560) % 10
-        images = 0.6 * patterns[labels] + 0.4 * rng.random((2560, 32, 32, 3))
-        images = np.rint(255 * images).astype(np.uint8)
+        """Write `synthetic` under `data_dir`, unless it is there; memory does not grow with its size."""
+        splits = {"train": self._examples(0, self.train), "test": self._examples(self.train, self.test)}
         write_tfds(
             "synthetic",
             data_dir,
-            {"train": (images[:2048], labels[:2048]), "test": (images[2048:], labels[2048:])},
-            classes=10,
+            splits,
+            classes=self.classes,
             description="Made-up images: a fixed pattern per class plus noise.",
-            source={"format": "synthetic", "generator": "Philox(0)"},
+            source={"format": "synthetic", "generator": f"Philox({self.seed})"},
+            config=self.config,
+            image_shape=(self.height, self.width, self.channels),
         )
+
+    def _examples(self, first: int, count: int) -> Examples:
+        """Images number `first` and following of the endless row of them."""
+        shape = (self.height, self.width, self.channels)
+        labels = np.arange(first, first + count) % self.classes
+        chunk = max(1, _CHUNK_PIXELS // int(np.prod(shape)))
+
+        def chunks() -> Iterator[np.ndarray]:
+            rng = np.random.Generator(np.random.Philox(self.seed))
+            coarse = rng.random((self.classes, 4, 4, self.channels))
+            patterns = coarse[:, np.arange(self.height) * 4 // self.height][
+                :, :, np.arange(self.width) * 4 // self.width
+            ]
+            for start in range(0, first, chunk):  # what comes before is drawn and thrown away
+                rng.random((min(chunk, first - start), *shape))
+            for start in range(0, count, chunk):
+                some = labels[start : start + chunk]
+                noise = rng.random((len(some), *shape))
+                yield np.rint(255 * (0.6 * patterns[some] + 0.4 * noise)).astype(np.uint8)
+
+        return of_chunks((count, *shape), labels, chunks)
