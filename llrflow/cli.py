@@ -22,7 +22,7 @@ COMMANDS = {
     "evaluate": ("llrflow.commands.run", "evaluate", "Evaluate a checkpoint of a run."),
     "runs": ("llrflow.commands.runs", "runs", "List the runs in a folder, with their results."),
     "plugins": ("llrflow.commands.plugins", "plugins", "Check plugins: components of your own."),
-    "data": ("llrflow.data.commands", "data", "Import datasets and list those that are prepared."),
+    "data": ("llrflow.data.commands", "data", "Import, prepare, list and look at datasets."),
     "types": ("llrflow.commands.inspect", "types", "List every component with its fields and defaults."),
     "schema": ("llrflow.commands.inspect", "schema", "Print the JSON Schema of a spec."),
     "init": ("llrflow.commands.inspect", "init", "Write a commented starter spec."),

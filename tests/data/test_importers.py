@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,20 @@ def test_a_place_that_cannot_be_written_is_one_line(source, tmp_path):
         import_idx("tiny", source, tmp_path / "file")
 
 
+def test_too_small_a_disk_is_refused_before_anything_is_written(source, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    pixels = 45 * 6 * 5
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=pixels))
+    with pytest.raises(
+        DataError, match=r"below: has 1\.35e-06 GB left on its disk, the dataset takes about .* GB; make"
+    ):
+        import_idx("tiny", source, tmp_path / "data" / "below")
+    assert not (tmp_path / "data").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=2**18 + 20 * pixels))
+    report = import_idx("tiny", source, tmp_path / "data")
+    assert sum(path.stat().st_size for path in Path(report.directory).glob("*array_record*")) < 2**18 + 20 * pixels
+
+
 SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
@@ -240,7 +255,7 @@ def test_the_command_imports_lists_and_speaks_json(source, tmp_path):
     assert row["splits"] == {"train": 30, "test": 15} and row["image_shape"] == [6, 5, 1]
     with pytest.raises(DataError, match="--format: 'idy' is not a known format; did you mean 'idx'"):
         run("import", "tiny", "--format", "idy", "--from", source)
-    assert "Example:" in run("import", "--help").stdout
+    assert "Examples:" in run("import", "--help").stdout
 
 
 @pytest.mark.slow
