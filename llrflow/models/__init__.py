@@ -1,5 +1,5 @@
 """Models: Haiku networks from images in [0, 1] to logits."""
 
-from llrflow.models import classic, resnet
+from llrflow.models import classic, convnext, denoise, resnet, vit
 
-__all__ = ["classic", "resnet"]
+__all__ = ["classic", "convnext", "denoise", "resnet", "vit"]

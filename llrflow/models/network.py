@@ -47,12 +47,22 @@ class Network(Component):
         return getattr(jnp if self.activation == "tanh" else jax.nn, self.activation)
 
 
-def norm_layer(kind: NormType, h: jax.Array, batch_statistics: bool, name: str) -> jax.Array:
-    """Apply a norm layer. Batch statistics are those of the whole batch, over all devices; moving ones decay by 0.9."""
+def norm_layer(kind: NormType, h: jax.Array, batch_statistics: bool, name: str, zero: bool = False) -> jax.Array:
+    """Apply a norm layer, its scale starting at 1, or at 0 with `zero`.
+
+    Batch statistics are those of the whole batch, over all devices; moving ones decay by 0.9.
+    """
+    scale = jnp.zeros if zero else None
     if kind == "batch":
-        layer = hk.BatchNorm(True, True, 0.9, cross_replica_axis=AXIS if batch_statistics else None, name=name)
+        axis = AXIS if batch_statistics else None
+        layer = hk.BatchNorm(True, True, 0.9, scale_init=scale, cross_replica_axis=axis, name=name)
         return layer(h, is_training=batch_statistics)
     if kind == "group":
         groups = next(g for g in (8, 4, 2, 1) if h.shape[-1] % g == 0)
-        return hk.GroupNorm(groups, name=name)(h)
+        return hk.GroupNorm(groups, scale_init=scale, name=name)(h)
     return h
+
+
+def layer_norm(h: jax.Array, name: str) -> jax.Array:
+    """Layer norm over the channels of every place [..., C]; epsilon 1e-6 as in ViT and ConvNeXt."""
+    return hk.LayerNorm(-1, True, True, eps=1e-6, name=name)(h)

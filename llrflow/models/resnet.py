@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import haiku as hk
-import jax
-import jax.numpy as jnp
-from pydantic import Field
+from typing import Literal
 
-from llrflow.models.network import Network, NormType, Sizes, norm_layer
-from llrflow.registry import register
+import jax
+from pydantic import Field, field_validator
+
+from llrflow.models.network import Network, NormType, Sizes
+from llrflow.models.residual import STAGES, Layers, ResidualNetwork, Stem, pooled_logits, positions
+from llrflow.registry import invalid, register
 
 
 @register("model", "resnet")
@@ -30,16 +31,111 @@ class ResNet(Network):
 
     def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
         """Logits [B,K]."""
-        bias = self.norm == "none"
-        h = hk.Conv2D(self.widths[0], 3, with_bias=bias, name="stem")(h)
-        for stage, width in enumerate(self.widths):
-            for block in range(self.blocks):
-                name, stride = f"stage{stage}_block{block}", 2 if stage > 0 and block == 0 else 1
-                out = self.act(norm_layer(self.norm, h, batch_statistics, f"{name}_norm1"))
-                if stride > 1 or h.shape[-1] != width:
-                    h = hk.Conv2D(width, 1, stride=stride, with_bias=False, name=f"{name}_shortcut")(out)
-                out = hk.Conv2D(width, 3, stride=stride, with_bias=bias, name=f"{name}_conv1")(out)
-                out = self.act(norm_layer(self.norm, out, batch_statistics, f"{name}_norm2"))
-                h = h + hk.Conv2D(width, 3, with_bias=bias, name=f"{name}_conv2")(out)
-        h = self.act(norm_layer(self.norm, h, batch_statistics, "final_norm"))
-        return hk.Linear(classes, name="logits")(jnp.mean(h, axis=(1, 2)))
+        layers = Layers(self.norm, self.act, batch_statistics, w_init=None)
+        h = layers.conv(h, self.widths[0], 3, "stem")
+        for stage, block, width, stride in positions(self.widths, [self.blocks] * len(self.widths)):
+            h = layers.pre_basic(h, width, stride, f"stage{stage}_block{block}_")
+        return pooled_logits(layers.activated(h, "final_norm"), classes)
+
+
+@register("model", "wide_resnet")
+class WideResNet(ResidualNetwork):
+    """Wide residual network WRN-depth-width (Zagoruyko & Komodakis 2016): 28-8, 28-10, 34-10, 40-8, 70-16.
+
+    Three stages of (depth - 4) / 6 pre-activation blocks, 16, 32 and 64 times `width` channels; no dropout.
+    WRN-28-10 has 36,479,194 parameters for 10 classes.
+    """
+
+    depth: int = 28
+    """Layers with weights on the longest path: 6 n + 4."""
+
+    width: int = Field(default=10, ge=1)
+    """Multiplies the channels of every stage."""
+
+    @field_validator("depth")
+    @classmethod
+    def _whole_blocks(cls, depth: int) -> int:
+        if depth < 10 or depth % 6 != 4:
+            raise invalid("depth", "is no depth of a wide residual network; give 6 n + 4, such as 28, 34, 40, 70")
+        return depth
+
+    def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
+        """Logits [B,K]."""
+        layers = self.layers(batch_statistics)
+        h = self.stemmed(h, layers, 16, activated=False)
+        widths = [self.width * channels for channels in (16, 32, 64)]
+        h = layers.staged(h, Layers.pre_basic, widths, [(self.depth - 4) // 6] * 3)
+        return pooled_logits(layers.activated(h, "final_norm"), classes)
+
+
+class _StagedResNet(ResidualNetwork):
+    width: int = Field(default=64, ge=1)
+    """Channels of the first stage's 3x3 convolutions; they double with every stage. Published: 64."""
+
+    @property
+    def widths(self) -> list[int]:
+        """Of all stages."""
+        return [self.width * 2**stage for stage in range(4)]
+
+
+@register("model", "resnet_v2")
+class ResNetV2(_StagedResNet):
+    """Pre-activation residual network (He et al. 2016b): norm and activation before every convolution.
+
+    Depths 18 and 34 are made of two 3x3 convolutions, the others of bottlenecks with the stride in the 3x3
+    convolution. The last stage is followed by a norm layer and an activation.
+    """
+
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    """Layers with weights on the longest path."""
+
+    stem: Stem = "imagenet"
+    """First layers: a 3x3 convolution, or a 7x7 one of stride 2 and 3x3 max pooling of stride 2."""
+
+    def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
+        """Logits [B,K]."""
+        layers = self.layers(batch_statistics)
+        h = self.stemmed(h, layers, self.width, activated=False)
+        block = Layers.pre_basic if self.depth < 50 else Layers.pre_bottleneck
+        h = layers.staged(h, block, self.widths, STAGES[self.depth])
+        return pooled_logits(layers.activated(h, "final_norm"), classes)
+
+
+@register("model", "preact_resnet")
+class PreActResNet(ResNetV2):
+    """`resnet_v2` as it is used on CIFAR-10: by default depth 18, a 3x3 stem, 11,172,170 parameters for 10 classes."""
+
+    depth: Literal[18, 34, 50] = 18
+    """Layers with weights on the longest path."""
+
+    stem: Stem = "cifar"
+    """First layers: a 3x3 convolution, or a 7x7 one of stride 2 and 3x3 max pooling of stride 2."""
+
+
+@register("model", "resnet_v1")
+class ResNetV1(_StagedResNet):
+    """Post-activation residual network (He et al. 2016a), "v1.5": bottlenecks have their stride in the 3x3 convolution.
+
+    Depths 18 and 34 are made of two 3x3 convolutions, the others of bottlenecks. For 1000 classes depth 50 has
+    25,557,032 parameters and depth 152 60,192,808.
+    """
+
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    """Layers with weights on the longest path."""
+
+    stem: Stem = "imagenet"
+    """First layers: a 3x3 convolution, or a 7x7 one of stride 2 and 3x3 max pooling of stride 2."""
+
+    def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
+        """Logits [B,K]."""
+        layers = self.layers(batch_statistics)
+        h = self.stemmed(h, layers, self.width, activated=True)
+        block = Layers.post_basic if self.depth < 50 else Layers.post_bottleneck
+        h = layers.staged(
+            h, block, self.widths, STAGES[self.depth], lambda h, stage: self.after_stage(layers, h, stage)
+        )
+        return pooled_logits(h, classes)
+
+    def after_stage(self, layers: Layers, h: jax.Array, stage: int) -> jax.Array:
+        """What follows a stage's last block: nothing here."""
+        return h

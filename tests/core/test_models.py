@@ -25,9 +25,9 @@ def variables_of(model, image_shape, classes=10):
     return jax.tree.map(lambda leaf: leaf[0], variables)
 
 
-def size(model, image_shape):
+def size(model, image_shape, classes=10):
     def init(key):
-        return network_of(model, 10).init(key, jnp.zeros((2, *image_shape)), True)[0]
+        return network_of(model, classes).init(key, jnp.zeros((2, *image_shape)), True)[0]
 
     shapes = jax.eval_shape(jax.vmap(init, axis_name=AXIS), jax.random.split(jax.random.key(0), 1))
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
@@ -79,6 +79,10 @@ MODELS = [
     {"type": "cnn", "channels": [4], "dense": 0, "norm": "batch"},
     {"type": "resnet", "widths": [4, 8], "norm": "batch"},
     {"type": "resnet", "widths": [4, 8], "norm": "group"},
+    {"type": "wide_resnet", "depth": 10, "width": 1, "norm": "batch"},
+    {"type": "denoise_resnet", "depth": 18, "width": 2, "norm": "batch", "stem": "imagenet"},
+    {"type": "convnext", "depths": [1], "widths": [8], "patch": 2, "layer_scale": 1},
+    {"type": "vit", "patch": 3, "width": 8, "depth": 1, "heads": 2},
 ]
 
 
