@@ -15,6 +15,7 @@ from llrflow.program.step import network_of
 
 CNN = {"type": "cnn", "channels": [4, 8], "dense": 16}
 RESNET = {"type": "resnet", "widths": [8], "norm": "batch"}
+WIDE = {"type": "wide_resnet", "depth": 10, "width": 1, "activation": "silu"}
 SGD = {"type": "sgd", "learning_rate": 0.05, "momentum": 0.9}
 
 
@@ -43,24 +44,32 @@ def test_bfloat16_changes_loss_and_linearity_error_little(load, train, batch_of,
     assert jax.tree.map(lambda leaf: leaf.dtype, kept) == jax.tree.map(lambda leaf: leaf.dtype, after)
 
 
-def test_bfloat16_computes_products_in_half_the_bits_and_norms_in_all(load):
-    program = compiled(load, model=RESNET)
-    network = network_of(program.spec.model, 10, "bfloat16")
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize("model", [RESNET, WIDE], ids=["resnet", "repeated blocks"])
+def test_bfloat16_computes_products_in_half_the_bits_and_norms_in_all(load, model):
+    program = compiled(load, model=model)
     state, _, _, _ = program._abstract_step()
     images = jax.ShapeDtypeStruct((4, *program.image_shape), jnp.float32)
-
-    def apply(params, model_state, images):
-        return network.apply(params, model_state, None, images, False)[0]
-
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (state.params, state.model_state))
-    made = jax.make_jaxpr(apply)(*one, images)
-    kinds = {}
-    for equation in made.jaxpr.eqns:
-        for inner in [equation, *(e for sub in jaxprs_in_params(equation.params) for e in sub.eqns)]:
-            kinds.setdefault(inner.primitive.name, set()).update(v.aval.dtype.name for v in inner.invars)
-    assert kinds["conv_general_dilated"] == {"bfloat16"}
-    assert kinds["rsqrt"] == {"float32"}
-    assert made.out_avals[0].dtype == jnp.float32
+
+    def kinds(precision):
+        network = network_of(program.spec.model, 10, precision)
+        made = jax.make_jaxpr(lambda params, kept, x: network.apply(params, kept, None, x, False)[0])(*one, images)
+        found = {}
+        for equation in equations(made.jaxpr):
+            found.setdefault(equation.primitive.name, set()).update(v.aval.dtype.name for v in equation.invars)
+        assert made.out_avals[0].dtype == jnp.float32
+        return found
+
+    half, whole = kinds("bfloat16"), kinds("float32")
+    assert half["conv_general_dilated"] == {"bfloat16"} and half["rsqrt"] == {"float32"}
+    assert whole["conv_general_dilated"] == {"float32"}  # traced in the other precision before
 
 
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(load, train):
