@@ -1,5 +1,5 @@
 """Datasets, batches and augmentations; importing this registers the built-in ones."""
 
-from llrflow.data import augment, datasets
+from llrflow.data import augment, color, crops, datasets, rand_augment
 
-__all__ = ["augment", "datasets"]
+__all__ = ["augment", "color", "crops", "datasets", "rand_augment"]
