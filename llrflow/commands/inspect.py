@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from llrflow.cli import json_option, print_json, spec_argument
+
+NOT_PREPARED = (
+    "{name} is not prepared: its facts come from llrflow's table of well-known datasets; `run` needs the data"
+)
 
 
 @click.command()
@@ -22,62 +27,98 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     Example:
       llrflow validate specs/quickstart.yaml --set train.batch_size=63
     """
+    from llrflow.data.known import describe_or_known
     from llrflow.program.compile import compile_spec
     from llrflow.spec.load import load_spec
     from llrflow.spec.resolve import spec_hash
 
-    program = compile_spec(load_spec(str(spec), changes))
+    program = compile_spec(load_spec(str(spec), changes), facts_of=describe_or_known)
     if as_json:
-        print_json({"hash": spec_hash(program.spec), "spec": program.spec.model_dump()})
+        print_json({"hash": spec_hash(program.spec), "spec": program.spec.model_dump(), "facts": program.facts.source})
         return
     click.echo(f"{spec} is valid: {program.steps} steps on {len(program.devices)} {program.devices.platform} device(s)")
+    if program.facts.source == "table":
+        click.echo(NOT_PREPARED.format(name=program.facts.name))
 
 
 @click.command()
 @spec_argument
-@click.option("--devices", type=click.IntRange(min=1), help="Plan for this many local devices.")
+@click.option("--devices", type=click.IntRange(min=1), help="Plan for this many devices; there may be fewer here.")
 @click.option("--measure", is_flag=True, help="Also time this spec's step and the plain cross-entropy step.")
+@click.option(
+    "--compile/--estimate",
+    "compiled",
+    default=None,
+    help="With or without XLA's figures; default unless that takes long.",
+)
 @json_option
-def plan(spec: Path, changes: dict[str, Any], devices: int | None, measure: bool, as_json: bool) -> None:
+def plan(
+    spec: Path, changes: dict[str, Any], devices: int | None, measure: bool, compiled: bool | None, as_json: bool
+) -> None:
     """Show what SPEC costs: parameters, steps, forward-equivalents by part, flops, memory, and with --measure time.
 
+    Needs no data where the dataset is a well-known one.
+
     \b
-    Example:
+    Examples:
       llrflow plan specs/quickstart.yaml --measure
+      llrflow plan specs/imagenet_llr_resnet152.yaml --devices 128
     """
-    from llrflow.program.compile import compile_spec
     from llrflow.program.cost import plan as make_plan
+    from llrflow.program.estimate import program_of_share
     from llrflow.spec.load import load_spec
 
-    loaded = load_spec(str(spec), changes if devices is None else {**changes, "devices.count": devices})
-    result = make_plan(compile_spec(loaded), loaded, measure)
+    loaded = load_spec(str(spec), changes)
+    program, count = program_of_share(loaded, loaded.devices.count if devices is None else devices)
+    result = make_plan(program, count, measure, compiled)
     if as_json:
         print_json(result)
         return
+    for line in _plan_lines(result):
+        click.echo(line)
+    if result["facts"] == "table":
+        click.echo(NOT_PREPARED.format(name=program.facts.name))
+
+
+def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
     height, width, channels = result["image_shape"]
-    click.echo(
-        f"{result['parameters']:,} parameters, images {height} x {width} x {channels}, {result['classes']} classes"
-    )
-    click.echo(
+    yield f"{result['parameters']:,} parameters, images {height} x {width} x {channels}, {result['classes']} classes"
+    yield (
         f"{result['steps']:,} steps of {result['batch_size']} images, "
         f"{result['per_device_batch']} on each of {result['devices']} {result['platform']} device(s)"
     )
-    click.echo("cost of a step in passes over the network, each about one forward pass (F):")
-    click.echo(f"  {'':<42} {'forward':>8} {'backward':>8} {'derivative':>10} {'F':>5}")
+    yield "cost of a step in passes over the network, each about one forward pass (F):"
+    yield f"  {'':<42} {'forward':>8} {'backward':>8} {'derivative':>10} {'F':>5}"
     for part, count in result["passes"].items():
         cells = f"{count['forward']:>8} {count['backward']:>8} {count['derivative']:>10}"
-        click.echo(f"  {part:<42} {cells} {result['forward_equivalents'][part]:>5}")
+        yield f"  {part:<42} {cells} {result['forward_equivalents'][part]:>5}"
     total, plain = result["forward_equivalents_per_step"], result["forward_equivalents_of_cross_entropy"]
-    click.echo(f"  {'total':<71} {total:>5} = {total / plain:.2f} x a cross-entropy step")
-    click.echo(f"  search steps {result['search_steps']}; XLA counts {result['xla_forward_equivalents']:.1f} F")
-    flops, memory = result["xla_flops_per_step_and_device"], result["xla_memory_bytes_per_device"]
-    click.echo(f"XLA, per device: {flops / 1e9:.3g} Gflop a step, {memory / 2**20:.0f} MiB")
-    if measure:
+    yield f"  {'total':<71} {total:>5} = {total / plain:.2f} x a cross-entropy step"
+    by_xla = "xla_forward_equivalents" in result
+    counted = f"; XLA counts {result['xla_forward_equivalents']:.1f} F" if by_xla else ""
+    yield f"  search steps {result['search_steps']}{counted}"
+    if by_xla:
+        flops, memory = result["xla_flops_per_step_and_device"], result["xla_memory_bytes_per_device"]
+        yield f"XLA, per device: {flops / 1e9:.3g} Gflop a step, {memory / 2**20:.0f} MiB"
+    yield from _estimate_lines(result)
+    if "measured" in result:
         times = result["measured"]
-        click.echo(
+        yield (
             f"measured: {times['step'] * 1e3:.1f} ms a step, cross-entropy {times['cross_entropy_step'] * 1e3:.1f} ms, "
             f"ratio {times['ratio']:.2f} ({times['ratio_min']:.2f} to {times['ratio_max']:.2f})"
         )
+
+
+def _estimate_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Estimates from one forward pass: F times its flops, and memory by part."""
+    flops, memory = result["estimated_flops_per_step_and_device"], result["estimated_memory_bytes_per_device"]
+    total = result["estimated_flops_of_training"]
+    yield (
+        f"estimated from one forward pass of {result['forward_flops_per_image'] / 1e9:.3g} Gflop an image: "
+        f"{flops / 1e9:.3g} Gflop a step and device, {total:.3g} flop in all"
+    )
+    parts = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in memory.items())
+    yield f"estimated memory per device: {sum(memory.values()) / 2**20:.0f} MiB ({parts})"
 
 
 @click.command()

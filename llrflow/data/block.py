@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from llrflow.registry import Chosen, Component, entries, listing, raise_at, validate
 
@@ -33,6 +33,10 @@ class Data(Component):
 
     test: str = "test"
     """TFDS split expression of the images to evaluate on, e.g. `train[80%:]`."""
+
+    image_size: Annotated[int | None, Field(ge=1)] = None
+    """Side in pixels of the images to train on, where those of the dataset vary in size (imagenet2012, imagenette).
+    So far `validate` and `plan` alone can use it."""
 
     augment: dict[str, Annotated[Any, Chosen("augmentation")]] = {}
     """Augmentations of the training images by name, applied in the order written."""

@@ -16,6 +16,7 @@ from llrflow.registry import listing, suggest
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
+    from tensorflow_datasets.core.splits import SplitDict
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,23 @@ def open_dataset(data: Data) -> Opened:
 def count(data: Data, dataset: Opened, split: str) -> int:
     """Examples that a TFDS split expression selects; DataError when it is none or selects nothing."""
     where = "data.train" if split == data.train else "data.test" if split == data.test else "split"
-    known = dataset.builder.info.splits
+    return selected(dataset.builder.info.splits, split, dataset.prepared.name, where)
+
+
+def selected(known: SplitDict, split: str, name: str, where: str) -> int:
+    """How many examples a split expression selects; DataError at `where` when it is none or selects nothing."""
     fix = f"choose from {listing(known)}, or a slice such as {next(iter(known), 'train')}[:80%]"
     try:
         n = known[split].num_examples
     except (KeyError, ValueError) as error:
-        name = split.partition("[")[0]
-        if name.isidentifier() and name not in known:
-            hint = suggest(name, known)
+        part = split.partition("[")[0]
+        if part.isidentifier() and part not in known:
+            hint = suggest(part, known)
             close = f"{hint} or " if hint.startswith("did you mean") else ""
-            got = f"{dataset.prepared.name} has no split {name!r}"
-            raise DataError(where, got, close + fix) from None
-        raise DataError(where, f"{split!r} is not a split of {dataset.prepared.name}: {line_of(error)}", fix) from None
+            raise DataError(where, f"{name} has no split {part!r}", close + fix) from None
+        raise DataError(where, f"{split!r} is not a split of {name}: {line_of(error)}", fix) from None
     if n == 0:
-        raise DataError(where, f"{split!r} selects no examples of {dataset.prepared.name}", fix)
+        raise DataError(where, f"{split!r} selects no examples of {name}", fix)
     return n
 
 

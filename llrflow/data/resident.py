@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -56,6 +57,8 @@ class DatasetFacts:
     """Examples that the block's `train` expression selects."""
     test: int
     """Examples that the block's `test` expression selects."""
+    source: Literal["prepared", "table"] = "prepared"
+    """Whether the dataset was looked at, or is not there and stands in `llrflow.data.known`."""
 
 
 def describe(data: Data) -> DatasetFacts:
@@ -107,6 +110,9 @@ def _open(data: Data) -> tuple[Opened, tuple[int, int, int]]:
     if height is None or width is None:
         got = f"the images of {dataset.prepared.name} vary in size (shape {dataset.image_shape})"
         raise DataError("data.name", got, "prepare a dataset whose images have one size")
+    if data.image_size not in (None, height):
+        got = f"= {data.image_size} but the images of {dataset.prepared.name} are {height} x {width}"
+        raise DataError("data.image_size", got, "leave it out: images of one size are not resized")
     return dataset, (height, width, channels)
 
 

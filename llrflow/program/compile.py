@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
+import haiku as hk
 import jax
 import numpy as np
 import optax
@@ -18,6 +19,7 @@ from llrflow.ascent import plan_steps
 from llrflow.attacks.base import Attack
 from llrflow.attacks.network import Lanes, Network, example_of
 from llrflow.attacks.program import AttackProgram
+from llrflow.data.block import Data
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError, LlrflowError
 from llrflow.guard import placed
@@ -109,11 +111,28 @@ class Program:
         state = jax.eval_shape(self._compiled.init, self._seed, self._numbers(0))
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), state)
 
-    def probes(self) -> list[Probe]:
-        """The probe of each computation of the gradient in one step, which knows what was asked; traced, not run."""
+    def probes(self, network: hk.TransformedWithState | None = None) -> list[Probe]:
+        """The probe of each computation of the gradient in one step, which knows what was asked; traced, not run.
+
+        `network` stands in for the model, whose own step may take minutes to trace.
+        """
         made: list[Probe] = []
-        jax.eval_shape(self.devices.pmap(partial(self._compiled.step, observe=made.append)), *self._abstract_step())
+        step = partial(self._compiled.step, observe=made.append, network=network)
+        jax.eval_shape(self.devices.pmap(step), *self._abstract_step(network))
         return made
+
+    def training_pass(self) -> Any:
+        """(logits, what their derivative for parameters and images keeps) of one training batch; traced, not run."""
+        state, batch, _, _ = self._abstract_step()
+
+        def run(params: Any, model_state: Any, images: jax.Array) -> Any:
+            def apply(params: Any, images: jax.Array) -> Any:
+                return self._compiled.network.apply(params, model_state, None, images, True)
+
+            return jax.vjp(apply, params, images, has_aux=True)[:2]
+
+        images = jax.ShapeDtypeStruct(batch.images.shape, np.float32)
+        return jax.eval_shape(self.devices.pmap(run), state.params, state.model_state, images)
 
     def lowered_step(self) -> Any:
         """The training step lowered for abstract arguments, for cost analysis."""
@@ -125,8 +144,9 @@ class Program:
         images = jax.ShapeDtypeStruct(batch.images.shape, np.float32)
         return self._compiled.predict.lower((state.params, state.model_state), images)
 
-    def _abstract_step(self) -> tuple[TrainState, Batch, Any, Any]:
-        state = jax.eval_shape(self._compiled.init, self._seed, self._numbers(0))
+    def _abstract_step(self, network: hk.TransformedWithState | None = None) -> tuple[TrainState, Batch, Any, Any]:
+        init = self.devices.pmap(partial(self._compiled.initialise, network=network))
+        state = jax.eval_shape(init, self._seed, self._numbers(0))
         size = (len(self.devices), self.spec.train.batch_size // len(self.devices))
         batch = Batch(
             jax.ShapeDtypeStruct((*size, *self.image_shape), np.uint8),
@@ -139,15 +159,15 @@ class Program:
         return self.devices.replicate(self.inputs.at(step))  # type: ignore[return-value]
 
 
-def compile_spec(spec: Spec, training: bool = True) -> Program:
+def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], DatasetFacts] = describe) -> Program:
     """Resolve a spec against its dataset and devices, and prepare its programs (compiled when first run).
 
     Without `devices.count` it takes all devices, on CPU as many as the batch divides over if that leaves less
     than half of the cores idle. Raises DataError when the dataset is not prepared, SpecError when spec, data
-    and devices do not fit; without `training` the training batch may be any.
+    and devices do not fit; without `training` the training batch may be any. `facts_of` finds the dataset.
     """
     with located(spec):
-        facts = describe(spec.data)
+        facts = facts_of(spec.data)
         resolved = resolve(spec, facts)
         devices = Devices(spec.devices.count)
     size, count = spec.train.batch_size, len(devices)
@@ -255,7 +275,7 @@ class _Compiled:
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm
 
-        def pieces(values: jax.Array, network: Any = self.network) -> Pieces:
+        def pieces(values: jax.Array, network: hk.TransformedWithState) -> Pieces:
             bound = bind(spec, {name: values[i] for i, name in enumerate(names)})
             optimizer = bound.optimizer.build()
             if bound.optimizer.clip_norm is not None:
@@ -272,14 +292,14 @@ class _Compiled:
                 by=plan.inside,
             )
 
-        def init(seed: jax.Array, values: jax.Array) -> TrainState:
-            return initialise(pieces(values), facts.image_shape, seed)
+        def init(seed: jax.Array, values: jax.Array, network: Any = None) -> TrainState:
+            return initialise(pieces(values, network or self.network), facts.image_shape, seed)
 
-        def step(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array, **options: Any) -> Any:
-            return train_step(pieces(values, trained), state, batch, seed, **options)
+        def step(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array, network: Any = None, **options):
+            return train_step(pieces(values, network or trained), state, batch, seed, **options)
 
+        self.initialise, self.step = init, step
         self.init = devices.pmap(init)
-        self.step = step
         self.train = devices.pmap(step, donate=(0,))
         self.predict = devices.pmap(partial(_predict, self.network))
 

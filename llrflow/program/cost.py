@@ -10,14 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from llrflow.data.known import describe_or_known
 from llrflow.objective import Objective
-from llrflow.probe import Pass
+from llrflow.probe import Pass, Probe
 from llrflow.program.compile import Program, compile_spec
+from llrflow.program.estimate import memory, stand_in
 from llrflow.program.state import Batch
 from llrflow.spec.schema import Spec
 
 CROSS_ENTROPY = 3
 """Forward-equivalents of a cross-entropy step: one pass and its derivatives for inputs and parameters."""
+
+COMPILED_UP_TO = 1000
+"""Arrays of parameters times forward-equivalents of a step that `plan` compiles to look at it."""
 
 
 class Count(NamedTuple):
@@ -50,7 +55,7 @@ def parts(program: Program) -> dict[str, Count]:
     backward for a term of the perturbed pass. Comparing iterates or restarts costs one forward pass more a restart.
     """
     found: dict[str, Count] = {}
-    for probe in program.probes():
+    for probe in probes_of(program):
         for name, asked in probe.searches.items():
             search = program.spec.objective.perturbations[name]
             step = functools.reduce(Count.plus, of_passes(asked, reverse=1).values(), Count())
@@ -61,6 +66,11 @@ def parts(program: Program) -> dict[str, Count]:
         for part, count in of_passes(probe.passes.values()).items():
             found[part] = found.get(part, Count()).plus(count)
     return found
+
+
+def probes_of(program: Program) -> list[Probe]:
+    """Those of a step whose network is a stand-in, which is traced in no time."""
+    return program.probes(stand_in(program.classes, bool(jax.tree.leaves(program.abstract_state().model_state))))
 
 
 def of_passes(passes: Iterable[Pass], reverse: int = 2) -> dict[str, Count]:
@@ -102,41 +112,65 @@ def measure(program: Program, plain: Program, rounds: int = 7) -> dict[str, floa
 
 def plain_program(spec: Spec) -> Program:
     """The same spec with nothing but the cross-entropy of clean images as its objective."""
-    return compile_spec(spec.model_copy(update={"objective": Objective()}))
+    return compile_spec(spec.model_copy(update={"objective": Objective()}), facts_of=describe_or_known)
 
 
-def plan(program: Program, spec: Spec, timed: bool) -> dict[str, Any]:
-    """Everything that `llrflow plan` prints."""
-    state = program.abstract_state()
-    counts = parts(program)
-    step = program.lowered_step().compile()
-    flops, forward = (_flops(compiled) for compiled in (step, program.lowered_forward().compile()))
-    memory = step.memory_analysis()
+def plan(program: Program, count: int, timed: bool, compiled: bool | None = None) -> dict[str, Any]:
+    """Everything that `llrflow plan` prints, for `count` devices with the share of the program's devices each.
+
+    `compiled` adds XLA's flops and memory; None does where that takes no longer than about a minute on 2 cores.
+    """
+    state, counts = program.abstract_state(), parts(program)
+    total = sum(part.total for part in counts.values())
+    if compiled is None:
+        compiled = total * len(jax.tree.leaves(state.params)) <= COMPILED_UP_TO
+    share = program.spec.train.batch_size // len(program.devices)
+    forward = _flops(program.lowered_forward())
     result = {
         "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(state.params))),
         "image_shape": list(program.image_shape),
         "classes": program.classes,
         "training_images": program.facts.train,
         "test_images": program.facts.test,
+        "facts": program.facts.source,
         "steps": program.steps,
-        "batch_size": program.spec.train.batch_size,
-        "devices": len(program.devices),
+        "batch_size": share * count,
+        "devices": count,
         "platform": program.devices.platform,
-        "per_device_batch": program.spec.train.batch_size // len(program.devices),
-        "passes": {name: count._asdict() for name, count in counts.items()},
-        "forward_equivalents": {name: count.total for name, count in counts.items()},
-        "forward_equivalents_per_step": sum(count.total for count in counts.values()),
+        "per_device_batch": share,
+        "passes": {name: part._asdict() for name, part in counts.items()},
+        "forward_equivalents": {name: part.total for name, part in counts.items()},
+        "forward_equivalents_per_step": total,
         "forward_equivalents_of_cross_entropy": CROSS_ENTROPY,
         "search_steps": sum(p.steps * p.restarts for p in program.spec.objective.perturbations.values()),
+        "forward_flops_per_image": forward / share,
+        "estimated_flops_per_step_and_device": forward * total,
+        "estimated_flops_of_training": forward * total * count * program.steps,
+        "estimated_memory_bytes_per_device": memory(program, _kept(program))._asdict(),
+        **(_by_xla(program) if compiled else {}),
+    }
+    return {**result, "measured": measure(program, plain_program(program.spec))} if timed else result
+
+
+def _kept(program: Program) -> int:
+    """Passes whose residuals an objective keeps at once: those that are differentiated, and their slopes."""
+    computed = [sum(made.differentiated + made.slopes for made in p.passes.values()) for p in probes_of(program)]
+    return max(computed)
+
+
+def _by_xla(program: Program) -> dict[str, Any]:
+    step = program.lowered_step().compile()
+    flops, forward = (_flops(compiled) for compiled in (step, program.lowered_forward().compile()))
+    found = step.memory_analysis()
+    return {
         "xla_flops_per_step_and_device": flops,
         "xla_forward_equivalents": flops / forward,
-        "xla_memory_bytes_per_device": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+        "xla_memory_bytes_per_device": found.temp_size_in_bytes + found.argument_size_in_bytes,
     }
-    return {**result, "measured": measure(program, plain_program(spec))} if timed else result
 
 
-def _flops(compiled: Any) -> float:
-    analysis = compiled.cost_analysis()
+def _flops(program: Any) -> float:
+    analysis = program.cost_analysis()  # of a lowered or compiled function: the share of one device
     return float((analysis[0] if isinstance(analysis, list) else analysis)["flops"])
 
 

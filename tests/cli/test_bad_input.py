@@ -48,7 +48,7 @@ SPECS = {
         [r"train\.batch_size = 63 does not divide over 2 devices", "try 64"],
     ),
     "batch over examples": ({"train.batch_size": 2000}, [r"train\.batch_size", "2000", "1437", "use at most 1437"]),
-    "dataset": ({"data.name": "cifar10"}, [r"data\.name", "'cifar10' is not prepared", "llrflow data import cifar10"]),
+    "dataset": ({"data.name": "kmnist"}, [r"data\.name", "'kmnist' is not prepared", "llrflow data import kmnist"]),
     "train split": ({"data.train": "trian"}, [r"data\.train", "no split 'trian'", "did you mean 'train'"]),
     "test split": ({"data.test": "validation"}, [r"data\.test", "no split 'validation'", "choose from test, train"]),
     "unknown perturbation": (
@@ -272,8 +272,12 @@ COMMANDS = {
     "init over a file": (["init", "{spec}"], r"error: .*spec\.yaml: exists; choose another name"),
     "init nowhere": (["init", "absent/a.yaml"], r"error: absent/a\.yaml: has no parent folder; create absent first"),
     "devices": (
-        ["plan", "{spec}", "--devices", "64"],
+        ["validate", "{spec}", "--set", "devices.count=64"],
         r"error: --set devices\.count: devices\.count = 64 but JAX started with 4 cpu device\(s\); .*",
+    ),
+    "devices of a plan": (
+        ["plan", "{spec}", "--devices", "60"],
+        r"error: .*spec\.yaml:\d+:\d+: train\.batch_size = 64 does not divide over 60 devices; try 120",
     ),
 }
 

@@ -8,7 +8,7 @@ differentiated.
 import pytest
 
 import llrflow
-from llrflow.program.cost import CROSS_ENTROPY, Count, parts
+from llrflow.program.cost import CROSS_ENTROPY, Count, parts, probes_of
 
 PGD = {"p": {"steps": 7}}
 AT_PGD = {"type": "cross_entropy", "at": "p"}
@@ -88,6 +88,10 @@ def counted(program):
     return total
 
 
+def asked(probes):
+    return [(list(probe.passes.values()), probe.searches) for probe in probes]
+
+
 def convolutions(program):
     return program.lowered_step().as_text().count("stablehlo.convolution")
 
@@ -96,6 +100,7 @@ def convolutions(program):
 def test_the_count_is_what_the_step_computes(objective, count, ends, program):
     made = program(objective)
     assert counted(made) == count
+    assert asked(made.probes()) == asked(probes_of(made)) != []
     assert convolutions(made) == 2 * count.total - ends
 
 
