@@ -34,6 +34,7 @@ from llrflow.program.step import (
     initialise,
     network_of,
     predict,
+    stand_in,
     train_step,
     updating_pass,
 )
@@ -120,6 +121,10 @@ class Program:
         step = partial(self._compiled.step, observe=made.append, network=network)
         jax.eval_shape(self.devices.pmap(step), *self._abstract_step(network))
         return made
+
+    def stand_in(self) -> hk.TransformedWithState:
+        """A quick network with moving statistics if the model has some."""
+        return stand_in(self.classes, bool(jax.tree.leaves(self.abstract_state().model_state)))
 
     def training_pass(self) -> Any:
         """(logits, what their derivative for parameters and images keeps) of one training batch; traced, not run."""
@@ -218,7 +223,9 @@ def _check_objective(program: Program) -> None:
         with placed(f"evaluate.attacks.{name}"):
             program.trace_attack(attack)
     try:
-        kinds = program.probes()[-1].states  # the last computation of the gradient is the one that counts
+        kinds = program.probes(None if spec.plugins else program.stand_in())[
+            -1
+        ].states  # the last computation of the gradient is the one that counts
     except LlrflowError:
         raise
     except Exception as error:  # raised while differentiating, outside any call of the plugin

@@ -14,7 +14,7 @@ from llrflow.data.known import describe_or_known
 from llrflow.objective import Objective
 from llrflow.probe import Pass, Probe
 from llrflow.program.compile import Program, compile_spec
-from llrflow.program.estimate import memory, stand_in
+from llrflow.program.estimate import memory
 from llrflow.program.state import Batch
 from llrflow.spec.schema import Spec
 
@@ -70,7 +70,7 @@ def parts(program: Program) -> dict[str, Count]:
 
 def probes_of(program: Program) -> list[Probe]:
     """Those of a step whose network is a stand-in, which is traced in no time."""
-    return program.probes(stand_in(program.classes, bool(jax.tree.leaves(program.abstract_state().model_state))))
+    return program.probes(program.stand_in())
 
 
 def of_passes(passes: Iterable[Pass], reverse: int = 2) -> dict[str, Count]:

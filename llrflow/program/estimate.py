@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llrflow.data.known import describe_or_known
-from llrflow.models.network import norm_layer
 from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.devices import Devices
 from llrflow.spec.load import at
@@ -28,16 +25,6 @@ class Memory(NamedTuple):
     images: int
     activations: int
     """What the passes of the objective keep for their derivatives; the largest part, and the least certain."""
-
-
-def stand_in(classes: int, stateful: bool) -> hk.TransformedWithState:
-    """A network that is quick to trace, with moving statistics or without; enough to count what is asked of one."""
-
-    def logits(images: jax.Array, batch_statistics: bool) -> jax.Array:
-        pooled = jnp.mean(images, axis=(1, 2))
-        return hk.Linear(classes)(norm_layer("batch" if stateful else "none", pooled, batch_statistics, "norm"))
-
-    return hk.transform_with_state(logits)
 
 
 def memory(program: Program, kept: int) -> Memory:

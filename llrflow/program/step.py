@@ -18,7 +18,7 @@ from llrflow.errors import PluginError
 from llrflow.gradients import Gradient
 from llrflow.guard import described, guarded, placed, shaped, structure_of
 from llrflow.keys import example_keys, purpose_key
-from llrflow.models.network import AXIS
+from llrflow.models.network import AXIS, norm_layer
 from llrflow.models.precision import Precision, in_precision
 from llrflow.objective import Objective
 from llrflow.probe import ApplyFn, Probe
@@ -57,6 +57,16 @@ def network_of(model: Any, classes: int, precision: Precision = "float32") -> hk
             return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
 
     return hk.transform_with_state(in_precision(logits, precision))
+
+
+def stand_in(classes: int, stateful: bool) -> hk.TransformedWithState:
+    """A network that is quick to trace, with moving statistics or without; enough to count what is asked of one."""
+
+    def logits(images: jax.Array, batch_statistics: bool) -> jax.Array:
+        pooled = jnp.mean(images, axis=(1, 2))
+        return hk.Linear(classes)(norm_layer("batch" if stateful else "none", pooled, batch_statistics, "norm"))
+
+    return hk.transform_with_state(logits)
 
 
 def predict(network: hk.TransformedWithState, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
