@@ -1,4 +1,7 @@
-"""Every published model type trains (preact_resnet is resnet_v2 with other defaults): LLR, whose gradient is reverse-over-forward, on images of CIFAR-10's size."""
+"""Every published model type trains: LLR, whose gradient is reverse-over-forward, on images of CIFAR-10's size.
+
+preact_resnet is resnet_v2 with other defaults.
+"""
 
 import numpy as np
 import pytest
