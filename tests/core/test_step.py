@@ -48,6 +48,7 @@ def step_of(objective, statistics):
         None,
         {},
         statistics,
+        1,  # part of each batch
         "unroll",
     )
     images = np.random.default_rng(0).integers(0, 256, (1, 8, 4, 4, 1), np.uint8)
