@@ -1,6 +1,6 @@
 """Time an LLR-2 step of WRN-16-4 at 32x32x3 against PyTorch's, in one process, the two taking turns.
 
-python tests/figures/against_torch.py [ROUNDS] prints a line of JSON. Needs the extra `bench`: torch. PyTorch's step is
+python tests/figures/against_torch.py [ROUNDS] prints a line of JSON. Needs torch, installed by hand. PyTorch's step is
 written as public code writes it: channels_last, the linear term by double backpropagation. Same network (batch norm),
 batch of 64, uniform start, two sign steps, SGD with momentum; both have all cores.
 """
