@@ -35,6 +35,11 @@ class CheckpointError(InputError):
     """A run folder without an intact checkpoint, or one that does not fit the spec."""
 
 
+def line_of(error: Exception) -> str:
+    """The first line of what a library says, at most 200 characters; the type of an error that says nothing."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
 class ThreatError(LlrflowError, AssertionError):
     """A perturbation left the threat model: always a bug in an attack, never bad input."""
 

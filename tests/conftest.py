@@ -59,6 +59,15 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def fashion_mnist():
+    """The directory of Fashion-MNIST's files in Debian's package; the test is skipped where it is missing."""
+    directory = Path("/usr/share/datasets/fashion-mnist")
+    if not directory.is_dir():
+        pytest.skip(f"needs Debian's package dataset-fashion-mnist in {directory}")
+    return directory
+
+
+@pytest.fixture(scope="session")
 def tiny(data_dir):
     """A factory of a complete LLR spec as a mapping: digits, a small mlp, one device, a dozen steps."""
 

@@ -8,6 +8,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from llrflow.errors import line_of
+
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
@@ -43,7 +45,7 @@ def decode(content: bytes, channels: int) -> np.ndarray:
         converted = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
         return np.array(converted, np.uint8).reshape(image.height, image.width, channels)
     except Exception as error:  # Pillow's decoders raise whatever they like
-        raise CorruptImage(_line(error)) from None
+        raise CorruptImage(line_of(error)) from None
 
 
 def _opened(source: IO[bytes]) -> Any:
@@ -53,13 +55,9 @@ def _opened(source: IO[bytes]) -> Any:
         image = Image.open(source, formats=("JPEG", "PNG"))
     except Exception as error:
         message = (
-            "is neither a JPEG nor a PNG image" if isinstance(error, Image.UnidentifiedImageError) else _line(error)
+            "is neither a JPEG nor a PNG image" if isinstance(error, Image.UnidentifiedImageError) else line_of(error)
         )
         raise CorruptImage(message) from None
     if image.mode not in _EIGHT_BIT:
         raise CorruptImage(f"has pixels of more than 8 bits (mode {image.mode})")
     return image
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from llrflow.data.block import Data
 from llrflow.data.catalog import prepared
-from llrflow.data.reader import selected
+from llrflow.data.reader import check_size, selected
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import DataError
 
@@ -49,9 +49,8 @@ def describe_or_known(data: Data) -> DatasetFacts:
         return describe(data)
     if known.side is None and data.image_size is None:
         raise DataError("data.image_size", f"is missing: the images of {data.name} vary in size", "set it, e.g. to 224")
-    if known.side is not None and data.image_size not in (None, known.side):
-        got = f"= {data.image_size} but the images of {data.name} are {known.side} x {known.side}"
-        raise DataError("data.image_size", got, "leave it out: images of one size are not resized")
+    if known.side is not None:
+        check_size(data, data.name, known.side, known.side)
     side = known.side or data.image_size
     assert side is not None
     splits = _split_dict(data.name, known)

@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 
 from llrflow.data.block import Data
 from llrflow.data.catalog import Prepared, find, prepared
-from llrflow.data.reader import line_of
-from llrflow.errors import DataError
+from llrflow.errors import DataError, line_of
 from llrflow.registry import suggest
 
 _SECONDS = 5.0  # to wait for an answer of a server that is to be downloaded from

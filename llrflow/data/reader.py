@@ -11,7 +11,7 @@ import numpy as np
 
 from llrflow.data.block import Data
 from llrflow.data.catalog import Prepared, find
-from llrflow.errors import DataError
+from llrflow.errors import DataError, line_of
 from llrflow.registry import listing, suggest
 
 if TYPE_CHECKING:
@@ -58,6 +58,13 @@ def open_dataset(data: Data) -> Opened:
         got = f"the images of {prepared.name} are {np.dtype(image.np_dtype)}"
         raise DataError("data.name", got, "prepare a dataset with uint8 images")
     return Opened(prepared, builder, image_key, label_key, shape, classes, tuple(map(str, label.names)))
+
+
+def check_size(data: Data, name: str, height: int, width: int) -> None:
+    """DataError where `image_size` is not that of images which all have one size."""
+    if data.image_size not in (None, height):
+        got = f"= {data.image_size} but the images of {name} are {height} x {width}"
+        raise DataError("data.image_size", got, "leave it out: images of one size are not resized")
 
 
 def count(data: Data, dataset: Opened, split: str) -> int:
@@ -125,8 +132,3 @@ def _builder(directory: str, _changed: int) -> DatasetBuilder:
         return tfds.builder_from_directory(directory)
     except Exception as error:  # TFDS raises whatever its JSON and protobuf readers do
         raise DataError("data.name", f"{directory} cannot be opened: {line_of(error)}", "prepare it again") from None
-
-
-def line_of(error: Exception) -> str:
-    """The first line of a message from a library."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

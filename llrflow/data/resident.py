@@ -13,7 +13,7 @@ import numpy as np
 
 from llrflow.data.block import Data
 from llrflow.data.images import decode
-from llrflow.data.reader import Opened, Records, count, open_dataset
+from llrflow.data.reader import Opened, Records, check_size, count, open_dataset
 from llrflow.data.writer import PRIVATE, content_of
 from llrflow.errors import DataError
 from llrflow.files import locked, open_atomic, sha256_file, write_atomic
@@ -110,9 +110,7 @@ def _open(data: Data) -> tuple[Opened, tuple[int, int, int]]:
     if height is None or width is None:
         got = f"the images of {dataset.prepared.name} vary in size (shape {dataset.image_shape})"
         raise DataError("data.name", got, "prepare a dataset whose images have one size")
-    if data.image_size not in (None, height):
-        got = f"= {data.image_size} but the images of {dataset.prepared.name} are {height} x {width}"
-        raise DataError("data.image_size", got, "leave it out: images of one size are not resized")
+    check_size(data, dataset.prepared.name, height, width)
     return dataset, (height, width, channels)
 
 

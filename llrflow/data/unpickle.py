@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from llrflow.errors import line_of
+
 _STRUCTURE = "PROTO FRAME STOP MARK POP POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET"
 _VALUES = (
     "NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
@@ -117,7 +119,7 @@ def unpickle(content: bytes) -> Any:
     except UnsafePickle:
         raise
     except Exception as error:  # damaged pickles raise whatever the bytes happen to say
-        raise ValueError((str(error).splitlines() or [""])[0][:100] or type(error).__name__) from None
+        raise ValueError(line_of(error)[:100]) from None
 
 
 def _filled(value: Any, depth: int = 0) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 from pydantic import Field, field_validator
@@ -69,13 +69,37 @@ class WideResNet(ResidualNetwork):
 
 
 class _StagedResNet(ResidualNetwork):
+    pre: ClassVar[bool]
+    """Whether norm and activation come before a convolution, or after it."""
+
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    """Layers with weights on the longest path."""
+
+    stem: Stem = "imagenet"
+    """First layers: a 3x3 convolution, or a 7x7 one of stride 2 and 3x3 max pooling of stride 2."""
+
     width: int = Field(default=64, ge=1)
     """Channels of the first stage's 3x3 convolutions; they double with every stage. Published: 64."""
 
-    @property
-    def widths(self) -> list[int]:
-        """Of all stages."""
-        return [self.width * 2**stage for stage in range(4)]
+    def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
+        """Logits [B,K]."""
+        layers = self.layers(batch_statistics)
+        basic, bottleneck = (
+            (Layers.pre_basic, Layers.pre_bottleneck) if self.pre else (Layers.post_basic, Layers.post_bottleneck)
+        )
+        h = self.stemmed(h, layers, self.width, activated=not self.pre)
+        h = layers.staged(
+            h,
+            basic if self.depth < 50 else bottleneck,
+            [self.width * 2**stage for stage in range(4)],
+            STAGES[self.depth],
+            lambda h, stage: self.after_stage(layers, h, stage),
+        )
+        return pooled_logits(layers.activated(h, "final_norm") if self.pre else h, classes)
+
+    def after_stage(self, layers: Layers, h: jax.Array, stage: int) -> jax.Array:
+        """What follows a stage's last block: nothing here."""
+        return h
 
 
 @register("model", "resnet_v2")
@@ -86,19 +110,7 @@ class ResNetV2(_StagedResNet):
     convolution. The last stage is followed by a norm layer and an activation.
     """
 
-    depth: Literal[18, 34, 50, 101, 152] = 50
-    """Layers with weights on the longest path."""
-
-    stem: Stem = "imagenet"
-    """First layers: a 3x3 convolution, or a 7x7 one of stride 2 and 3x3 max pooling of stride 2."""
-
-    def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
-        """Logits [B,K]."""
-        layers = self.layers(batch_statistics)
-        h = self.stemmed(h, layers, self.width, activated=False)
-        block = Layers.pre_basic if self.depth < 50 else Layers.pre_bottleneck
-        h = layers.staged(h, block, self.widths, STAGES[self.depth])
-        return pooled_logits(layers.activated(h, "final_norm"), classes)
+    pre: ClassVar[bool] = True
 
 
 @register("model", "preact_resnet")
@@ -120,22 +132,4 @@ class ResNetV1(_StagedResNet):
     25,557,032 parameters and depth 152 60,192,808.
     """
 
-    depth: Literal[18, 34, 50, 101, 152] = 50
-    """Layers with weights on the longest path."""
-
-    stem: Stem = "imagenet"
-    """First layers: a 3x3 convolution, or a 7x7 one of stride 2 and 3x3 max pooling of stride 2."""
-
-    def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
-        """Logits [B,K]."""
-        layers = self.layers(batch_statistics)
-        h = self.stemmed(h, layers, self.width, activated=True)
-        block = Layers.post_basic if self.depth < 50 else Layers.post_bottleneck
-        h = layers.staged(
-            h, block, self.widths, STAGES[self.depth], lambda h, stage: self.after_stage(layers, h, stage)
-        )
-        return pooled_logits(h, classes)
-
-    def after_stage(self, layers: Layers, h: jax.Array, stage: int) -> jax.Array:
-        """What follows a stage's last block: nothing here."""
-        return h
+    pre: ClassVar[bool] = False

@@ -21,7 +21,7 @@ from llrflow.attacks.network import Lanes, Network, example_of
 from llrflow.attacks.program import AttackProgram
 from llrflow.data.block import Data
 from llrflow.data.resident import DatasetFacts, describe
-from llrflow.errors import InputError, LlrflowError
+from llrflow.errors import InputError, LlrflowError, SpecError, line_of
 from llrflow.guard import placed
 from llrflow.objective import CLEAN
 from llrflow.probe import LogitsFn, Probe
@@ -150,7 +150,9 @@ class Program:
         return self._compiled.predict.lower((state.params, state.model_state), images)
 
     def _abstract_step(self, network: hk.TransformedWithState | None = None) -> tuple[TrainState, Batch, Any, Any]:
-        init = self.devices.pmap(partial(self._compiled.initialise, network=network))
+        init = self._compiled.init  # which was traced before, most likely
+        if network is not None:
+            init = self.devices.pmap(partial(self._compiled.initialise, network=network))
         state = jax.eval_shape(init, self._seed, self._numbers(0))
         size = (len(self.devices), self.spec.train.batch_size // len(self.devices))
         batch = Batch(
@@ -180,12 +182,7 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
         fitting = max(n for n in range(1, count + 1) if size % n == 0)
         devices, count = (Devices(fitting), fitting) if fitting > count / 2 else (devices, count)
     if training and size % count:
-        raise at(
-            spec,
-            "train.batch_size",
-            f"= {size} does not divide over {count} devices",
-            f"try {-(-size // count) * count}",
-        )
+        raise undivided(spec, count)
     if training and (size // count) % (parts := spec.train.accumulate):
         got = f"= {parts} parts do not divide the {size // count} examples of a device"
         fitting = max(n for n in range(1, parts + 1) if (size // count) % n == 0)
@@ -206,6 +203,13 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
     return program
 
 
+def undivided(spec: Spec, count: int) -> SpecError:
+    """The error for a batch that does not divide over so many devices."""
+    size = spec.train.batch_size
+    fix = f"try {-(-size // count) * count}"
+    return at(spec, "train.batch_size", f"= {size} does not divide over {count} devices", fix)
+
+
 def _check_objective(program: Program) -> None:
     """Trace a step where something can only be found that way: a plugin's fault, or statistics never updated.
 
@@ -223,13 +227,12 @@ def _check_objective(program: Program) -> None:
         with placed(f"evaluate.attacks.{name}"):
             program.trace_attack(attack)
     try:
-        kinds = program.probes(None if spec.plugins else program.stand_in())[
-            -1
-        ].states  # the last computation of the gradient is the one that counts
+        made = program.probes(None if spec.plugins else program.stand_in())
+        kinds = made[-1].states  # the last computation of the gradient is the one that counts
     except LlrflowError:
         raise
     except Exception as error:  # raised while differentiating, outside any call of the plugin
-        got = f"cannot be traced with these plugins: {type(error).__name__}: {str(error).splitlines()[0]}"
+        got = f"cannot be traced with these plugins: {type(error).__name__}: {line_of(error)}"
         if not spec.plugins:
             raise
         raise at(spec, "objective", got, "try each one with `llrflow plugins check FILE`") from error
@@ -259,6 +262,8 @@ class _Key:
         # Model and augmentations are compiled in whole: their numbers are constants, marked Traced or not.
         parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
         parts["model"] = spec.model.model_dump()
+        unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
+        parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
         parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
         parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
         self.text = json.dumps([parts, names, facts.classes, facts.image_shape, [str(d) for d in devices.all]])

@@ -125,7 +125,8 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
     if compiled is None:
         compiled = total * len(jax.tree.leaves(state.params)) <= COMPILED_UP_TO
     share = program.spec.train.batch_size // len(program.devices)
-    forward = _flops(program.lowered_forward())
+    lowered = program.lowered_forward()
+    forward = _flops(lowered)
     result = {
         "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(state.params))),
         "image_shape": list(program.image_shape),
@@ -147,7 +148,7 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "estimated_flops_per_step_and_device": forward * total,
         "estimated_flops_of_training": forward * total * count * program.steps,
         "estimated_memory_bytes_per_device": memory(program, _kept(program))._asdict(),
-        **(_by_xla(program) if compiled else {}),
+        **(_by_xla(program, lowered) if compiled else {}),
     }
     return {**result, "measured": measure(program, plain_program(program.spec))} if timed else result
 
@@ -158,9 +159,9 @@ def _kept(program: Program) -> int:
     return max(computed)
 
 
-def _by_xla(program: Program) -> dict[str, Any]:
+def _by_xla(program: Program, lowered_forward: Any) -> dict[str, Any]:
     step = program.lowered_step().compile()
-    flops, forward = (_flops(compiled) for compiled in (step, program.lowered_forward().compile()))
+    flops, forward = _flops(step), _flops(lowered_forward.compile())
     found = step.memory_analysis()
     return {
         "xla_flops_per_step_and_device": flops,

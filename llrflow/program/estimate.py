@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from llrflow.data.known import describe_or_known
-from llrflow.program.compile import Program, compile_spec, located
+from llrflow.program.compile import Program, compile_spec, located, undivided
 from llrflow.program.devices import Devices
-from llrflow.spec.load import at
 from llrflow.spec.resolve import resolve
 from llrflow.spec.schema import Spec
 
@@ -54,8 +53,7 @@ def program_of_share(spec: Spec, count: int | None) -> tuple[Program, int]:
         return program, len(program.devices)
     size = spec.train.batch_size
     if size % count:
-        got, fix = f"= {size} does not divide over {count} devices", f"try {-(-size // count) * count}"
-        raise at(spec, "train.batch_size", got, fix)
+        raise undivided(spec, count)
     with located(spec):
         resolved = resolve(spec, describe_or_known(spec.data))
     return compile_spec(_on(resolved, 1, size // count), facts_of=describe_or_known), count

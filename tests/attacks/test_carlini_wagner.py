@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quadratic_model import KEY, SHAPE, Q, W, X, Y, quadratic
 
 import llrflow
 from llrflow.attacks.carlini_wagner import CarliniWagner
@@ -14,20 +15,7 @@ from llrflow.errors import SpecError
 from llrflow.probe import SearchProbe
 from llrflow.threat import Threat
 
-KEY = jax.random.key(3)
-RNG = np.random.default_rng(0)
-SHAPE = (3, 4, 2)
-W, Q = RNG.normal(size=(*SHAPE, 3)), RNG.normal(size=(*SHAPE, 3))
-X = RNG.uniform(0.05, 0.95, size=(16, *SHAPE)).astype(np.float32)
 L2 = {"norm": "l2", "epsilon": 0.15}
-
-
-def quadratic(images, xp=jnp):
-    z = images - 0.5
-    return xp.einsum("bhwc,hwck->bk", z, xp.asarray(W)) + xp.einsum("bhwc,hwck->bk", z * z, xp.asarray(Q))
-
-
-Y = np.argmax(quadratic(X, np), axis=1)
 
 
 def paper_run(x, y, steps, searches, constant, confidence, abort):

@@ -18,7 +18,6 @@ from llrflow.data.importers import import_idx
 from llrflow.data.resident import load_split
 from llrflow.errors import DataError
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 NAMES = {
     ("train", "images"): "train-images-idx3-ubyte",
     ("train", "labels"): "train-labels-idx1-ubyte",
@@ -259,14 +258,11 @@ def test_the_command_imports_lists_and_speaks_json(source, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not FASHION_MNIST.is_dir(), reason=f"needs Debian's package dataset-fashion-mnist in {FASHION_MNIST}"
-)
-def test_real_fashion_mnist(tmp_path):
-    report = import_idx("fashion_mnist", FASHION_MNIST, tmp_path)
+def test_real_fashion_mnist(fashion_mnist, tmp_path):
+    report = import_idx("fashion_mnist", fashion_mnist, tmp_path)
     assert report.label_counts == {"train": [6000] * 10, "test": [1000] * 10}
     train = load_split(Data(name="fashion_mnist", dir=str(tmp_path)), "train")
-    with gzip.open(FASHION_MNIST / f"{TRAIN_IMAGES}.gz") as file:
+    with gzip.open(fashion_mnist / f"{TRAIN_IMAGES}.gz") as file:
         raw = np.frombuffer(file.read(), np.uint8, offset=16)
     assert train.images.shape == (60000, 28, 28, 1) and train.classes == 10
     assert Path(str(train.images.filename)).stat().st_size == 60000 * 28 * 28 + train.images.offset

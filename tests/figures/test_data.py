@@ -9,15 +9,12 @@ from llrflow.data.block import Data
 from llrflow.data.importers import import_idx
 from llrflow.data.resident import load_split
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason=f"needs Debian's package dataset-fashion-mnist: {FASHION_MNIST}")
-def test_fashion_mnist_is_imported_in_a_minute_and_opened_in_a_second(tmp_path: Path) -> None:
+def test_fashion_mnist_is_imported_in_a_minute_and_opened_in_a_second(fashion_mnist: Path, tmp_path: Path) -> None:
     data, began = Data(name="fashion_mnist", dir=str(tmp_path)), time.perf_counter()
-    import_idx("fashion_mnist", FASHION_MNIST, tmp_path)
+    import_idx("fashion_mnist", fashion_mnist, tmp_path)
     assert time.perf_counter() - began <= 60
     load_split(data, "train")
     began = time.perf_counter()

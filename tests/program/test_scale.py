@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from tree_difference import relative
 
 import llrflow
 from llrflow.ascent import Plan
@@ -17,11 +18,6 @@ CNN = {"type": "cnn", "channels": [4, 8], "dense": 16}
 RESNET = {"type": "resnet", "widths": [8], "norm": "batch"}
 WIDE = {"type": "wide_resnet", "depth": 10, "width": 1, "activation": "silu"}
 SGD = {"type": "sgd", "learning_rate": 0.05, "momentum": 0.9}
-
-
-def relative(ours, other):
-    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(other), strict=True)
-    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
 def compiled(load, **changes) -> Program:
@@ -121,6 +117,7 @@ def test_the_learning_rate_follows_the_batch(load, rule, factor):
     program = compiled(load, **{"optimizer.scale_for_batch": rule, "optimizer.base_batch": 128})
     column = program.inputs.names.index("optimizer.learning_rate")
     np.testing.assert_allclose(program.inputs.at(3)[column], 0.05 * factor, rtol=1e-6)
+    assert program._compiled is compiled(load)._compiled
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lars"])
