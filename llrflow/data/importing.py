@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from llrflow.data.catalog import prepared
-from llrflow.data.examples import Splits, as_examples, content_sha256
-from llrflow.data.writer import VERSION, Progress, check_space, content_of, write_tfds
+from llrflow.data.examples import Splits, content_sha256
+from llrflow.data.writer import VERSION, Progress, content_of, write_tfds
 from llrflow.errors import DataError
 from llrflow.registry import listing
 
@@ -71,7 +71,6 @@ def store(
 
     if _already_imported(name, data_dir, splits):
         return False
-    check_space(data_dir, as_examples(splits))
     written = write_tfds(
         name,
         data_dir,
