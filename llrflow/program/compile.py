@@ -282,7 +282,7 @@ class _Compiled:
         spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
         self.network = network_of(spec.model, facts.classes)
         self.attacked = Network(partial(_predict, self.network))
-        trained = network_of(spec.model, facts.classes, spec.train.precision)
+        trained = network_of(spec.model, facts.classes, spec.train.precision, parts=devices.platform == "cpu")
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm

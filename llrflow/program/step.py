@@ -19,6 +19,7 @@ from llrflow.gradients import Gradient
 from llrflow.guard import described, guarded, placed, shaped, structure_of
 from llrflow.keys import example_keys, purpose_key
 from llrflow.models.network import AXIS, norm_layer
+from llrflow.models.parts import in_parts
 from llrflow.models.precision import Precision, in_precision
 from llrflow.objective import Objective
 from llrflow.probe import ApplyFn, Probe
@@ -49,14 +50,20 @@ class Pieces(NamedTuple):
     by: Literal["unroll", "scan"]
 
 
-def network_of(model: Any, classes: int, precision: Precision = "float32") -> hk.TransformedWithState:
-    """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component."""
+def network_of(
+    model: Any, classes: int, precision: Precision = "float32", parts: bool = False
+) -> hk.TransformedWithState:
+    """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component.
+
+    `parts` is for training on CPU: `llrflow.models.parts`.
+    """
 
     def logits(images: jax.Array, batch_statistics: bool) -> jax.Array:
         with placed("model"):
             return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
 
-    return hk.transform_with_state(in_precision(logits, precision))
+    network = in_precision(logits, precision)
+    return hk.transform_with_state(in_parts(network) if parts else network)
 
 
 def stand_in(classes: int, stateful: bool) -> hk.TransformedWithState:
