@@ -20,6 +20,7 @@ from llrflow.attacks.base import Attack
 from llrflow.attacks.network import Lanes, Network, example_of
 from llrflow.attacks.program import AttackProgram
 from llrflow.data.block import Data
+from llrflow.data.mix import mix
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError, LlrflowError, SpecError, line_of
 from llrflow.guard import placed
@@ -259,13 +260,14 @@ class _Key:
 
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
-        # Model and augmentations are compiled in whole: their numbers are constants, marked Traced or not.
+        # Model, augmentations and mixing are compiled in whole: their numbers are constants, marked Traced or not.
         parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
         parts["model"] = spec.model.model_dump()
         unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
         parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
         parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
         parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
+        parts["mix"] = [[name, item.model_dump()] for name, item in spec.data.mix.items()]
         self.text = json.dumps([parts, names, facts.classes, facts.image_shape, [str(d) for d in devices.all]])
 
     def __eq__(self, other: object) -> bool:
@@ -302,6 +304,7 @@ class _Compiled:
                 statistics=Statistics(policy.search, policy.perturbed, policy.update),
                 accumulate=spec.train.accumulate,
                 by=plan.inside,
+                mix=partial(mix, mixings=bound.data.mix, classes=facts.classes) if spec.data.mix else None,
             )
 
         def init(seed: jax.Array, values: jax.Array, network: Any = None) -> TrainState:
