@@ -61,6 +61,7 @@ def test_memory_is_flat_over_twenty_thousand_streamed_images(tmp_path: Path) -> 
     for step, _ in enumerate(split.batches(0, range(20_480 // BATCH), BATCH)):
         if step >= RECORDS // BATCH:  # after an epoch
             resident.append(process.memory_info().rss)
-    print(f"{resident[0] / 2**20:.0f} MiB after {RECORDS} images, {resident[-1] / 2**20:.0f} at the end, most "
-          f"{max(resident) / 2**20:.0f}")  # fmt: skip
+    print(
+        f"MiB: {resident[0] >> 20} after {RECORDS} images, {resident[-1] >> 20} at the end, most {max(resident) >> 20}"
+    )
     assert statistics.median(resident[-32:]) - statistics.median(resident[:32]) <= 2**24
