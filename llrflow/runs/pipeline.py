@@ -79,7 +79,9 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
             with ledger.timing(trainer.seconds):
                 state = trainer.train(begin(program, folder, checkpoints, _say), stop)
             if ledger.record.state != "finished":
-                ledger.update(state="trained", corrupt=train_split.corrupt_names())
+                # An earlier attempt may have met others.
+                found = dict.fromkeys([*ledger.record.corrupt, *train_split.corrupt_names()])
+                ledger.update(state="trained", corrupt=list(found))
             if train_split.corrupt:
                 _say(f"{len(train_split.corrupt)} training images cannot be decoded; others took their place")
             seconds: dict[str, float] = {}
