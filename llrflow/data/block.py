@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from llrflow.quantity import Bytes
 from llrflow.registry import Chosen, Component, entries, listing, raise_at, validate
 
 
@@ -42,8 +43,18 @@ class Data(Component):
     """TFDS split expression of the images to evaluate on, e.g. `train[80%:]`."""
 
     image_size: Annotated[int | None, Field(ge=1)] = None
-    """Side in pixels of the images to train on, where those of the dataset vary in size (imagenet2012, imagenette).
-    So far `validate` and `plan` alone can use it."""
+    """Side in pixels of the images to train on, where those of the dataset vary in size (imagenet2012, imagenette)."""
+
+    pipeline: Literal["auto", "resident", "streaming"] = "auto"
+    """Keep a split decoded (`resident`) or decode each batch anew (`streaming`); the images are the same. `auto` keeps
+    a split that fits in `memory`, unless random_resized_crop cuts its training images out of originals of any size."""
+
+    memory: Bytes = 4 * 2**30
+    """What a decoded split may take to be kept by `pipeline: auto`: an amount such as `4 GiB`. Default 4 GiB."""
+
+    corrupt: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a split's images that may be undecodable. In training the next readable image takes the place of such a
+    one; in evaluation it counts as misclassified."""
 
     augment: dict[str, Annotated[Any, Chosen("augmentation")]] = {}
     """Augmentations of the training images by name, applied in the order written."""

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import haiku as hk
 import jax
@@ -20,8 +20,10 @@ from llrflow.attacks.base import Attack
 from llrflow.attacks.network import Lanes, Network, example_of
 from llrflow.attacks.program import AttackProgram
 from llrflow.data.block import Data
+from llrflow.data.facts import DatasetFacts, describe
 from llrflow.data.mix import mix
-from llrflow.data.resident import DatasetFacts, describe
+from llrflow.data.pipelines import Role, choose
+from llrflow.data.windows import on_device
 from llrflow.errors import InputError, LlrflowError, SpecError, line_of
 from llrflow.guard import placed
 from llrflow.objective import CLEAN
@@ -176,6 +178,8 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
     """
     with located(spec):
         facts = facts_of(spec.data)
+        for role in get_args(Role):
+            choose(spec.data, facts, role)  # which raises where it cannot
         resolved = resolve(spec, facts)
         devices = Devices(spec.devices.count)
     size, count = spec.train.batch_size, len(devices)
@@ -268,7 +272,8 @@ class _Key:
         parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
         parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
         parts["mix"] = [[name, item.model_dump()] for name, item in spec.data.mix.items()]
-        self.text = json.dumps([parts, names, facts.classes, facts.image_shape, [str(d) for d in devices.all]])
+        described = (facts.classes, facts.image_shape, facts.varies)
+        self.text = json.dumps([parts, names, described, [str(d) for d in devices.all]])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.text == other.text
@@ -300,7 +305,7 @@ class _Compiled:
                 threat=bound.threat,
                 optimizer=optimizer,
                 ema=bound.train.ema,
-                augment=bound.data.augment,
+                augment=on_device(bound.data.augment, facts.varies),
                 statistics=Statistics(policy.search, policy.perturbed, policy.update),
                 accumulate=spec.train.accumulate,
                 by=plan.inside,

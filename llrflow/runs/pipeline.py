@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import jax
 
-from llrflow.data.resident import DatasetFacts, load_split
+from llrflow.data.facts import DatasetFacts
+from llrflow.data.pipelines import open_split
 from llrflow.errors import CheckpointError, SpecError
 from llrflow.files import write_atomic
 from llrflow.program.compile import Program, compile_spec, located
@@ -54,14 +55,13 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
         raise SpecError("--fresh", "deletes what a run folder holds", "name the folder with --out DIR")
     program = compile_spec(spec)
     with located(spec):
-        train_split = load_split(spec.data, spec.data.train)
-        test_split = load_split(spec.data, spec.data.test)
+        train_split, test_split = open_split(spec.data, "train"), open_split(spec.data, "test")
     data = DataRecord(
         image_shape=program.image_shape,
         classes=program.classes,
         fingerprint=train_split.fingerprint,
-        train=len(train_split.labels),
-        test=len(test_split.labels),
+        train=len(train_split),
+        test=len(test_split),
     )
     others = _surrogates(program)
     digest = spec_hash(program.spec)
@@ -79,7 +79,11 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
             with ledger.timing(trainer.seconds):
                 state = trainer.train(begin(program, folder, checkpoints, _say), stop)
             if ledger.record.state != "finished":
-                ledger.update(state="trained")
+                # An earlier attempt may have met others.
+                found = dict.fromkeys([*ledger.record.corrupt, *train_split.corrupt_names()])
+                ledger.update(state="trained", corrupt=list(found))
+            if train_split.corrupt:
+                _say(f"{len(train_split.corrupt)} training images cannot be decoded; others took their place")
             seconds: dict[str, float] = {}
             with ledger.timing(seconds), _stopwatch(seconds, "evaluate"):
                 fetched = program.devices.fetch(state)
@@ -119,7 +123,7 @@ def evaluate_run(
     program = compile_spec(spec, training=False)
     checkpoints = Checkpoints(folder.checkpoints)
     with located(spec):
-        split = load_split(spec.data, spec.data.test)
+        split = open_split(spec.data, "test")
     with _sole_owner(folder), stop_requests() as stop:
         chosen = _chosen(checkpoints, _best(folder, checkpoints) if step == "best" else step)
         state = checkpoints.restore(program.abstract_state(), chosen)
@@ -243,9 +247,16 @@ def _earlier(folder: RunFolder, digest: str, data: DataRecord) -> RunRecord | No
         got = f"holds a run of another spec (hash {record.spec_hash}, this one has {digest})"
         raise SpecError(str(folder.path), got, "choose another --out, or start over there with --fresh --out")
     if record.data != data:
-        got = "the dataset has changed since this run began"
+        got = f"the dataset has changed since this run began: {_difference(record.data, data)}"
         raise CheckpointError(str(folder.run), got, "restore the dataset, or start over with --fresh --out")
     return record
+
+
+def _difference(before: DataRecord, now: DataRecord) -> str:
+    """What is not the same any more; the fingerprint only where nothing else tells."""
+    fields = [name for name in DataRecord.model_fields if getattr(before, name) != getattr(now, name)]
+    told = [name for name in fields if name != "fingerprint"] or fields
+    return ", ".join(f"{name} was {getattr(before, name)}, is {getattr(now, name)}" for name in told)
 
 
 def _stored(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
-import numpy as np
 
-from llrflow.data.batches import batch_ids
-from llrflow.data.resident import Split
+from llrflow.data.split import Split
 from llrflow.errors import NonFiniteError
 from llrflow.files import sync
 from llrflow.program.compile import Program
@@ -63,10 +61,10 @@ class Trainer:
         ):
             began = time.monotonic()
             stack.callback(lambda: self.seconds.update(train=time.monotonic() - began))
-            for step in range(first, program.steps):
-                ids = batch_ids(spec.seed, step, len(self.split.labels), spec.train.batch_size)
-                batch = Batch(self.split.images[ids], self.split.labels[ids], ids.astype(np.int32))
-                state, metrics = program.train_step(state, batch, step)
+            steps = range(first, program.steps)
+            batches = self.split.batches(spec.seed, steps, spec.train.batch_size)
+            for step, batch in zip(steps, batches, strict=True):
+                state, metrics = program.train_step(state, Batch(*batch), step)
                 if step == first:
                     jax.block_until_ready(metrics)
                     self.seconds["compile"], began = time.monotonic() - began, time.monotonic()
