@@ -18,7 +18,7 @@ from llrflow.answer import lacking_classes
 from llrflow.ascent import plan_steps
 from llrflow.attacks.base import Attack
 from llrflow.attacks.network import Lanes, Network, example_of
-from llrflow.attacks.program import AttackProgram
+from llrflow.attacks.program import AttackProgram, kept_program
 from llrflow.data.block import Data
 from llrflow.data.resident import DatasetFacts, describe
 from llrflow.errors import InputError, LlrflowError, SpecError, line_of
@@ -88,13 +88,11 @@ class Program:
     @property
     def lanes(self) -> Lanes:
         """How attacks get onto this program's devices."""
-        devices = self.devices
-        count, platform = len(devices), devices.platform
-        return Lanes(devices.pmap, devices.shard, devices.replicate, devices.gather, platform, (count,))
+        return self._compiled.lanes
 
     def attack(self, attack: Attack, surrogate: Network | None = None) -> AttackProgram:
         """An attack on this program's network, compiled over its devices."""
-        return AttackProgram(attack, self.spec.threat, self.network, self.lanes, surrogate)
+        return kept_program(attack, self.spec.threat, self.network, self.lanes, surrogate)
 
     def trace_attack(self, attack: Attack) -> None:
         """Trace an attack without running it: raises PluginError for a plugin's fault in it."""
@@ -282,6 +280,8 @@ class _Compiled:
         spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
         self.network = network_of(spec.model, facts.classes)
         self.attacked = Network(partial(_predict, self.network))
+        copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
+        self.lanes = Lanes(*copies, devices.platform, (len(devices),))
         trained = network_of(spec.model, facts.classes, spec.train.precision)
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
