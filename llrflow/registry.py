@@ -30,7 +30,10 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from llrflow.errors import PluginError, SpecError
 from llrflow.signatures import check_methods
 
-KINDS = ("term", "model", "attack", "augmentation", "dataset", "schedule", "optimizer", "step", "start", "gradient")
+KINDS = (
+    "term", "model", "attack", "augmentation", "dataset", "schedule", "optimizer", "step", "start", "gradient",
+    "domain", "scheduler",
+)  # fmt: skip
 
 # Imported on the first look-up only, so that `import llrflow` stays light.
 BUILTIN_MODULES = (
@@ -41,12 +44,15 @@ BUILTIN_MODULES = (
     "llrflow.attacks",
     "llrflow.data",
     "llrflow.optimizers",
+    "llrflow.sweep.domains",
+    "llrflow.sweep.schedulers",
 )
 
 
 PLACE_FIELDS = {
     "term": ("at", "weight", "allow_negative"),
     "optimizer": ("clip_norm", "decayed", "scale_for_batch", "base_batch"),
+    "domain": ("path", "when"),
 }
 """Fields that the place of a component adds to it (see `Chosen`); no component of the kind may define them."""
 

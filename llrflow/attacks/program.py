@@ -315,7 +315,8 @@ class _Held:
 
 @functools.lru_cache(maxsize=32)
 def _kept(cls: type, static: tuple[str, str], network: Any, lanes: Any, surrogate: Any, plan: Any, held: _Held) -> Any:
-    return AttackProgram(*held.value, network, lanes, surrogate, plan)
+    attack, threat = held.value
+    return AttackProgram(attack, threat, network, lanes, surrogate, plan)
 
 
 def _kind(example: Examples) -> tuple[Any, ...]:

@@ -63,6 +63,11 @@ class Program:
         return self.spec.train.steps
 
     @property
+    def traced_steps(self) -> int:
+        """How often this process has traced, and so compiled, this training step or one that differs in numbers."""
+        return self._compiled.traced_steps
+
+    @property
     def evaluated_parameters(self) -> Literal["raw", "ema"]:
         """Which parameters `evaluate.parameters` chooses."""
         chosen = self.spec.evaluate.parameters
@@ -252,19 +257,26 @@ def located(spec: Spec) -> Iterator[None]:
         raise type(error)(spec.where(path), f"{error.where} {error.got}", error.fix) from error
 
 
+def static_parts(spec: Spec) -> dict[str, Any]:
+    """What a spec says that decides its compiled programs, as plain data."""
+    # Model and augmentations are compiled in whole: their numbers are constants, marked Traced or not.
+    parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
+    parts["model"] = spec.model.model_dump()
+    unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
+    parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
+    parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
+    parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
+    return parts
+
+
 class _Key:
     """What decides a compiled program, hashed by its static part; carries the fields to build it from."""
 
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
-        # Model and augmentations are compiled in whole: their numbers are constants, marked Traced or not.
-        parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
-        parts["model"] = spec.model.model_dump()
-        unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
-        parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
-        parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
-        parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
-        self.text = json.dumps([parts, names, facts.classes, facts.image_shape, [str(d) for d in devices.all]])
+        self.text = json.dumps(
+            [static_parts(spec), names, facts.classes, facts.image_shape, [str(d) for d in devices.all]]
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.text == other.text
@@ -310,9 +322,13 @@ class _Compiled:
         def step(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array, network: Any = None, **options):
             return train_step(pieces(values, network or trained), state, batch, seed, **options)
 
-        self.initialise, self.step = init, step
+        def counted(*arguments: Any) -> Any:
+            self.traced_steps += 1
+            return step(*arguments)
+
+        self.initialise, self.step, self.traced_steps = init, step, 0
         self.init = devices.pmap(init)
-        self.train = devices.pmap(step, donate=(0,))
+        self.train = devices.pmap(counted, donate=(0,))
         self.predict = devices.pmap(partial(_predict, self.network))
 
 

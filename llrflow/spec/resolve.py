@@ -32,9 +32,9 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
 def spec_hash(spec: Spec) -> str:
     """Identity of an experiment: sha256 of the resolved spec, 12 hex digits.
 
-    Name, devices and the data's place do not count; plugin files count by their content.
+    Name, devices, sweep and the data's place do not count; plugin files count by their content.
     """
-    data = spec.model_dump(exclude={"name": True, "devices": True, "data": {"dir"}})
+    data = spec.model_dump(exclude={"name": True, "devices": True, "sweep": True, "data": {"dir"}})
     data["plugins"] = spec.plugin_identities()
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
