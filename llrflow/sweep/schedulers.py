@@ -18,7 +18,7 @@ class Scheduler(Component):
     @property
     def arguments(self) -> dict[str, Any]:
         """Its fields, which are called as Tune's arguments."""
-        return self.model_dump(exclude={"type"})
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
     def build(self, rungs: int) -> Any:
         """Tune's scheduler for trials of at most so many rungs."""

@@ -91,7 +91,8 @@ def trials_of(spec: Spec, facts_of: Callable[[Data], DatasetFacts]) -> list[Tria
             key = json.dumps(loaded.data.model_dump(), sort_keys=True)
             known[key] = loaded.data
             with located(spec):
-                resolved, epoch = _resolved(loaded, facts(key))
+                of_data = facts(key)
+            resolved, epoch = _resolved(spec, loaded, of_data, overrides)
             name = run_name(loaded, spec_hash(resolved))
             if name in names:
                 continue
@@ -132,11 +133,20 @@ def _shown(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
 
 
-def _resolved(spec: Spec, facts: DatasetFacts) -> tuple[Spec, int]:
+def _resolved(spec: Spec, trial: Spec, facts: DatasetFacts, overrides: Mapping[str, Any]) -> tuple[Spec, int]:
+    """A trial's spec with durations in steps, and the steps of an epoch."""
     try:
-        return resolve(spec, facts), facts.train // spec.train.batch_size
+        return resolve(trial, facts), facts.train // trial.train.batch_size
     except DataError as error:
-        raise SpecError(error.where, error.got, error.fix) from None
+        raise _at_fault(spec, error.where, f"{error.where} {error.got}", error.fix, overrides) from None
+
+
+def _at_fault(spec: Spec, path: str, got: str, fix: str, overrides: Mapping[str, Any]) -> SpecError:
+    """The error at the parameter that sets a path, or at all of them with what the trial sets."""
+    names = {domain.path or name: name for name, domain in sweep_of(spec).parameters.items()}
+    place = ("sweep", "parameters", *([names[path]] if path in names else []))
+    trial = "" if path in names else f" (a trial with {_shown(overrides)})"
+    return SpecError(spec.where(place), f"{'.'.join(place)}: {got}{trial}", fix)
 
 
 def _rungs(sweep: Sweep, epoch: int, steps: int) -> tuple[int, ...]:
@@ -171,7 +181,10 @@ def _configuration(spec: Spec, sweep: Sweep, draw: int, fixed: Mapping[str, Any]
     chosen: dict[str, Any] = {}
 
     def value_of(path: str) -> Any:
-        return chosen[path] if path in chosen else _value(spec, path)
+        above = [known for known in chosen if path == known or path.startswith(f"{known}.")]
+        if not above:
+            return _value(spec, path, path)
+        return _value(chosen[above[-1]], path.removeprefix(above[-1]).removeprefix("."), path)
 
     for name, domain in sweep.parameters.items():
         try:
@@ -192,28 +205,22 @@ def _uniform(sweep: Sweep, name: str, draw: int) -> float:
     return (int(bits) >> 11) / 2**53
 
 
-def _value(spec: Spec, path: str) -> Any:
-    """The value of a loaded spec at a dotted path. Raises SpecError."""
-    value: Any = spec
-    for part in path.split("."):
+def _value(value: Any, path: str, whole: str) -> Any:
+    """The value of a component, or of plain data, at a dotted path, which is called `whole`. Raises SpecError."""
+    for part in path.split(".") if path else ():
         inside = value if isinstance(value, Mapping) else dict(value) if isinstance(value, Component) else {}
         if part == "type" and isinstance(value, Component) and value.registered_as:
             inside = {**inside, "type": value.registered_as[1]}
         if part not in inside:
-            raise SpecError(path, f"follows {path}, which is no value of this spec", "")
+            raise SpecError(whole, f"follows {whole}, which is no value of this spec", "")
         value = inside[part]
     return value
 
 
 def _load(spec: Spec, base: dict[str, Any], whole: dict[str, Any], overrides: dict[str, Any]) -> Spec:
     """A trial's spec. SpecError names the parameter at fault."""
-    assert spec.sweep is not None
     try:
         return load_spec(base, whole)
     except SpecError as error:
-        paths = {domain.path or name: name for name, domain in spec.sweep.parameters.items()}
         given = re.fullmatch(r"--set (\S+)", error.where)
-        fault = paths.get(given[1]) if given else None
-        place = ("sweep", "parameters", fault) if fault else ("sweep", "parameters")
-        got = f"{'.'.join(place)}: {error.got}" + ("" if fault else f" (a trial with {_shown(overrides)})")
-        raise SpecError(spec.where(place), got, error.fix) from None
+        raise _at_fault(spec, given[1] if given else "", error.got, error.fix, overrides) from None
