@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def sweep(
     from llrflow.spec.load import load_spec
     from llrflow.sweep.tune import run_sweep
 
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # its errors are in the table
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     loaded = load_spec(str(spec), changes)
     record = run_sweep(loaded, out, address, resume, quiet=as_json)
     folder = out or Path("sweeps") / loaded.name

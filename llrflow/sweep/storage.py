@@ -32,9 +32,7 @@ class Ended(Record):
     state: Literal["stopped", "failed"]
     step: int
     by: dict[str, Any] = {}
-    """The scheduler that stopped it: another one may let it go on."""
-    session: str = ""
-    """The start of the sweep in which it failed: a later one tries it again."""
+    """The scheduler that stopped it: under another one it goes on."""
     error: str = ""
     traceback: str = ""
 
@@ -64,6 +62,10 @@ class Storage:
     def end(self, name: str, ended: Ended) -> None:
         """Note why a trial ended early."""
         ended.write(self._ended / f"{name}.json")
+
+    def forget_end(self, name: str) -> None:
+        """Take such a note back: the trial is tried again."""
+        (self._ended / f"{name}.json").unlink(missing_ok=True)
 
     @contextmanager
     def owned(self) -> Iterator[None]:

@@ -38,6 +38,9 @@ OBJECT_STORE = 100 * 2**20
 PATIENCE = 30.0
 """Seconds to wait for the nodes of a named cluster to have what a trial asks for."""
 
+WORST = 1e9
+"""A metric worse than any; not infinite, because schedulers take means."""
+
 BETWEEN = 5.0
 """Least seconds between two writings of sweep.json."""
 
@@ -50,6 +53,8 @@ class Task(NamedTuple):
     name: str
     overrides: dict[str, Any]
     rungs: list[int]
+    worst: float
+    """What Tune hears of the metric of a trial that failed."""
     scheduler: dict[str, Any]
 
 
@@ -94,10 +99,8 @@ def run_sweep(
 
 def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch) -> None:
     scheduler = sweep.scheduler.build(max(len(trial.rungs) for trial in todo))
-    tasks = [
-        Task(str(storage.path), watch.start, t.name, t.overrides, list(t.rungs), sweep.scheduler.model_dump())._asdict()
-        for t in todo
-    ]
+    rest = -WORST if sweep.best_is == "max" else WORST, sweep.scheduler.model_dump()
+    tasks = [Task(str(storage.path), watch.start, t.name, t.overrides, list(t.rungs), *rest)._asdict() for t in todo]
     wanted = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu, **sweep.resources.custom}
     tuner = tune.Tuner(
         tune.with_resources(TrialRunner, wanted),
@@ -169,6 +172,9 @@ class _Watch(tune.Callback):
         listed = sorted(self._records.values(), key=lambda record: (order.index(record.state), record.number))
         if all(record.state in ("finished", "stopped") for record in listed):
             return []
+        for record in listed:
+            if record.state == "failed":
+                self._storage.forget_end(record.run)
         alone = self._sweep.scheduler.registered_as[1] == "fifo"
         return [self._trials[r.run] for r in listed if not (alone and r.state == "finished")]
 
@@ -201,21 +207,18 @@ class _Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tell a trial that its scheduler stopped from one that came to its end."""
         name, last = trial.config["trial"]["name"], trial.last_result or {}
+        self.budget.failures += last.get("state") == "failed"
         if last.get("state") == "running" and not self.budget.exhausted:
             by = self._sweep.scheduler.model_dump()
             self._storage.end(name, Ended(state="stopped", step=int(last["step"]), by=by))
         self._refresh(name, ended=not self.budget.exhausted or last.get("state") != "running")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Put on record a trial whose worker died too often; others have said themselves why they failed."""
-        name = trial.config["trial"]["name"]
-        known = self._storage.ended(name)
-        if known is None or known.session != self.start:
-            error = trial.get_error()
-            text = "unknown" if error is None else f"{type(error).__name__}: {line_of(error)}"
-            step = self._records[name].step
-            ended = Ended(state="failed", step=step, session=self.start, error=text, traceback=str(error))
-            self._storage.end(name, ended)
+        """Put on record a trial whose worker died too often."""
+        name, error = trial.config["trial"]["name"], str(trial.get_error())
+        text = f"its worker died: {error.strip().splitlines()[-1][:200]}"
+        ended = Ended(state="failed", step=self._records[name].step, error=text, traceback=error)
+        self._storage.end(name, ended)
         self.budget.failures += 1
         self._refresh(name, ended=True)
 

@@ -83,23 +83,18 @@ class TrialRunner(Trainable):
         """Train to the next rung and report; what is on record already is reported without training."""
         config, began = self._config, time.monotonic()
         storage, name = Storage(Path(config["storage"])), config["name"]
-        earlier = storage.ended(name)
-        if earlier is not None and earlier.state == "failed" and earlier.session == config["start"]:
-            raise RuntimeError(earlier.error)  # it would fail again
-        compiled = len(_compilations())
+        spec, compiled = _spec(storage.spec, config["start"]), len(_compilations())
         try:
-            report = self._advance(storage, earlier)
-        except BaseException as error:
+            report = self._advance(storage, spec)
+        except Interrupted:
+            raise
+        except Exception as error:  # it would fail again: for Tune the trial is done, and this process takes another
             self._stack.__exit__(type(error), error, error.__traceback__)
             self._stack, self._session = ExitStack(), None
-            if isinstance(error, Exception) and not isinstance(error, Interrupted):
-                record = record_of(storage.run(name))
-                text = f"{type(error).__name__}: {line_of(error)}"
-                step = 0 if record is None else record.step
-                trace = traceback.format_exc()
-                ended = Ended(state="failed", step=step, session=config["start"], error=text, traceback=trace)
-                storage.end(name, ended)
-            raise
+            record = record_of(storage.run(name))
+            text, step = f"{type(error).__name__}: {line_of(error)}", 0 if record is None else record.step
+            storage.end(name, Ended(state="failed", step=step, error=text, traceback=traceback.format_exc()))
+            report = {sweep_of(spec).metric: config["worst"], "step": step, "done": True, "state": "failed"}
         worker = f"{os.uname().nodename}:{os.getpid()}"
         program = None if self._session is None else self._session.program
         return {
@@ -111,8 +106,7 @@ class TrialRunner(Trainable):
             "step_compilations": 0 if program is None else program.traced_steps,
         }
 
-    def _advance(self, storage: Storage, earlier: Ended | None) -> dict[str, Any]:
-        spec = _spec(storage.spec, self._config["start"])
+    def _advance(self, storage: Storage, spec: Spec) -> dict[str, Any]:
         sweep, folder = sweep_of(spec), storage.run(self._config["name"])
         trial, rungs = self._trial(spec), self._config["rungs"]
         label, record = look_label(trial, sweep), record_of(folder)
@@ -135,10 +129,8 @@ class TrialRunner(Trainable):
                 opened.train()
                 opened.evaluate()
             return {**report, "done": True, "state": "finished"}
-        stopped = 0
-        if earlier is not None and earlier.state == "stopped" and earlier.by == self._config["scheduler"]:
-            stopped = max(reached, earlier.step)
-        if stopped and rungs[self._reported] > stopped:
+        ended = storage.ended(folder.path.name)
+        if ended is not None and ended.by == self._config["scheduler"] and rungs[self._reported] > ended.step:
             return {**report, "done": True, "state": "stopped"}
         return {**report, "state": "running"}
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,8 +26,8 @@ def listed(folder):
 @pytest.fixture(scope="module")
 def swept(sweeping, write_spec, tmp_path_factory, llrflow_command, record_of):
     """(folder, its record, standard error) of a sweep of four trials, one of which diverges."""
-    rates = {"type": "choice", "values": [0.01, 0.02, 0.03, 1e30]}
-    spec = sweeping(parameters={"optimizer.learning_rate": rates}, search={"type": "grid"}, trials=None)
+    rates = {"type": "choice", "values": [0.01, 0.02, 0.03, 1e30], "path": "optimizer.learning_rate"}
+    spec = sweeping(parameters={"rate": rates}, search={"type": "grid"}, trials=None)
     path = write_spec(tmp_path_factory.mktemp("sweep") / "spec.yaml", spec, COMMON)
     code, out, err = llrflow_command("sweep", path, "--out", path.parent / "out", cwd=path.parent)
     assert code == 0, err
@@ -38,7 +39,7 @@ def test_every_trial_is_accounted_for(swept):
     folder, record, err = swept
     assert record["state"] == "finished" and len(record["trials"]) == 4
     assert [trial["state"] for trial in record["trials"]] == ["finished"] * 3 + ["failed"]
-    assert [trial["parameters"]["optimizer.learning_rate"] for trial in record["trials"]] == [0.01, 0.02, 0.03, 1e30]
+    assert [trial["parameters"]["rate"] for trial in record["trials"]] == [0.01, 0.02, 0.03, 1e30]
     for trial in record["trials"][:3]:
         assert [look["step"] for look in trial["rungs"]] == [4, 8, 12] and trial["step"] == 12
         assert trial["value"] == trial["rungs"][-1]["worst_case.accuracy"]
@@ -59,7 +60,7 @@ def test_every_trial_is_accounted_for(swept):
 
 def test_one_compilation_a_worker(swept):
     _, record, _ = swept
-    assert 1 <= len(record["workers"]) <= 3  # a failed trial takes its worker with it
+    assert 1 <= len(record["workers"]) <= 2  # a trial that failed leaves its worker to others
     for worker in record["workers"]:
         assert set(worker["step_compilations"].values()) <= {1}
     assert max(worker["trials"] for worker in record["workers"]) >= 2
@@ -94,10 +95,8 @@ def test_a_finished_sweep_is_refused_and_resumed_without_running_anything(swept,
     assert code == 2 and "holds a sweep; continue it with --resume" in err
     copy = shutil.copytree(folder, tmp_path / "copy")
     before = {path: path.stat().st_mtime_ns for path in (copy / "runs").rglob("*") if path.is_file()}
-    code, out, err = command(
-        "sweep", spec, "--out", copy, "--resume", "--json", "--set", "sweep.parameters={a: {type: grid, values: "
-        "[0.01, 0.02], path: optimizer.learning_rate}}", "--set", "sweep.trials=1", "--set", "sweep.search.type=random"
-    )  # fmt: skip
+    fewer = ["--set", "sweep.parameters.rate.values=[0.01, 0.02]", "--json"]
+    code, out, err = command("sweep", spec, "--out", copy, "--resume", *fewer)
     assert code == 0, err
     assert [t["state"] for t in json.loads(out)["trials"]] == ["finished"] * 2 and json.loads(out)["workers"] == []
     assert {path: path.stat().st_mtime_ns for path in (copy / "runs").rglob("*") if path.is_file()} == before
@@ -160,7 +159,7 @@ def workers_of(folder):
     found = {}
     for lock in folder.glob("runs/*/.lock"):
         inode = lock.stat().st_ino
-        for line in open("/proc/locks"):  # noqa: SIM115, PTH123
+        for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
             if "->" not in line and fields[5].endswith(f":{inode}"):
                 found[lock.parent.name] = int(fields[4])
