@@ -8,11 +8,12 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +83,8 @@ def run_sweep(
         todo = watch.todo()
         state = "finished"
         if todo:
-            with watch.view, _cluster(spec, sweep, address), _stop_requests() as stop:
+            # What Ray has to say of dying nodes is no part of a result on standard output.
+            with redirect_stdout(sys.stderr), watch.view, _cluster(spec, sweep, address), _stop_requests() as stop:
                 try:
                     _fit(sweep, todo, storage, watch)
                 except _Stop:
