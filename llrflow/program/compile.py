@@ -284,7 +284,7 @@ class _Compiled:
         spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
         self.network = network_of(spec.model, facts.classes)
         self.attacked = Network(partial(_predict, self.network))
-        trained = network_of(spec.model, facts.classes, spec.train.precision)
+        trained = network_of(spec.model, facts.classes, spec.train.precision, spec.train.remat)
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm
@@ -304,6 +304,7 @@ class _Compiled:
                 statistics=Statistics(policy.search, policy.perturbed, policy.update),
                 accumulate=spec.train.accumulate,
                 by=plan.inside,
+                recompute=spec.train.remat != "none",
                 mix=partial(mix, mixings=bound.data.mix, classes=facts.classes) if spec.data.mix else None,
             )
 

@@ -21,6 +21,7 @@ from llrflow.keys import example_keys, purpose_key
 from llrflow.labels import at_label
 from llrflow.models.network import AXIS, norm_layer
 from llrflow.models.precision import Precision, in_precision
+from llrflow.models.repeated import Remat, rematerialised
 from llrflow.objective import Objective
 from llrflow.probe import ApplyFn, Probe
 from llrflow.program.state import Batch, TrainState
@@ -48,15 +49,19 @@ class Pieces(NamedTuple):
     statistics: Statistics
     accumulate: int
     by: Literal["unroll", "scan"]
+    recompute: bool = False
+    """Whether derivatives of the network compute its blocks anew."""
     mix: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     """(images, labels, partners, labels of partners, keys) -> images, labels [B,K] (`llrflow.data.mix`), or None."""
 
 
-def network_of(model: Any, classes: int, precision: Precision = "float32") -> hk.TransformedWithState:
+def network_of(
+    model: Any, classes: int, precision: Precision = "float32", remat: Remat = "none"
+) -> hk.TransformedWithState:
     """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component."""
 
     def logits(images: jax.Array, batch_statistics: bool) -> jax.Array:
-        with placed("model"):
+        with placed("model"), rematerialised(remat):
             return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
 
     return hk.transform_with_state(in_precision(logits, precision))
@@ -127,7 +132,7 @@ def objective_at(
     policy = pieces.statistics
     images, labels = examples_of(pieces, batch, keys)
     apply = passes("batch", policy.perturbed)
-    probe = Probe.stateful(apply, images, labels, keys("terms"), pieces.threat, AXIS)
+    probe = Probe.stateful(apply, images, labels, keys("terms"), pieces.threat, AXIS, pieces.recompute)
     if perturbations is None:
         shared = policy.search == "batch" or not state.model_state
         search = passes(policy.search, policy.search)
