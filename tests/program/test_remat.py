@@ -24,8 +24,8 @@ def test_blocks_computed_anew_change_memory_alone(model, load, train):
         states, metrics = train(program, 1)
         found[remat] = states[-1], metrics[0], memory, flops
     (state, metrics, memory, flops), (ours, same, less, more) = found["none"], found["blocks"]
-    assert relative(ours.params, state.params) < 1e-6
-    assert not ours.model_state or relative(ours.model_state, state.model_state) < 1e-6
+    assert relative(ours.params, state.params) < 5e-6  # of each array; those that start at zero are gradients
+    assert not ours.model_state or relative(ours.model_state, state.model_state) < 5e-6
     for name, value in metrics.items():
         assert same[name] == pytest.approx(value, rel=1e-5), name
     assert less < 0.75 * memory and more > 1.1 * flops, (less / memory, more / flops)
