@@ -99,7 +99,7 @@ def perturb(
     take what they need of the clean images from the probe's own clean pass when `share_clean_pass`.
     """
     deltas: dict[str, jax.Array] = {}
-    source = probe if share_clean_pass else Probe.stateful(search_apply, probe.x, probe.y)
+    source = probe if share_clean_pass else probe.on(search_apply)
     for name, search in objective.perturbations.items():
         ball = search.ball(threat)
         with placed(f"objective.perturbations.{name}"):

@@ -74,6 +74,7 @@ class Probe:
         self._keys = keys
         self._apply: ApplyFn = lambda images, clean: (logits_fn(images), None)
         self._axis: str | None = None
+        self._recompute = False
         self._names: dict[int, str] = {}
         self._memo: dict[Any, tuple[Any, Any]] = {}
         self.states: dict[str, Any] = {}
@@ -92,13 +93,15 @@ class Probe:
         keys: jax.Array | None = None,
         threat: Threat | None = None,
         axis: str | None = None,
+        recompute: bool = False,
     ) -> Probe:
         """A Probe on a network whose passes also return state (BatchNorm), kept in `states`.
 
-        `axis` names the device axis that the batch is spread over.
+        `axis` names the device axis that the batch is spread over; `recompute` is for networks whose derivatives
+        compute blocks anew (`train.remat`), which a pass linearised once would keep: each slope then takes its own.
         """
         probe = cls(lambda images: images, x, y, keys, threat)
-        probe._apply, probe._axis = apply, axis
+        probe._apply, probe._axis, probe._recompute = apply, axis, recompute
         return probe
 
     def logits(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
@@ -167,7 +170,13 @@ class Probe:
 
     def searching(self, apply: ApplyFn, reference: Reference | None, threat: Threat) -> SearchProbe:
         """The probe of a search on the same batch, in which the network is `apply`."""
-        return SearchProbe(apply, self.x, self.y, self._keys, threat, reference)
+        probe = SearchProbe(apply, self.x, self.y, self._keys, threat, reference)
+        probe._recompute = self._recompute
+        return probe
+
+    def on(self, apply: ApplyFn) -> Probe:
+        """A probe on the same batch, in which the network is `apply`."""
+        return Probe.stateful(apply, self.x, self.y, recompute=self._recompute)
 
     def _at(self, delta: jax.Array | None, differentiated: bool) -> _Linear:
         at = self._linear(delta)
@@ -182,6 +191,9 @@ class Probe:
                 return cross_entropy(logits, self.y), (logits, state)
 
             images = self.x if delta is None else self.x + delta
+            if self._recompute:  # JAX takes what a linearised function knows out of its checkpoints
+                loss, (logits, state) = loss_and_aux(images)
+                return _Linear(loss, logits, lambda v: jax.jvp(loss_and_aux, (images,), (v,), has_aux=True)[1], state)
             loss, tangent, (logits, state) = jax.linearize(loss_and_aux, images, has_aux=True)
             return _Linear(loss, logits, tangent, state)
 

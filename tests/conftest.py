@@ -14,6 +14,7 @@ from pathlib import Path
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_disable_hlo_passes=cse_barrier_expander "  # XLA:CPU would undo rematerialisation
     "--xla_cpu_collective_call_terminate_timeout_seconds=86400",
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:

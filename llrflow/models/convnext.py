@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,8 @@ class ConvNeXt(Network):
     [40, 80, 160, 320]`, femto the same with `widths: [48, 96, 192, 384]`. Layer norm, so that no prediction and no
     gradient depends on batch-mates. No stochastic depth. Published with `activation: gelu`.
     """
+
+    has_blocks: ClassVar[bool] = True
 
     depths: Sizes = (3, 3, 9, 3)
     """Blocks of each stage."""

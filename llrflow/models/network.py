@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import haiku as hk
 import jax
@@ -23,6 +23,9 @@ Sizes = Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
 
 class Network(Component):
     """Base of every model: images [B,H,W,C] in [0,1] -> logits [B,K], normalising its input itself."""
+
+    has_blocks: ClassVar[bool] = False
+    """Whether it is made of repeated blocks (`llrflow.models.repeated`), which `train.remat` can compute anew."""
 
     mean: PerChannel = (0.5,)
     """Subtracted from the pixels: one number, or one per channel."""

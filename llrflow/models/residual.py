@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import haiku as hk
 import jax
@@ -130,6 +130,8 @@ def pooled_logits(h: jax.Array, classes: int) -> jax.Array:
 
 class ResidualNetwork(Network):
     """Base of the published residual networks."""
+
+    has_blocks: ClassVar[bool] = True
 
     norm: NormType = "batch"
     """Norm layers; with `none` convolutions have a bias."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import haiku as hk
 import jax
@@ -23,6 +23,8 @@ class ViT(Network):
     The defaults are ViT-S/16 (Touvron et al. 2021): 22,050,664 parameters for 1000 classes at 224 x 224. No dropout.
     An image whose side the patch does not divide is padded with zeros. Published with `activation: gelu`.
     """
+
+    has_blocks: ClassVar[bool] = True
 
     patch: int = Field(default=16, ge=1)
     """Side of the square patches; 4 suits images of 32 x 32."""

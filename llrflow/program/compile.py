@@ -299,7 +299,8 @@ class _Compiled:
         self.attacked = Network(partial(_predict, self.network))
         copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
         self.lanes = Lanes(*copies, devices.platform, (len(devices),))
-        trained = network_of(spec.model, facts.classes, spec.train.precision, parts=devices.platform == "cpu")
+        train, on_cpu = spec.train, devices.platform == "cpu"
+        trained = network_of(spec.model, facts.classes, train.precision, train.remat, parts=on_cpu)
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm
@@ -319,6 +320,7 @@ class _Compiled:
                 statistics=Statistics(policy.search, policy.perturbed, policy.update),
                 accumulate=spec.train.accumulate,
                 by=plan.inside,
+                recompute=spec.train.remat != "none",
                 mix=partial(mix, mixings=bound.data.mix, classes=facts.classes) if spec.data.mix else None,
             )
 

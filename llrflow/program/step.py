@@ -22,6 +22,7 @@ from llrflow.labels import at_label
 from llrflow.models.network import AXIS, norm_layer
 from llrflow.models.parts import in_parts
 from llrflow.models.precision import Precision, in_precision
+from llrflow.models.repeated import Remat, rematerialised
 from llrflow.objective import Objective
 from llrflow.probe import ApplyFn, Probe
 from llrflow.program.state import Batch, TrainState
@@ -49,12 +50,14 @@ class Pieces(NamedTuple):
     statistics: Statistics
     accumulate: int
     by: Literal["unroll", "scan"]
+    recompute: bool = False
+    """Whether derivatives of the network compute its blocks anew."""
     mix: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     """(images, labels, partners, labels of partners, keys) -> images, labels [B,K] (`llrflow.data.mix`), or None."""
 
 
 def network_of(
-    model: Any, classes: int, precision: Precision = "float32", parts: bool = False
+    model: Any, classes: int, precision: Precision = "float32", remat: Remat = "none", parts: bool = False
 ) -> hk.TransformedWithState:
     """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component.
 
@@ -62,7 +65,7 @@ def network_of(
     """
 
     def logits(images: jax.Array, batch_statistics: bool) -> jax.Array:
-        with placed("model"):
+        with placed("model"), rematerialised(remat):
             return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
 
     network = in_precision(logits, precision)
@@ -134,7 +137,7 @@ def objective_at(
     policy = pieces.statistics
     images, labels = examples_of(pieces, batch, keys)
     apply = passes("batch", policy.perturbed)
-    probe = Probe.stateful(apply, images, labels, keys("terms"), pieces.threat, AXIS)
+    probe = Probe.stateful(apply, images, labels, keys("terms"), pieces.threat, AXIS, pieces.recompute)
     if perturbations is None:
         shared = policy.search == "batch" or not state.model_state
         search = passes(policy.search, policy.search)

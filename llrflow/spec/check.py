@@ -52,6 +52,9 @@ def _training(spec: Spec) -> Iterator[Problem]:
     if spec.train.accumulate > 1 and stateful:
         got = f"= {spec.train.accumulate}, but {stateful[0]!r} keeps a running state over whole batches"
         yield Problem("train.accumulate", got, "set it to 1")
+    if spec.train.remat == "blocks" and not getattr(spec.model, "has_blocks", False):
+        got = f"= 'blocks', but {spec.model.registered_as[1]} is not made of repeated blocks"
+        yield Problem("train.remat", got, "set it to none, or choose a published network")
     rate = getattr(spec.optimizer, "weight_decay", None)
     if spec.optimizer.decayed == "weights" and rate is None:
         got = f"= 'weights', but {spec.optimizer.registered_as[1]} decays no weights"

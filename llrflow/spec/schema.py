@@ -9,6 +9,7 @@ from pydantic import Field, PlainValidator, PrivateAttr
 from llrflow.attacks.studies import Linearity, Strength, Surface
 from llrflow.data.block import Data
 from llrflow.models.precision import Precision
+from llrflow.models.repeated import Remat
 from llrflow.objective import Objective
 from llrflow.optimizers import Duration
 from llrflow.plugins import plugin_identity, plugin_path
@@ -77,6 +78,10 @@ class Train(Component):
     precision: Precision = "float32"
     """What the network computes in while training. `bfloat16` is for accelerators: parameters, losses, linear terms and
     norm layers stay float32, and evaluation is always in float32."""
+
+    remat: Remat = "none"
+    """What derivatives compute anew instead of keeping it, to save memory: nothing, or the inside of every repeated
+    block of a published network."""
 
     accumulate: int = Field(default=1, ge=1)
     """Parts that each device's share of a batch is cut into, one after the other, to save memory. Without BatchNorm the
