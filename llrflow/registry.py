@@ -31,9 +31,20 @@ from llrflow.errors import PluginError, SpecError
 from llrflow.signatures import check_methods
 
 KINDS = (
-    "term", "model", "attack", "augmentation", "dataset", "schedule", "optimizer", "step", "start", "gradient",
-    "domain", "scheduler",
-)  # fmt: skip
+    "term",
+    "model",
+    "attack",
+    "augmentation",
+    "mixing",
+    "dataset",
+    "schedule",
+    "optimizer",
+    "step",
+    "start",
+    "gradient",
+    "domain",
+    "scheduler",
+)
 
 # Imported on the first look-up only, so that `import llrflow` stays light.
 BUILTIN_MODULES = (
@@ -51,6 +62,7 @@ BUILTIN_MODULES = (
 
 PLACE_FIELDS = {
     "term": ("at", "weight", "allow_negative"),
+    "mixing": ("p",),
     "optimizer": ("clip_norm", "decayed", "scale_for_batch", "base_batch"),
     "domain": ("path", "when"),
 }

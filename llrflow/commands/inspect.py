@@ -99,6 +99,8 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
         f"{result['steps']:,} steps of {result['batch_size']} images, "
         f"{result['per_device_batch']} on each of {result['devices']} {result['platform']} device(s)"
     )
+    for role, choice in result["pipelines"].items():
+        yield f"{role} images {choice['pipeline']}: {choice['why']}"
     yield "cost of a step in passes over the network, each about one forward pass (F):"
     yield f"  {'':<42} {'forward':>8} {'backward':>8} {'derivative':>10} {'F':>5}"
     for part, count in result["passes"].items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from llrflow.registry import Component, register
 
 class Augmentation(Component):
     """Base of an augmentation: `augmentation(image [H, W, C] in [0, 1], key) -> image` of the same shape and range."""
+
+    cuts_originals: ClassVar[bool] = False
+    """Whether, of images that vary in size, it takes a window of the original instead of the resized image."""
 
     def __call__(self, image_HWC: jax.Array, key: jax.Array) -> jax.Array:
         """The augmented image; the same key gives the same image."""

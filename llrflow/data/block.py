@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from llrflow.quantity import Bytes
 from llrflow.registry import Chosen, Component, entries, listing, raise_at, validate
 
 
+class MixEntry(Component):
+    """What every way of mixing has besides its own fields."""
+
+    p: float = Field(default=1.0, ge=0, le=1)
+    """Probability that an example is mixed this way; what those of all ways leave to 1 is that of no mixing."""
+
+
 class Data(Component):
-    """Which images to train and test on, and how to augment the training images."""
+    """Which images to train and test on, and how to augment and mix the training images."""
 
     name: str
     """A dataset prepared under `dir`, or a built-in one (`digits`), which prepares itself."""
@@ -35,11 +43,24 @@ class Data(Component):
     """TFDS split expression of the images to evaluate on, e.g. `train[80%:]`."""
 
     image_size: Annotated[int | None, Field(ge=1)] = None
-    """Side in pixels of the images to train on, where those of the dataset vary in size (imagenet2012, imagenette).
-    So far `validate` and `plan` alone can use it."""
+    """Side in pixels of the images to train on, where those of the dataset vary in size (imagenet2012, imagenette)."""
+
+    pipeline: Literal["auto", "resident", "streaming"] = "auto"
+    """Keep a split decoded (`resident`) or decode each batch anew (`streaming`); the images are the same. `auto` keeps
+    a split that fits in `memory`, unless random_resized_crop cuts its training images out of originals of any size."""
+
+    memory: Bytes = 4 * 2**30
+    """What a decoded split may take to be kept by `pipeline: auto`: an amount such as `4 GiB`. Default 4 GiB."""
+
+    corrupt: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a split's images that may be undecodable. In training the next readable image takes the place of such a
+    one; in evaluation it counts as misclassified."""
 
     augment: dict[str, Annotated[Any, Chosen("augmentation")]] = {}
     """Augmentations of the training images by name, applied in the order written."""
+
+    mix: dict[str, Annotated[Any, Chosen("mixing", MixEntry)]] = {}
+    """Ways of mixing training examples with each other, labels and all, by name; at most one acts on an example."""
 
     @model_validator(mode="after")
     def _options_of_the_dataset(self) -> Data:

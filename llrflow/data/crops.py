@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from llrflow.data.augment import Augmentation
 from llrflow.registry import invalid, register
 
-_TRIES = 10
+TRIES = 10
+"""Windows that are drawn for an image, of which the first that fits is taken."""
 
 
 @register("augmentation", "random_resized_crop")
@@ -21,7 +22,12 @@ class RandomResizedCrop(Augmentation):
     Szegedy et al. 2015 (arXiv:1409.4842, section 6), with the ranges that ImageNet training uses since. As usual, ten
     windows are drawn and the first that fits is taken; if none fits, the largest centred one of an allowed ratio. The
     window need not start at a whole pixel. Bilinear, with an antialiasing filter where it shrinks, as Pillow resizes.
+
+    Of images that vary in size the window is cut out of the original while it is decoded, at whole pixels; then this
+    must be the first augmentation.
     """
+
+    cuts_originals: ClassVar[bool] = True
 
     scale: Annotated[tuple[float, float], Field(strict=False)] = (0.08, 1.0)
     """Smallest and largest area of the window, as shares of the image's."""
@@ -41,20 +47,30 @@ class RandomResizedCrop(Augmentation):
         """The resized window [H, W, C]."""
         return resized_window(image_HWC, *self.window(image_HWC.shape[0], image_HWC.shape[1], key))
 
-    def window(self, height: int, width: int, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def window(self, height: int, width: int, key: jax.Array) -> Any:
         """(top, left, height, width) of the window in pixels, real numbers."""
         areas, ratios, places = jax.random.split(key, 3)
-        area = height * width * jax.random.uniform(areas, (_TRIES,), minval=self.scale[0], maxval=self.scale[1])
-        low, high = jnp.log(jnp.array(self.ratio))
-        ratio = jnp.exp(jax.random.uniform(ratios, (_TRIES,), minval=low, maxval=high))
-        tall, wide = jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)
+        uniform = jax.random.uniform
+        return self.window_of(
+            height, width, uniform(areas, (TRIES,)), uniform(ratios, (TRIES,)), uniform(places, (2,)), jnp
+        )
+
+    def window_of(self, height: int, width: int, areas: Any, ratios: Any, places: Any, np: Any) -> Any:
+        """As `window`, from uniform draws in [0, 1): `TRIES` of areas and of ratios, and 2 of places.
+
+        `np` is NumPy or jax.numpy, whichever the draws belong to.
+        """
+        area = height * width * (self.scale[0] + areas * (self.scale[1] - self.scale[0]))
+        low, high = np.log(np.array(self.ratio, areas.dtype))
+        ratio = np.exp(low + ratios * (high - low))
+        tall, wide = np.sqrt(area / ratio), np.sqrt(area * ratio)
         fits = (tall <= height) & (wide <= width)
-        first = jnp.argmax(fits)
+        first = np.argmax(fits)
         allowed = min(max(width / height, self.ratio[0]), self.ratio[1])
         largest = min(height, width / allowed), min(width, height * allowed)
-        tall = jnp.where(fits[first], tall[first], largest[0])
-        wide = jnp.where(fits[first], wide[first], largest[1])
-        share = jnp.where(fits[first], jax.random.uniform(places, (2,)), 0.5)
+        tall = np.where(fits[first], tall[first], largest[0])
+        wide = np.where(fits[first], wide[first], largest[1])
+        share = np.where(fits[first], places, 0.5)
         return share[0] * (height - tall), share[1] * (width - wide), tall, wide
 
 

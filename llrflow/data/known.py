@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from llrflow.data.block import Data
 from llrflow.data.catalog import prepared
-from llrflow.data.reader import check_size, selected
-from llrflow.data.resident import DatasetFacts, describe
-from llrflow.errors import DataError
+from llrflow.data.facts import DatasetFacts, describe
+from llrflow.data.reader import check_size, selected, side_of
 
 
 class Known(NamedTuple):
@@ -47,12 +46,9 @@ def describe_or_known(data: Data) -> DatasetFacts:
         return describe(data)
     if any(dataset.name == data.name for dataset in prepared(data.directory)):
         return describe(data)
-    if known.side is None and data.image_size is None:
-        raise DataError("data.image_size", f"is missing: the images of {data.name} vary in size", "set it, e.g. to 224")
     if known.side is not None:
         check_size(data, data.name, known.side, known.side)
-    side = known.side or data.image_size
-    assert side is not None
+    side = known.side or side_of(data, data.name)
     splits = _split_dict(data.name, known)
     return DatasetFacts(
         name=data.name,
@@ -64,6 +60,7 @@ def describe_or_known(data: Data) -> DatasetFacts:
         train=selected(splits, data.train, data.name, "data.train"),
         test=selected(splits, data.test, data.name, "data.test"),
         source="table",
+        varies=known.side is None,
     )
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import haiku as hk
 import jax
@@ -20,7 +20,10 @@ from llrflow.attacks.base import Attack
 from llrflow.attacks.network import Lanes, Network, example_of
 from llrflow.attacks.program import AttackProgram, kept_program
 from llrflow.data.block import Data
-from llrflow.data.resident import DatasetFacts, describe
+from llrflow.data.facts import DatasetFacts, describe
+from llrflow.data.mix import mix
+from llrflow.data.pipelines import Role, choose
+from llrflow.data.windows import on_device
 from llrflow.errors import InputError, LlrflowError, SpecError, line_of
 from llrflow.guard import placed
 from llrflow.objective import CLEAN
@@ -178,6 +181,8 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
     """
     with located(spec):
         facts = facts_of(spec.data)
+        for role in get_args(Role):
+            choose(spec.data, facts, role)  # which raises where it cannot
         resolved = resolve(spec, facts)
         devices = Devices(spec.devices.count)
     size, count = spec.train.batch_size, len(devices)
@@ -259,13 +264,14 @@ def located(spec: Spec) -> Iterator[None]:
 
 def static_parts(spec: Spec) -> dict[str, Any]:
     """What a spec says that decides its compiled programs, as plain data."""
-    # Model and augmentations are compiled in whole: their numbers are constants, marked Traced or not.
+    # Model, augmentations and mixing are compiled in whole: their numbers are constants, marked Traced or not.
     parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
     parts["model"] = spec.model.model_dump()
     unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
     parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
     parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
     parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
+    parts["mix"] = [[name, item.model_dump()] for name, item in spec.data.mix.items()]
     return parts
 
 
@@ -274,9 +280,8 @@ class _Key:
 
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
-        self.text = json.dumps(
-            [static_parts(spec), names, facts.classes, facts.image_shape, [str(d) for d in devices.all]]
-        )
+        described = (facts.classes, facts.image_shape, facts.varies)
+        self.text = json.dumps([static_parts(spec), names, described, [str(d) for d in devices.all]])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.text == other.text
@@ -294,7 +299,7 @@ class _Compiled:
         self.attacked = Network(partial(_predict, self.network))
         copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
         self.lanes = Lanes(*copies, devices.platform, (len(devices),))
-        trained = network_of(spec.model, facts.classes, spec.train.precision)
+        trained = network_of(spec.model, facts.classes, spec.train.precision, parts=devices.platform == "cpu")
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm
@@ -310,10 +315,11 @@ class _Compiled:
                 threat=bound.threat,
                 optimizer=optimizer,
                 ema=bound.train.ema,
-                augment=bound.data.augment,
+                augment=on_device(bound.data.augment, facts.varies),
                 statistics=Statistics(policy.search, policy.perturbed, policy.update),
                 accumulate=spec.train.accumulate,
                 by=plan.inside,
+                mix=partial(mix, mixings=bound.data.mix, classes=facts.classes) if spec.data.mix else None,
             )
 
         def init(seed: jax.Array, values: jax.Array, network: Any = None) -> TrainState:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
 
 from llrflow.data.known import describe_or_known
+from llrflow.data.pipelines import Role, choose
 from llrflow.objective import Objective
 from llrflow.probe import Pass, Probe
 from llrflow.program.compile import Program, compile_spec
@@ -134,6 +135,7 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "training_images": program.facts.train,
         "test_images": program.facts.test,
         "facts": program.facts.source,
+        "pipelines": {role: choose(program.spec.data, program.facts, role)._asdict() for role in get_args(Role)},
         "steps": program.steps,
         "batch_size": share * count,
         "devices": count,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from llrflow.attacks.network import Network, example_of
 from llrflow.attacks.search import search
 from llrflow.attacks.studies import Study
 from llrflow.data.batches import padded_chunks
-from llrflow.data.resident import Split
+from llrflow.data.split import Request, Split
 from llrflow.errors import NonFiniteError
 from llrflow.files import open_atomic, write_atomic
 from llrflow.keys import purpose_key
@@ -72,7 +73,7 @@ class Evaluator:
         spec, devices = program.spec, program.devices
         self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
         self.label, self.export, self._surrogates = label, export, surrogates or {}
-        self.stop, self.quiet, self.step, self.n = stop, quiet, int(state.step), len(split.labels)
+        self.stop, self.quiet, self.step, self.n = stop, quiet, int(state.step), len(split)
         self.parameters: Literal["raw", "ema"] = program.evaluated_parameters
         params = state.ema if self.parameters == "ema" else state.params
         self._variables = devices.replicate((params, state.model_state))
@@ -142,6 +143,7 @@ class Evaluator:
             threat=threat.model_dump(),
             epsilon=written(threat.epsilon),
             n=self.n,
+            corrupt=self.split.corrupt_names(),
             ids_sha256=hashlib.sha256(f"{self.split.fingerprint} {self.n}".encode()).hexdigest(),
             nominal=proportion(correct),
             cascade=block.cascade,
@@ -195,11 +197,13 @@ class Evaluator:
     def _correct(self) -> np.ndarray:
         """Which images are classified correctly, [N]. Raises NonFiniteError."""
         correct = np.zeros(self.n, bool)
-        for ids, mask in padded_chunks(np.arange(self.n), self._batch_size):
-            logits = self.program.logits(self._variables, self._images(ids))
+        chunks, again = itertools.tee(padded_chunks(np.arange(self.n), self._batch_size))
+        loaded = self.split.load(Request(ids) for ids, _ in again)
+        for (ids, mask), part in zip(chunks, loaded, strict=True):
+            logits = self.program.logits(self._variables, _in_unit_range(part.images))
             if not np.isfinite(logits).all():
                 raise NonFiniteError(f"the network of checkpoint {self.step} gives logits that are not finite")
-            correct[ids[mask]] = (logits.argmax(-1) == self.split.labels[ids])[mask]
+            correct[ids[mask]] = (logits.argmax(-1) == part.labels)[mask]
         return correct
 
     def _attack_in_stages(self, name: str, attack: Attack, attacked: np.ndarray) -> list[tuple[Attack, Verdicts]]:
@@ -217,7 +221,7 @@ class Evaluator:
         surrogate = self._surrogates.get(name)
         others = surrogate and surrogate.identity
         identity = self._identity(attack.model_dump(), others, hashlib.sha256(attacked.tobytes()).hexdigest())
-        shape = self.split.images.shape[1:] if self.export and name != RANDOM else None
+        shape = self.split.image_shape if self.export and name != RANDOM else None
         exhaustive = attack.minimum_norm and not within
         verdicts = Verdicts(self._path(f"{name}.npz"), attacked, exhaustive, identity, shape)
         if not len(verdicts.pending(attack.runs(self.program.classes))):
@@ -265,10 +269,11 @@ class Evaluator:
 
     def _export(self, name: str, verdicts: Verdicts) -> None:
         ids = np.flatnonzero(verdicts.candidates)
-        x_adv = self._images(ids) + verdicts.arrays["delta"][ids]
+        images, labels = self._examples(ids)
+        x_adv = images + verdicts.arrays["delta"][ids]
         with open_atomic(self._path(f"{name}.adversarial.npz")) as file:
             wrong, distance = (verdicts.arrays[field][ids] for field in ("wrong", "distance"))
-            np.savez(file, ids=ids, x_adv=x_adv, labels=self.split.labels[ids], success=wrong, distance=distance)
+            np.savez(file, ids=ids, x_adv=x_adv, labels=labels, success=wrong, distance=distance)
 
     def _flags(self, stages: list[tuple[Attack, Verdicts]]) -> list[Flag]:
         """Signs of gradient masking: from the attacks made, and from trials on a sample of the correct images."""
@@ -291,8 +296,7 @@ class Evaluator:
             program.lanes,
             self._variables,
             program.spec.threat,
-            self._images(ids),
-            self.split.labels[ids],
+            *self._examples(ids),
             key,
             program.classes,
             size,
@@ -300,10 +304,13 @@ class Evaluator:
         )
 
     def _examples(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._images(ids), self.split.labels[ids]
+        images, labels, _ = self.split.read(ids)
+        return _in_unit_range(images), labels
 
-    def _images(self, ids: np.ndarray) -> np.ndarray:
-        return self.split.images[ids].astype(np.float32) / np.float32(255.0)
+
+def _in_unit_range(images: np.ndarray) -> np.ndarray:
+    """uint8 as float32 in [0, 1]."""
+    return images.astype(np.float32) / np.float32(255.0)
 
 
 def hash_of(variables: Any) -> str:

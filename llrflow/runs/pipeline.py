@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import jax
 
-from llrflow.data.resident import DatasetFacts, Split, load_split
+from llrflow.data.facts import DatasetFacts
+from llrflow.data.pipelines import open_split
+from llrflow.data.split import Split
 from llrflow.errors import CheckpointError, SpecError
 from llrflow.files import write_atomic
 from llrflow.program.compile import Program, compile_spec, located
@@ -69,9 +71,10 @@ class Session:
         quiet: bool,
     ) -> None:
         self.program, self.folder = program, folder
-        self._test, self._ledger, self._stop, self._quiet = splits[1], ledger, stop, quiet
+        self._train, self._test = splits
+        self._ledger, self._stop, self._quiet = ledger, stop, quiet
         self._surrogates = _surrogates(program)
-        self._trainer = Trainer(program, splits[0], folder, checkpoints, ledger.record.spec_hash, quiet)
+        self._trainer = Trainer(program, self._train, folder, checkpoints, ledger.record.spec_hash, quiet)
         self._state = begin(program, folder, checkpoints, _say)
 
     @property
@@ -83,6 +86,10 @@ class Session:
         """Train to step `until`, by default to the end, and save."""
         with self._ledger.timing(self._trainer.seconds):
             self._state = self._trainer.train(self._state, self._stop, until)
+        if self._train.corrupt:  # an earlier attempt may have met others
+            found = dict.fromkeys([*self._ledger.record.corrupt, *self._train.corrupt_names()])
+            self._ledger.update(corrupt=list(found))
+            _say(f"{len(found)} training images cannot be decoded; others took their place")
 
     def look(self, block: Evaluate) -> EvaluationRecord:
         """Evaluate the present state with a block of its own; its record is evaluation/<step>-<hash>.json."""
@@ -122,13 +129,13 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
         raise SpecError("--fresh", "deletes what a run folder holds", "name the folder with --out DIR")
     program = compile_spec(spec)
     with located(spec):
-        splits = load_split(spec.data, spec.data.train), load_split(spec.data, spec.data.test)
+        splits = open_split(spec.data, "train"), open_split(spec.data, "test")
     data = DataRecord(
         image_shape=program.image_shape,
         classes=program.classes,
         fingerprint=splits[0].fingerprint,
-        train=len(splits[0].labels),
-        test=len(splits[1].labels),
+        train=len(splits[0]),
+        test=len(splits[1]),
     )
     digest = spec_hash(program.spec)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
@@ -187,7 +194,7 @@ def evaluate_run(
     program = compile_spec(spec, training=False)
     checkpoints = Checkpoints(folder.checkpoints)
     with located(spec):
-        split = load_split(spec.data, spec.data.test)
+        split = open_split(spec.data, "test")
     with _sole_owner(folder), stop_requests() as stop:
         chosen = _chosen(checkpoints, _best(folder, checkpoints) if step == "best" else step)
         state = checkpoints.restore(program.abstract_state(), chosen)
@@ -311,9 +318,16 @@ def _earlier(folder: RunFolder, digest: str, data: DataRecord) -> RunRecord | No
         got = f"holds a run of another spec (hash {record.spec_hash}, this one has {digest})"
         raise SpecError(str(folder.path), got, "choose another --out, or start over there with --fresh --out")
     if record.data != data:
-        got = "the dataset has changed since this run began"
+        got = f"the dataset has changed since this run began: {_difference(record.data, data)}"
         raise CheckpointError(str(folder.run), got, "restore the dataset, or start over with --fresh --out")
     return record
+
+
+def _difference(before: DataRecord, now: DataRecord) -> str:
+    """What is not the same any more; the fingerprint only where nothing else tells."""
+    fields = [name for name in DataRecord.model_fields if getattr(before, name) != getattr(now, name)]
+    told = [name for name in fields if name != "fingerprint"] or fields
+    return ", ".join(f"{name} was {getattr(before, name)}, is {getattr(now, name)}" for name in told)
 
 
 def _stored(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:

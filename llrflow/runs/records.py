@@ -68,6 +68,8 @@ class RunRecord(Record):
     origins: dict[str, str]
     """Where each value of the spec came from (`file:line:col`, `--set path`); what is not listed is a default."""
     error: str | None = None
+    corrupt: list[str] = []
+    """Training images that could not be decoded, with what is wrong with each; others took their place."""
 
 
 class Proportion(Record):
@@ -171,6 +173,8 @@ class EvaluationRecord(Record):
     """The threat's epsilon as a fraction of 255 where it is one."""
     box: tuple[float, float] = (0.0, 1.0)
     n: int
+    corrupt: list[str] = []
+    """Images that cannot be decoded, with what is wrong with each; they count as misclassified."""
     ids_sha256: str
     """SHA-256 of the dataset's fingerprint and the ids that were evaluated: all of the split."""
     nominal: Proportion

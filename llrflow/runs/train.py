@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
-import numpy as np
 
-from llrflow.data.batches import batch_ids
-from llrflow.data.resident import Split
+from llrflow.data.split import Split
 from llrflow.errors import NonFiniteError
 from llrflow.files import sync
 from llrflow.program.compile import Program
@@ -66,10 +64,10 @@ class Trainer:
             began = time.monotonic()
             self.seconds["compile"] = 0.0
             stack.callback(lambda: self.seconds.update(train=time.monotonic() - began))
-            for step in range(first, end):
-                ids = batch_ids(spec.seed, step, len(self.split.labels), spec.train.batch_size)
-                batch = Batch(self.split.images[ids], self.split.labels[ids], ids.astype(np.int32))
-                state, metrics = program.train_step(state, batch, step)
+            steps = range(first, end)
+            batches = self.split.batches(spec.seed, steps, spec.train.batch_size)
+            for step, batch in zip(steps, batches, strict=True):
+                state, metrics = program.train_step(state, Batch(*batch), step)
                 if not self._warm:
                     jax.block_until_ready(metrics)
                     self.seconds["compile"], began = time.monotonic() - began, time.monotonic()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llrflow.data.batches import steps_per_epoch
-from llrflow.data.resident import DatasetFacts
+from llrflow.data.facts import DatasetFacts
 from llrflow.optimizers import Duration, resolve_duration
 from llrflow.registry import Component
 from llrflow.spec.schema import Spec
@@ -32,9 +32,11 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
 def spec_hash(spec: Spec) -> str:
     """Identity of an experiment: sha256 of the resolved spec, 12 hex digits.
 
-    Name, devices, sweep and the data's place do not count; plugin files count by their content.
+    Name, devices, sweep, the data's place and pipeline do not count; plugin files count by their content.
     """
-    data = spec.model_dump(exclude={"name": True, "devices": True, "sweep": True, "data": {"dir"}})
+    data = spec.model_dump(
+        exclude={"name": True, "devices": True, "sweep": True, "data": {"dir", "pipeline", "memory"}}
+    )
     data["plugins"] = spec.plugin_identities()
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -12,19 +12,14 @@ from llrflow.models.precision import Precision
 from llrflow.objective import Objective
 from llrflow.optimizers import Duration
 from llrflow.plugins import plugin_identity, plugin_path
-from llrflow.registry import Chosen, Component, Name, Traced, invalid, make
+from llrflow.quantity import parse_bytes
+from llrflow.registry import Chosen, Component, Name, Traced, make
 from llrflow.spec.source import Source
 from llrflow.threat import Threat
 
 
 def _check_memory(raw: Any) -> Any:
-    units = {"MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
-    if raw == "auto" or (type(raw) is int and raw > 0):
-        return raw
-    number, _, unit = raw.partition(" ") if isinstance(raw, str) else ("", "", "")
-    if unit in units and number.replace(".", "", 1).isdigit() and float(number) > 0:
-        return int(float(number) * units[unit])
-    raise invalid("memory", "is no amount of memory; write `2 GiB`, `500 MiB`, a number of bytes, or `auto`")
+    return raw if raw == "auto" else parse_bytes(raw)
 
 
 class OptimizerEntry(Component):

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic_core import PydanticCustomError
 
 from llrflow.data.block import Data
-from llrflow.data.resident import DatasetFacts
+from llrflow.data.facts import DatasetFacts
 from llrflow.errors import DataError, SpecError
 from llrflow.optimizers import resolve_duration
 from llrflow.program.compile import compile_spec, located, static_parts

@@ -21,7 +21,7 @@ import jax
 import ray
 from ray import tune
 
-from llrflow.data.resident import describe
+from llrflow.data.facts import describe
 from llrflow.errors import SpecError, line_of
 from llrflow.files import write_atomic
 from llrflow.runs.interrupt import Interrupted, StopRequest

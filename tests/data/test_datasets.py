@@ -10,7 +10,8 @@ from llrflow.data import datasets
 from llrflow.data.block import Data
 from llrflow.data.catalog import find, prepared
 from llrflow.data.examples import content_sha256
-from llrflow.data.resident import describe, load_split
+from llrflow.data.facts import describe
+from llrflow.data.resident import load_split
 from llrflow.errors import SpecError
 from llrflow.registry import make
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 from llrflow.data import folder as folders
 from llrflow.data.block import Data
+from llrflow.data.facts import describe
 from llrflow.data.images import decode
 from llrflow.data.importers import import_files
 from llrflow.data.reader import Records, open_dataset
-from llrflow.data.resident import describe, load_split
+from llrflow.data.resident import load_split
 from llrflow.errors import DataError
 
 CLASSES = ["n01 cat", "n02", "n10"]
@@ -77,10 +78,12 @@ def test_images_of_one_size_are_read_as_any_other_dataset(source, tmp_path):
     np.testing.assert_array_equal(load_split(data, "train").images, expected)
 
 
-def test_images_of_many_sizes_are_refused_where_they_must_be_alike(source, tmp_path):
+def test_images_of_many_sizes_need_the_size_to_train_on(source, tmp_path):
     import_files("folder", "f", source, tmp_path)
-    with pytest.raises(DataError, match=r"data\.name: the images of f vary in size"):
+    with pytest.raises(DataError, match=r"data\.image_size: is missing: the images of f vary in size; set it"):
         describe(Data(name="f", dir=str(tmp_path)))
+    data = Data(name="f", dir=str(tmp_path), image_size=5)
+    assert describe(data).image_shape == (5, 5, 3) and load_split(data, "train").images.shape == (12, 5, 5, 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])

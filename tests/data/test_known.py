@@ -3,8 +3,8 @@
 import pytest
 
 from llrflow.data.block import Data
+from llrflow.data.facts import describe
 from llrflow.data.known import KNOWN, describe_or_known
-from llrflow.data.resident import describe
 from llrflow.errors import DataError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.data.resident import describe
+from llrflow.data.facts import describe
 from llrflow.errors import SpecError
 from llrflow.program.compile import compile_spec
 from llrflow.spec.resolve import spec_hash

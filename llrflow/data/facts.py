@@ -1,0 +1,53 @@
+"""What is known about a dataset without decoding an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llrflow.data.block import Data
+from llrflow.data.reader import count, image_shape, open_dataset
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What is known about a dataset without decoding an image."""
+
+    name: str
+    version: str
+    directory: Path
+    image_shape: tuple[int, int, int]
+    """(H, W, C) of the images to train on."""
+    classes: int
+    splits: Mapping[str, int]
+    """Examples in every split of the dataset."""
+    train: int
+    """Examples that the block's `train` expression selects."""
+    test: int
+    """Examples that the block's `test` expression selects."""
+    source: Literal["prepared", "table"] = "prepared"
+    """Whether the dataset was looked at, or is not there and stands in `llrflow.data.known`."""
+    varies: bool = False
+    """Whether the dataset's images vary in size, so that they are resized to `image_shape`."""
+
+
+def describe(data: Data) -> DatasetFacts:
+    """Facts about the dataset of a `data:` block, from its metadata alone.
+
+    Raises DataError when it is not prepared, is in a format that cannot be read, or lacks one of the two splits.
+    """
+    dataset = open_dataset(data)
+    shape, varies = image_shape(data, dataset)
+    return DatasetFacts(
+        name=dataset.prepared.name,
+        version=dataset.prepared.version,
+        directory=dataset.prepared.directory,
+        image_shape=shape,
+        classes=dataset.classes,
+        splits={name: split.num_examples for name, split in dataset.builder.info.splits.items()},
+        train=count(data, dataset, data.train),
+        test=count(data, dataset, data.test),
+        varies=varies,
+    )

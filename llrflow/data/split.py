@@ -1,0 +1,91 @@
+"""What training and evaluation read from: the examples of a split, whichever pipeline brings them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from llrflow.data.batches import batch_ids
+from llrflow.data.reader import Opened
+from llrflow.errors import DataError
+
+
+class Loaded(NamedTuple):
+    """Decoded examples."""
+
+    images: np.ndarray
+    """uint8 [B, H, W, C]"""
+    labels: np.ndarray
+    """int32 [B], each in 0..classes-1; in evaluation -1 where the image is corrupt."""
+    ids: np.ndarray
+    """int32 [B]: the row of each in its split."""
+
+
+class Request(NamedTuple):
+    """Examples that are wanted, for evaluation or for a training step."""
+
+    ids: np.ndarray
+    """int [B]"""
+    seed: int = 0
+    step: int | None = None
+    """The training step, whose crops are random and in which other examples take the place of corrupt ones."""
+
+
+class Split(ABC):
+    """One split; the id of an example is its row, and rows never change their order.
+
+    An image that cannot be decoded is corrupt: in training the next readable one by id takes its place, in evaluation
+    it is black and has the label -1, which no prediction equals. More than the share `data.corrupt` are a DataError.
+    """
+
+    def __init__(
+        self, dataset: Opened, split: str, n: int, image_shape: tuple[int, int, int], fingerprint: str, share: float
+    ) -> None:
+        self.dataset, self.split, self._n, self.image_shape = dataset, split, n, image_shape
+        self.classes, self.fingerprint, self.share = dataset.classes, fingerprint, share
+        self.corrupt: dict[int, str] = {}
+        """What is wrong with each corrupt image that was met so far, by id."""
+
+    def __len__(self) -> int:
+        return self._n
+
+    @abstractmethod
+    def load(self, requests: Iterable[Request]) -> Iterator[Loaded]:
+        """What was requested, in that order; the streaming pipeline works a little ahead. Raises DataError."""
+
+    def read(self, ids: np.ndarray) -> Loaded:
+        """Some examples for evaluation."""
+        return next(self.load([Request(ids)]))
+
+    def batches(
+        self, seed: int, steps: range, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[Loaded]:
+        """The batches of some training steps, or of each this process's part: equal parts in the order of processes.
+
+        A step's batch depends on nothing but the arguments: whoever begins at step s reads what belongs to s and later
+        steps only. Raises DataError where a batch does not divide over the processes.
+        """
+        part, rest = divmod(batch_size, process_count)
+        if rest:
+            got = f"= {batch_size} does not divide over {process_count} processes"
+            raise DataError("train.batch_size", got, f"try {(part + 1) * process_count}")
+        mine = slice(process_index * part, (process_index + 1) * part)
+        return self.load(Request(batch_ids(seed, s, len(self), batch_size)[mine], seed, s) for s in steps)
+
+    def corrupt_names(self) -> list[str]:
+        """The corrupt images met so far: `train/12: what is wrong`."""
+        return [f"{self.split}/{example}: {problem}" for example, problem in sorted(self.corrupt.items())]
+
+    def _note(self, example: int, problem: str) -> None:
+        """Take note of a corrupt image; DataError when that is more than the share allows."""
+        self.corrupt[example] = problem
+        allowed, place = int(self.share * self._n), f"{self.dataset.prepared.directory}: {self.split}/{example}"
+        if len(self.corrupt) > allowed:
+            fix = "remove the dataset and prepare it again, or allow a share of such images with data.corrupt"
+            got = f"cannot be decoded: {problem}"
+            if allowed:
+                got += f"; it is corrupt image number {len(self.corrupt)} of {self._n}, data.corrupt allows {allowed}"
+            raise DataError(place, got, fix)
