@@ -24,7 +24,8 @@ from ray import tune
 from llrflow.data.facts import describe
 from llrflow.errors import SpecError, line_of
 from llrflow.files import write_atomic
-from llrflow.runs.interrupt import Interrupted
+from llrflow.runs.interrupt import Interrupted, StopRequest
+from llrflow.spec.load import at
 from llrflow.spec.schema import Spec, Sweep
 from llrflow.spec.source import dump_yaml
 from llrflow.sweep.live import View
@@ -35,6 +36,10 @@ from llrflow.sweep.worker import TrialRunner
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of Ray's object store: trials exchange numbers, no arrays."""
+
+SLOT = "llrflow_trial"
+"""A resource of a Ray of our own, one for each trial at a time. Tune's own limit lets no trial wait for another, which
+HyperBand needs."""
 
 PATIENCE = 30.0
 """Seconds to wait for the nodes of a named cluster to have what a trial asks for."""
@@ -69,6 +74,9 @@ def run_sweep(
     Raises SpecError and DataError before Ray starts, Interrupted after Ctrl-C or SIGTERM with everything on record.
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe)
+    if address != "local" and sweep.concurrency and sweep.scheduler.registered_as[1] == "hyperband":
+        got = "would keep hyperband on a cluster from letting trials wait for each other"
+        raise at(spec, "sweep.concurrency", got, "delete it, or set `resources` so that fewer trials fit")
     if sweep.resources.gpu or sweep.resources.custom:
         jax.config.update("jax_platforms", "cpu")  # the driver leaves accelerators to its workers
     check_trials(spec, trials, describe)
@@ -85,25 +93,31 @@ def run_sweep(
         if todo:
             # What Ray has to say of dying nodes is no part of a result on standard output.
             with redirect_stdout(sys.stderr), watch.view, _cluster(spec, sweep, address), _stop_requests() as stop:
+                watch.budget.request = stop
                 try:
-                    _fit(sweep, todo, storage, watch)
-                except _Stop:
-                    state = "interrupted"
-        if watch.exhausted:
-            state = "out of budget"
+                    _fit(sweep, todo, storage, watch, address)
+                except BaseException:  # what was raised inside Ray's compiled code comes out as a SystemError
+                    if stop.signum is None:
+                        raise
+        asked = watch.budget.request.signum
+        if asked is not None or watch.exhausted:
+            state = "out of budget" if asked is None else "interrupted"
         shutil.rmtree(storage.ray, ignore_errors=True)
+        watch.look_again()
         record = watch.save(state)
-        if state == "interrupted":
-            message = "the sweep was stopped; the same command with --resume continues it"
-            raise Interrupted(stop.signum or signal.SIGINT, message)
+        if asked is not None:
+            raise Interrupted(asked, "the sweep was stopped; the same command with --resume continues it")
     return record
 
 
-def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch) -> None:
+def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, address: str) -> None:
     scheduler = sweep.scheduler.build(max(len(trial.rungs) for trial in todo))
     rest = -WORST if sweep.best_is == "max" else WORST, sweep.scheduler.model_dump()
     tasks = [Task(str(storage.path), watch.start, t.name, t.overrides, list(t.rungs), *rest)._asdict() for t in todo]
     wanted = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu, **sweep.resources.custom}
+    limit = sweep.concurrency
+    if address == "local" and limit is not None:
+        wanted, limit = {**wanted, SLOT: 1}, None
     tuner = tune.Tuner(
         tune.with_resources(TrialRunner, wanted),
         param_space={"trial": tune.grid_search(tasks)},
@@ -111,7 +125,7 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch) -
             metric=sweep.metric,
             mode=sweep.best_is,
             scheduler=scheduler,
-            max_concurrent_trials=sweep.concurrency,
+            max_concurrent_trials=limit,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
@@ -132,6 +146,7 @@ class _Budget(tune.Stopper):
 
     def __init__(self, sweep: Sweep) -> None:
         self._budget, self._began, self.failures, self.exhausted = sweep.budget, time.monotonic(), 0, False
+        self.request = StopRequest()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -139,7 +154,8 @@ class _Budget(tune.Stopper):
     def stop_all(self) -> bool:
         hours, failures = self._budget.hours, self._budget.failures
         late = hours is not None and time.monotonic() - self._began > hours * 3600
-        self.exhausted = self.exhausted or late or (failures is not None and self.failures > failures)
+        failed = failures is not None and self.failures > failures
+        self.exhausted = self.exhausted or late or failed or self.request.signum is not None
         return self.exhausted
 
 
@@ -179,6 +195,12 @@ class _Watch(tune.Callback):
                 self._storage.forget_end(record.run)
         alone = self._sweep.scheduler.registered_as[1] == "fifo"
         return [self._trials[r.run] for r in listed if not (alone and r.state == "finished")]
+
+    def look_again(self) -> None:
+        """Read what trials that have not ended left behind."""
+        for name, record in self._records.items():
+            if record.state in ("waiting", "unfinished"):
+                self._records[name] = trial_record(self._spec, self._storage, self._trials[name])
 
     def save(self, state: Any) -> SweepRecord:
         """Write the outcome so far."""
@@ -236,14 +258,10 @@ class _Stop(BaseException):
     """Ctrl-C or SIGTERM; no Exception, which Tune would take for its own."""
 
 
-class _Request:
-    signum: int | None = None
-
-
 @contextmanager
-def _stop_requests() -> Iterator[_Request]:
+def _stop_requests() -> Iterator[StopRequest]:
     """Raise _Stop in the block on SIGINT and SIGTERM."""
-    request = _Request()
+    request = StopRequest()
 
     def stop(signum: int, frame: Any) -> None:
         if request.signum is None:
@@ -267,6 +285,7 @@ def _cluster(spec: Spec, sweep: Sweep, address: str) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        options |= {} if sweep.concurrency is None else {"resources": {SLOT: sweep.concurrency}}
     elif address != "auto":
         _check_listening(address)
     try:

@@ -207,3 +207,48 @@ def test_a_killed_worker_and_a_killed_driver_lose_at_most_a_checkpoint_interval(
         run = folder / "runs" / trial["run"]
         code, _, err = llrflow_command("run", run / "spec.yaml", "--out", run, cwd=tmp_path)
         assert code == 0 and f"continuing from step {trial['step']} of 400" in err
+
+
+def test_hyperband_lets_trials_wait_and_go_on(sweeping, write_spec, tmp_path, llrflow_command):
+    spec = sweeping(trials=5, scheduler={"type": "hyperband"})  # brackets of 2 trials for 3 rungs, and of 3 for 1
+    path = write_spec(tmp_path / "spec.yaml", spec, COMMON)
+    code, out, err = llrflow_command("sweep", path, "--out", tmp_path / "out", "--json", cwd=tmp_path)
+    assert code == 0, err
+    trials = json.loads(out)["trials"]
+    steps = [trial["step"] for trial in trials]
+    assert [trial["state"] for trial in trials[:2]] == ["finished"] * 2
+    assert sorted(steps[2:])[:2] == [4, 4] and max(steps[2:]) > 4, steps
+    assert all(len(trial["rungs"]) == trial["step"] // 4 for trial in trials), "a rung is reported once"
+
+
+def test_ctrl_c_keeps_everything_and_says_how_to_go_on(sweeping, write_spec, start, tmp_path, record_of):
+    path = write_spec(tmp_path / "spec.yaml", sweeping(), {**COMMON, "train.steps": 100_000, "sweep.rung.every": 20})
+    folder = tmp_path / "out"
+    process = start(["sweep", path, "--out", folder], tmp_path)
+    try:
+        wait_for(lambda: steps_of(folder), process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert err.splitlines()[-1] == "the sweep was stopped; the same command with --resume continues it"
+    record = record_of(folder)
+    assert record["state"] == "interrupted" and record["best"] is None
+    assert {trial["state"] for trial in record["trials"]} == {"unfinished", "waiting"}
+    assert max(trial["step"] for trial in record["trials"]) >= 4
+
+
+def test_a_budget_of_failures_ends_the_sweep(sweeping, write_spec, tmp_path, llrflow_command):
+    rates = {"type": "choice", "values": [1e30, 2e30, 3e30, 4e30], "path": "optimizer.learning_rate"}
+    block = {"parameters": {"rate": rates}, "search": {"type": "grid"}, "trials": None, "concurrency": 1}
+    path = write_spec(tmp_path / "spec.yaml", sweeping(**block, budget={"failures": 1}), COMMON)
+    code, out, err = llrflow_command("sweep", path, "--out", tmp_path / "out", "--json", cwd=tmp_path)
+    record = json.loads(out)
+    states = [trial["state"] for trial in record["trials"]]
+    assert code == 0 and record["state"] == "out of budget", err
+    assert 2 <= states.count("failed") < 4 and record["best"] is None
+    code, out, err = llrflow_command("sweep", path, "--resume", "--strict", "--out", tmp_path / "out", "--set",
+                                     "sweep.budget.failures=null", cwd=tmp_path)  # fmt: skip
+    assert code == 1 and "no trial can win" in out, err
+    assert len(re.findall(r"trial \d failed: NonFiniteError", out)) == 4
