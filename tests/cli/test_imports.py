@@ -108,7 +108,7 @@ def is_within(limit, command):
         ),
         (
             ["validate", "specs/quickstart.yaml"],
-            {"ray", "tensorflow", "orbax", "sklearn", "matplotlib", "tensorboardX"},
+            {"ray", "tensorflow", "orbax", "sklearn", "matplotlib", "tensorboardX", "simplejpeg"},
         ),
     ],
     ids=["help", "validate"],

@@ -58,6 +58,8 @@ def test_corrupt_test_images_are_never_counted_as_correct(load, tmp_path, pipeli
     with pytest.raises(DataError, match=r"(train/5|test/3): cannot be decoded"):
         llrflow.run(load(changes), tmp_path / "run")
     run = llrflow.run(load(changes | {"data.corrupt": 0.1, "train.steps": 8}), tmp_path / "allowed")
+    again = llrflow.run(load(changes | {"data.corrupt": 0.2, "train.steps": 8}), tmp_path / "allowed")
+    assert again.record.corrupt == run.record.corrupt and again.evaluation == run.evaluation
     assert [name.split(":")[0] for name in run.record.corrupt] == ["train/5"]
     assert [name.split(":")[0] for name in run.evaluation.corrupt] == ["test/3", "test/4"]
     assert run.evaluation.n == 30 and run.evaluation.nominal.correct <= 28
