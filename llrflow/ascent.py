@@ -17,6 +17,7 @@ from pydantic import Field
 from llrflow.answer import ask
 from llrflow.batched import choose
 from llrflow.guard import guarded, shaped
+from llrflow.labels import likeliest
 from llrflow.probe import SearchProbe
 from llrflow.registry import Chosen, Component, Traced, register
 from llrflow.threat import Threat, unit
@@ -267,8 +268,8 @@ def outranks(wrong: Any, value: Any, than_wrong: Any, than_value: Any) -> Any:
 
 
 def misclassified(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """[B] bool: another class than y has the largest logit, or some logit is not finite."""
-    return (jnp.argmax(logits, axis=-1) != y) | ~jnp.all(jnp.isfinite(logits), axis=-1)
+    """[B] bool: another class than y (the likeliest label) has the largest logit, or some logit is not finite."""
+    return (jnp.argmax(logits, axis=-1) != likeliest(y)) | ~jnp.all(jnp.isfinite(logits), axis=-1)
 
 
 def restart_keys(keys: jax.Array, restart: int | jax.Array) -> jax.Array:

@@ -14,12 +14,14 @@ import optax
 
 from llrflow.answer import Answer, ask, first_state, is_stateful
 from llrflow.attacks.run import attack as run_attack
+from llrflow.data.mix import shaped_mix
 from llrflow.errors import LlrflowError
 from llrflow.gradients import Gradient
 from llrflow.guard import guarded, structure_of
 from llrflow.keys import example_keys
+from llrflow.labels import cross_entropy, probabilities
 from llrflow.models.network import AXIS
-from llrflow.probe import Probe, cross_entropy
+from llrflow.probe import Probe
 from llrflow.program.cost import of_passes
 from llrflow.program.step import network_of, predict
 from llrflow.registry import Component, make
@@ -126,6 +128,9 @@ def _term(term: Component) -> Iterator[Finding]:
     moved = jax.jit(turned)(toy.params, answer.state)[back]
     same = np.allclose(moved, again.value, rtol=1e-2, atol=1e-3 * float(np.abs(again.value).max()))
     yield Finding("an example's place in the batch does not matter", bool(same), "")
+    if not getattr(term, "needs_one_label", False):
+        soft = partial(jax.jit(asked), toy.params, toy.x, probabilities(toy.y, CLASSES), delta, answer.state)
+        yield _same_of_soft_labels(again.value, soft)
     if delta is None:
         perturbed = jax.jit(asked)(toy.params, toy.x, toy.y, toy.delta, answer.state)
         yield _finite("finite values at a perturbation", perturbed.value)
@@ -154,6 +159,17 @@ def _augmentation(augmentation: Any) -> Iterator[Finding]:
     low, high = float(images.min()), float(images.max())
     yield Finding("pixels stay in [0, 1]", low >= 0 and high <= 1, f"[{low:g}, {high:g}]")
     yield Finding("the same key gives the same image", _equal(images, _retraced(run)(toy.x, toy.keys)), "")
+
+
+def _mixing(mixing: Any) -> Iterator[Finding]:
+    toy = _toy()
+    images, share = _retraced(jax.vmap(partial(shaped_mix, mixing)))(toy.x, toy.x[::-1], toy.keys)
+    yield Finding("shape", True, f"{list(images.shape[1:])}, and the share of a label")
+    yield _finite("finite values", (images, share))
+    low, high = (float(end) for end in (jnp.minimum(images.min(), share.min()), jnp.maximum(images.max(), share.max())))
+    yield Finding("pixels and shares stay in [0, 1]", low >= 0 and high <= 1, f"[{low:g}, {high:g}]")
+    again = _retraced(jax.vmap(mixing))(toy.x, toy.x[::-1], toy.keys)
+    yield Finding("the same key gives the same image", _equal(images, again[0]) and _equal(share, again[1]), "")
 
 
 def _start(start: Any) -> Iterator[Finding]:
@@ -224,6 +240,7 @@ CHECKS: dict[str, Callable[[Any], Iterator[Finding]]] = {
     "term": _term,
     "model": _model,
     "augmentation": _augmentation,
+    "mixing": _mixing,
     "start": _start,
     "step": _step,
     "attack": _attack,
@@ -241,6 +258,17 @@ def _finite(what: str, tree: Any) -> Finding:
         if not np.all(np.isfinite(leaf))
     ]
     return Finding(what, not bad, f"not finite: {', '.join(bad[:3])}" if bad else "")
+
+
+def _same_of_soft_labels(hard: Any, soft: Callable[[], Answer]) -> Finding:
+    what = "a one-hot label gives what its class gives"
+    advice = "take values with llrflow.labels.at_label(values, probe.y), or set needs_one_label = True"
+    try:
+        found = soft().value
+    except Exception as error:  # of the plugin, which was written for classes
+        return Finding(what, False, f"{type(error).__name__}; {advice}")
+    same = np.allclose(found, hard, rtol=1e-2, atol=1e-3 * float(np.abs(hard).max()))
+    return Finding(what, bool(same), "" if same else advice)
 
 
 def _independent(before: Any, after: Any, may_stay: bool = False) -> Finding:

@@ -15,18 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from llrflow.labels import cross_entropy
 from llrflow.threat import Threat
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 ApplyFn = Callable[[jax.Array, bool], tuple[jax.Array, Any]]
 """(images [B,H,W,C], is this the clean pass) -> (logits [B,K], auxiliary state of that pass)."""
-
-
-def cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """-log softmax(logits)[y] per example, in nats, [B]."""
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
 @dataclass
@@ -61,7 +56,8 @@ class Probe:
     itself share one forward pass. A slope is the forward-mode derivative, so differentiating it with
     respect to parameters is reverse-over-forward (about 6F with the loss) and never double backpropagation.
 
-    Shapes: x [B,H,W,C] in [0,1], y [B] integer, keys [B] or None, every answer [B] unless stated.
+    Shapes: x [B,H,W,C] in [0,1], y [B] integer or [B,K] probabilities (`llrflow.labels`), keys [B] or None, every
+    answer [B] unless stated.
     With batch statistics an example's loss depends on its batch-mates; slopes then carry the whole batch's
     tangent, and only their sum equals that of <v, grad sum l>. Use `moving` statistics for exact per-example values.
     """

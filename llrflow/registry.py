@@ -30,7 +30,19 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from llrflow.errors import PluginError, SpecError
 from llrflow.signatures import check_methods
 
-KINDS = ("term", "model", "attack", "augmentation", "dataset", "schedule", "optimizer", "step", "start", "gradient")
+KINDS = (
+    "term",
+    "model",
+    "attack",
+    "augmentation",
+    "mixing",
+    "dataset",
+    "schedule",
+    "optimizer",
+    "step",
+    "start",
+    "gradient",
+)
 
 # Imported on the first look-up only, so that `import llrflow` stays light.
 BUILTIN_MODULES = (
@@ -46,6 +58,7 @@ BUILTIN_MODULES = (
 
 PLACE_FIELDS = {
     "term": ("at", "weight", "allow_negative"),
+    "mixing": ("p",),
     "optimizer": ("clip_norm", "decayed", "scale_for_batch", "base_batch"),
 }
 """Fields that the place of a component adds to it (see `Chosen`); no component of the kind may define them."""

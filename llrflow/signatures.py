@@ -10,6 +10,7 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
     "term": {"__call__": ("probe", "delta")},
     "model": {"__call__": ("images", "classes", "batch_statistics")},
     "augmentation": {"__call__": ("image", "key")},
+    "mixing": {"__call__": ("image", "partner", "key")},
     "start": {"__call__": ("threat", "x", "keys")},
     "step": {"init": ("delta",), "move": ("gradient", "delta", "state", "threat", "auto")},
     "gradient": {"__call__": ("gradient", "params")},

@@ -9,9 +9,10 @@ import jax
 from pydantic import Field
 
 from llrflow.ascent import ProbeFactory
+from llrflow.labels import at_label
 from llrflow.probe import SearchProbe
 from llrflow.registry import Component
-from llrflow.terms.classification import at_class, margin, wrong_classes
+from llrflow.terms.classification import margin, wrong_classes
 from llrflow.threat import Threat
 
 
@@ -31,7 +32,7 @@ class StepCost(NamedTuple):
 
 def aimed_class(probe: SearchProbe, rank: jax.Array) -> jax.Array:
     """The wrong class of that rank on the clean image, 0 the likeliest: [B] -> [B]."""
-    return at_class(wrong_classes(probe.logits(), probe.y), rank.astype(int))
+    return at_label(wrong_classes(probe.logits(), probe.y), rank.astype(int))
 
 
 class Attack(Component):

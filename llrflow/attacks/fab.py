@@ -12,9 +12,10 @@ from pydantic import Field
 from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack, StepCost, aimed_class
 from llrflow.batched import choose, spread
+from llrflow.labels import at_label
 from llrflow.probe import SearchProbe
 from llrflow.registry import Traced, register
-from llrflow.terms.classification import at_class, margin, wrong_classes
+from llrflow.terms.classification import margin, wrong_classes
 from llrflow.threat import Threat, clip_to_box
 
 ACROSS = 1e-4
@@ -111,7 +112,7 @@ class FABT(Attack):
 
         def difference(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = probes().logits(delta)
-            gap = at_class(logits, state.target) - at_class(logits, probe.y)
+            gap = at_label(logits, state.target) - at_label(logits, probe.y)
             return jnp.sum(gap), gap
 
         normal, gap = jax.grad(difference, has_aux=True)(state.delta)
@@ -132,7 +133,7 @@ class FABT(Attack):
         low_logits, high_logits = probe.logits(), probe.logits(best)
         for _ in range(self.final_search):
             rival = wrong_classes(high_logits, probe.y)[:, 0]
-            below = at_class(low_logits, probe.y) - at_class(low_logits, rival)
+            below = at_label(low_logits, probe.y) - at_label(low_logits, rival)
             above = margin(high_logits, probe.y)
             # The paper goes to the predicted boundary itself, where rounding alone decides on the side.
             share = 1.0 - above / (below + above) + ACROSS

@@ -12,7 +12,8 @@ import numpy as np
 
 from llrflow.ascent import restart_keys
 from llrflow.keys import example_keys
-from llrflow.probe import ApplyFn, Reference, cross_entropy
+from llrflow.labels import cross_entropy
+from llrflow.probe import ApplyFn, Reference
 
 NOISE = 2**31
 """Numbers from here on name the draws of a stochastic model outside the steps, which count from 0."""

@@ -11,8 +11,15 @@ from llrflow.quantity import Bytes
 from llrflow.registry import Chosen, Component, entries, listing, raise_at, validate
 
 
+class MixEntry(Component):
+    """What every way of mixing has besides its own fields."""
+
+    p: float = Field(default=1.0, ge=0, le=1)
+    """Probability that an example is mixed this way; what those of all ways leave to 1 is that of no mixing."""
+
+
 class Data(Component):
-    """Which images to train and test on, and how to augment the training images."""
+    """Which images to train and test on, and how to augment and mix the training images."""
 
     name: str
     """A dataset prepared under `dir`, or a built-in one (`digits`), which prepares itself."""
@@ -51,6 +58,9 @@ class Data(Component):
 
     augment: dict[str, Annotated[Any, Chosen("augmentation")]] = {}
     """Augmentations of the training images by name, applied in the order written."""
+
+    mix: dict[str, Annotated[Any, Chosen("mixing", MixEntry)]] = {}
+    """Ways of mixing training examples with each other, labels and all, by name; at most one acts on an example."""
 
     @model_validator(mode="after")
     def _options_of_the_dataset(self) -> Data:

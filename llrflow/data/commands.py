@@ -176,7 +176,7 @@ def show_command(
 ) -> None:
     """Count the examples of NAME by class, and draw some of them, evenly spaced.
 
-    With --augment they are drawn as the first training step of SPEC would see them.
+    With --augment they are drawn as the first training step of SPEC would see them, before any mixing.
 
     \b
     Example:

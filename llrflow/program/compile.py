@@ -21,6 +21,7 @@ from llrflow.attacks.network import Lanes, Network, example_of
 from llrflow.attacks.program import AttackProgram
 from llrflow.data.block import Data
 from llrflow.data.facts import DatasetFacts, describe
+from llrflow.data.mix import mix
 from llrflow.data.pipelines import Role, choose
 from llrflow.data.windows import on_device
 from llrflow.errors import InputError, LlrflowError, SpecError, line_of
@@ -263,13 +264,14 @@ class _Key:
 
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
-        # Model and augmentations are compiled in whole: their numbers are constants, marked Traced or not.
+        # Model, augmentations and mixing are compiled in whole: their numbers are constants, marked Traced or not.
         parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
         parts["model"] = spec.model.model_dump()
         unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
         parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
         parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
         parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
+        parts["mix"] = [[name, item.model_dump()] for name, item in spec.data.mix.items()]
         described = (facts.classes, facts.image_shape, facts.varies)
         self.text = json.dumps([parts, names, described, [str(d) for d in devices.all]])
 
@@ -287,7 +289,7 @@ class _Compiled:
         spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
         self.network = network_of(spec.model, facts.classes)
         self.attacked = Network(partial(_predict, self.network))
-        trained = network_of(spec.model, facts.classes, spec.train.precision)
+        trained = network_of(spec.model, facts.classes, spec.train.precision, parts=devices.platform == "cpu")
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm
@@ -307,6 +309,7 @@ class _Compiled:
                 statistics=Statistics(policy.search, policy.perturbed, policy.update),
                 accumulate=spec.train.accumulate,
                 by=plan.inside,
+                mix=partial(mix, mixings=bound.data.mix, classes=facts.classes) if spec.data.mix else None,
             )
 
         def init(seed: jax.Array, values: jax.Array, network: Any = None) -> TrainState:

@@ -31,3 +31,5 @@ class Batch(NamedTuple):
     """int32 [B]."""
     ids: Any
     """int32 [B]: row of the example in its split; randomness is keyed by it."""
+    partners: Any = None
+    """Batch of the examples that these are mixed with, one each; None where nothing is mixed."""

@@ -18,7 +18,9 @@ from llrflow.errors import PluginError
 from llrflow.gradients import Gradient
 from llrflow.guard import described, guarded, placed, shaped, structure_of
 from llrflow.keys import example_keys, purpose_key
+from llrflow.labels import at_label
 from llrflow.models.network import AXIS, norm_layer
+from llrflow.models.parts import in_parts
 from llrflow.models.precision import Precision, in_precision
 from llrflow.objective import Objective
 from llrflow.probe import ApplyFn, Probe
@@ -47,16 +49,24 @@ class Pieces(NamedTuple):
     statistics: Statistics
     accumulate: int
     by: Literal["unroll", "scan"]
+    mix: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    """(images, labels, partners, labels of partners, keys) -> images, labels [B,K] (`llrflow.data.mix`), or None."""
 
 
-def network_of(model: Any, classes: int, precision: Precision = "float32") -> hk.TransformedWithState:
-    """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component."""
+def network_of(
+    model: Any, classes: int, precision: Precision = "float32", parts: bool = False
+) -> hk.TransformedWithState:
+    """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component.
+
+    `parts` is for training on CPU: `llrflow.models.parts`.
+    """
 
     def logits(images: jax.Array, batch_statistics: bool) -> jax.Array:
         with placed("model"):
             return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
 
-    return hk.transform_with_state(in_precision(logits, precision))
+    network = in_precision(logits, precision)
+    return hk.transform_with_state(in_parts(network) if parts else network)
 
 
 def stand_in(classes: int, stateful: bool) -> hk.TransformedWithState:
@@ -111,8 +121,8 @@ def objective_at(
     Searches unless given perturbations.
     """
 
-    def keys(purpose: str) -> jax.Array:
-        return example_keys(jax.random.fold_in(purpose_key(seed, purpose), state.step), batch.ids)
+    def keys(purpose: str, ids: Any = batch.ids) -> jax.Array:
+        return example_keys(jax.random.fold_in(purpose_key(seed, purpose), state.step), ids)
 
     def passes(clean: str, perturbed: str) -> ApplyFn:
         def apply(x: jax.Array, is_clean: bool) -> tuple[jax.Array, Any]:
@@ -122,20 +132,46 @@ def objective_at(
         return apply
 
     policy = pieces.statistics
-    images = augment(batch.images.astype(jnp.float32) / 255.0, keys("augment"), pieces.augment)
+    images, labels = examples_of(pieces, batch, keys)
     apply = passes("batch", policy.perturbed)
-    probe = Probe.stateful(apply, images, batch.labels, keys("terms"), pieces.threat, AXIS)
+    probe = Probe.stateful(apply, images, labels, keys("terms"), pieces.threat, AXIS)
     if perturbations is None:
         shared = policy.search == "batch" or not state.model_state
         search = passes(policy.search, policy.search)
         perturbations = objectives.perturb(pieces.objective, probe, pieces.threat, keys, search, shared, pieces.by)
     found = objectives.evaluate(pieces.objective, probe, perturbations, state.terms)
     observe(probe)
-    correct = (jnp.argmax(found.logits, axis=-1) == batch.labels).astype(jnp.float32)
+    correct = at_label(jax.nn.one_hot(jnp.argmax(found.logits, axis=-1), found.logits.shape[-1]), labels)
     per_example = {"objective": found.value, "accuracy": correct, **found.metrics}
     metrics = {name: jnp.mean(part) for name, part in per_example.items()}
     model_state = updated_statistics(probe, policy.update, state.model_state)
     return metrics["objective"], (perturbations, StepOutcome(model_state, found.states, metrics))
+
+
+def examples_of(pieces: Pieces, batch: Batch, keys: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """(images [B,H,W,C] in [0,1], labels [B], or [B,K] where examples are mixed), augmented first, then mixed."""
+
+    def augmented(some: Batch) -> jax.Array:
+        return augment(some.images.astype(jnp.float32) / 255.0, keys("augment", some.ids), pieces.augment)
+
+    images, partners = augmented(batch), batch.partners
+    if pieces.mix is None:
+        return images, batch.labels
+    return pieces.mix(images, batch.labels, augmented(partners), partners.labels, keys("mix"))
+
+
+def neighbours(batch: Batch) -> Batch:
+    """The example before each one in the whole batch, whose first follows its last, on whatever devices they are.
+
+    Batches are drawn at random, so neighbours are. Taken before a batch is cut into parts, which leave them the same.
+    """
+    count = jax.lax.axis_size(AXIS)
+
+    def shifted(rows: jax.Array) -> jax.Array:
+        last = jax.lax.ppermute(rows[-1:], AXIS, [(device, (device + 1) % count) for device in range(count)])
+        return jnp.concatenate([last, rows[:-1]])
+
+    return jax.tree.map(shifted, batch)
 
 
 def train_step(
@@ -161,6 +197,8 @@ def train_step(
         value, metrics = jax.lax.pmean((value, outcome.metrics), AXIS)
         return Gradient(value, found, outcome._replace(metrics=metrics))
 
+    if pieces.mix is not None:
+        batch = batch._replace(partners=neighbours(batch))
     hook = pieces.objective.gradient
     with placed("objective.gradient"):
         computed = guarded(hook, lambda: hook(gradient, state.params))

@@ -17,7 +17,7 @@ from llrflow.traced import components, numbers
 LOGGED = ("objective", "accuracy", "gradient_norm", "step")
 """Metrics that every run logs beside those of its terms."""
 
-STREAMS = ("augment", "terms")
+STREAMS = ("augment", "mix", "terms")
 """Random streams of a step beside those of its perturbations."""
 
 
@@ -36,6 +36,7 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
         both = "has both `epochs` and `steps`" if spec.train.epochs else "has neither `epochs` nor `steps`"
         yield Problem("train", both, "give exactly one of them")
     yield from _training(spec)
+    yield from _mixing(spec)
     yield from _terms(spec)
     yield from _perturbations(spec)
     yield from _components(spec)
@@ -51,6 +52,18 @@ def _training(spec: Spec) -> Iterator[Problem]:
     if spec.optimizer.decayed == "weights" and rate is None:
         got = f"= 'weights', but {spec.optimizer.registered_as[1]} decays no weights"
         yield Problem("optimizer.decayed", got, "choose an optimizer with weight_decay, such as adamw or lars")
+
+
+def _mixing(spec: Spec) -> Iterator[Problem]:
+    together = sum(way.p for way in spec.data.mix.values())
+    if together > 1 + 1e-9:
+        fix = f"give each a `p`, at most {1 / len(spec.data.mix):g} on average"
+        yield Problem("data.mix", f"has probabilities that sum to {together:g}, more than 1", fix)
+    for where, part in components(spec.objective, ("objective",)):
+        if spec.data.mix and getattr(part, "needs_one_label", False):
+            got = f"({part.label()}) needs one label per example, and data.mix gives each a share of two"
+            target = "its `target`" if getattr(part, "target", None) is not None else "it"
+            yield Problem(".".join(where), got, f"leave out {target}, or data.mix")
 
 
 def _terms(spec: Spec) -> Iterator[Problem]:

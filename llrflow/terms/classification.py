@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from pydantic import PlainValidator
 
-from llrflow.probe import Probe, cross_entropy
+from llrflow.labels import at_label, cross_entropy, largest_other
+from llrflow.probe import Probe
 from llrflow.registry import Component, Traced, invalid, register
 
 Target = int | Literal["least_likely", "random"] | None
@@ -27,6 +28,11 @@ class Targeted(Component):
     target: Annotated[Target, PlainValidator(_check_target, json_schema_input_type=Target)] = None
     """Wrong class to aim at: its rank on the clean image (1 is the likeliest wrong class), `least_likely`, or
     `random` (uniform, one draw per example). Default: untargeted."""
+
+    @property
+    def needs_one_label(self) -> bool:
+        """Whether labels must be classes: a share of several leaves no class to aim at."""
+        return self.target is not None
 
     def target_class(self, probe: Probe, classes: int) -> jax.Array:
         """The class that each example is driven to, [B]."""
@@ -48,8 +54,8 @@ class Targeted(Component):
 class CrossEntropy(Targeted):
     """l(x + delta) = -sum_k q_k log softmax(f(x + delta))_k, in nats.
 
-    q = (1 - s) onehot(y) + s / K with label smoothing s (Szegedy et al. 2016); s = 0 gives -log p_y. With a target t
-    it is log p_t, which grows as the example is driven to t.
+    q = (1 - s) onehot(y) + s / K with label smoothing s (Szegedy et al. 2016); s = 0 gives -log p_y. Soft labels stand
+    in the place of onehot(y). With a target t it is log p_t, which grows as the example is driven to t.
     """
 
     label_smoothing: Annotated[float, Traced(ge=0, lt=1)] = 0.0
@@ -70,7 +76,8 @@ class Margin(Targeted):
     """max_{k != y} f_k(x + delta) - f_y(x + delta), in logit units: positive when misclassified.
 
     The "difference between logits" of the LLR author response, which it found a stronger attack than
-    cross-entropy (Carlini & Wagner 2017). With a target t it is f_t - f_y (Gowal et al. 2019).
+    cross-entropy (Carlini & Wagner 2017). With a target t it is f_t - f_y (Gowal et al. 2019). Of soft labels the
+    expectation over y.
     """
 
     def __call__(self, probe: Probe, delta: jax.Array | None) -> jax.Array:
@@ -78,7 +85,7 @@ class Margin(Targeted):
         logits = probe.logits(delta)
         if self.target is None:
             return margin(logits, probe.y)
-        return at_class(logits, self.target_class(probe, logits.shape[-1])) - at_class(logits, probe.y)
+        return at_label(logits, self.target_class(probe, logits.shape[-1])) - at_label(logits, probe.y)
 
 
 @register("term", "dlr")
@@ -86,7 +93,8 @@ class DLR(Targeted):
     """Difference of logits ratio (Croce & Hein 2020): unchanged when logits are shifted or scaled.
 
     -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)) with z = f(x + delta) and z_(i) the i-th largest; with a target t
-    -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2). Needs 3 classes, 4 with a target.
+    -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2). Needs 3 classes, 4 with a target. Of soft labels the expectation
+    over y.
     """
 
     def __call__(self, probe: Probe, delta: jax.Array | None) -> jax.Array:
@@ -140,12 +148,14 @@ def wrong_classes(logits: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def margin(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """max_{k != y} logits_k - logits_y, [B,K], [B] -> [B]."""
-    return jnp.max(jnp.where(_is_label(logits, y), -jnp.inf, logits), axis=-1) - at_class(logits, y)
+    """max_{k != y} logits_k - logits_y, [B,K], [B] -> [B]; of soft labels [B,K] its expectation."""
+    if y.ndim == 2:
+        return at_label(largest_other(logits) - logits, y)
+    return jnp.max(jnp.where(_is_label(logits, y), -jnp.inf, logits), axis=-1) - at_label(logits, y)
 
 
 def dlr(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """(max_{k != y} z_k - z_y) / (z_(1) - z_(3) + 1e-12), [B,K], [B] -> [B]."""
+    """(max_{k != y} z_k - z_y) / (z_(1) - z_(3) + 1e-12), [B,K], [B] -> [B]; of soft labels [B,K] its expectation."""
     largest = jax.lax.top_k(logits, 3)[0]
     return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
@@ -154,13 +164,8 @@ def targeted_dlr(logits: jax.Array, y: jax.Array, target: jax.Array) -> jax.Arra
     """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12), [B,K], [B], [B] -> [B]."""
     largest = jax.lax.top_k(logits, 4)[0]
     scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12
-    return (at_class(logits, target) - at_class(logits, y)) / scale
+    return (at_label(logits, target) - at_label(logits, y)) / scale
 
 
 def _is_label(logits: jax.Array, y: jax.Array) -> jax.Array:
     return jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
-
-
-def at_class(logits: jax.Array, k: jax.Array) -> jax.Array:
-    """logits_k of each example's own class, [B,K], [B] -> [B]."""
-    return jnp.take_along_axis(logits, k[:, None], axis=-1)[:, 0]

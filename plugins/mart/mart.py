@@ -7,6 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from llrflow.labels import at_label, largest_other
 from llrflow.registry import Component, register
 
 # The guards of the authors' code: they keep the logarithms finite, and reference values depend on them.
@@ -20,9 +21,7 @@ class BoostedCrossEntropy(Component):
     def __call__(self, probe, delta):
         """[B]."""
         q = jax.nn.softmax(probe.logits(delta))
-        is_label = jax.nn.one_hot(probe.y, q.shape[-1], dtype=bool)
-        likeliest_wrong = jnp.max(jnp.where(is_label, 0.0, q), axis=-1)
-        return probe.loss(delta) - jnp.log(ABOVE_ONE - likeliest_wrong + ABOVE_ZERO)
+        return probe.loss(delta) - at_label(jnp.log(ABOVE_ONE - largest_other(q) + ABOVE_ZERO), probe.y)
 
 
 @register("term", "weighted_kl")
@@ -35,4 +34,4 @@ class WeightedKL(Component):
         """[B]."""
         p, q = jax.nn.softmax(probe.logits()), jax.nn.softmax(probe.logits(delta))
         divergence = jnp.sum(p * (jnp.log(p + ABOVE_ZERO) - jnp.log(q + ABOVE_ZERO)), axis=-1)
-        return divergence * (ABOVE_TRUE - jnp.take_along_axis(p, probe.y[:, None], axis=-1)[:, 0])
+        return divergence * (ABOVE_TRUE - at_label(p, probe.y))

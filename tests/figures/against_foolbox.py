@@ -83,9 +83,12 @@ def strength(model: Any, n: int) -> None:
 
 
 def throughput(run: str, model: Any, n: int) -> None:
-    """Images a second of PGD-50: on the margin by llrflow, on cross-entropy by foolbox, which has no margin."""
+    """Images a second of PGD-50: on the margin by llrflow, on cross-entropy by foolbox, which has no margin.
+
+    Both in batches of the spec's `evaluate.batch_size`.
+    """
     x, y = images_of(model, n)
-    epsilon, size = model.spec.threat.epsilon, 1000
+    epsilon, size = model.spec.threat.epsilon, model.spec.evaluate.batch_size
     program = compile_spec(llrflow.load_spec(f"{run}/spec.yaml", {"devices.count": None}), training=False)
     state = Checkpoints(Path(run) / "checkpoints").restore(program.abstract_state(), model.step)
     variables = program.devices.replicate((state.params, state.model_state))

@@ -182,6 +182,27 @@ class Idle(Network):
         return hk.Linear(classes)(hk.Flatten()(h))
 
 
+class ClassTerm(Component):
+    """Written for labels that are classes."""
+
+    def __call__(self, probe, delta):
+        return jnp.take_along_axis(probe.logits(delta), probe.y[:, None], axis=-1)[:, 0]
+
+
+class Swapped(Component):
+    """Shares outside [0, 1]."""
+
+    def __call__(self, image, partner, key):
+        return partner, 2.0 * jnp.ones(())
+
+
+class Imageless(Component):
+    """Only a share."""
+
+    def __call__(self, image, partner, key):
+        return jnp.ones(())
+
+
 class PlacedTerm(Component):
     """Noise by the place in the batch, not by the example."""
 
@@ -289,6 +310,7 @@ COMPONENTS = {
         {
             ConstantTerm(): "gradient reaches the parameters",
             PlacedTerm(): "an example's place in the batch does not matter",
+            ClassTerm(): "a one-hot label gives what its class gives",
         },
     ),
     "model": (
@@ -299,6 +321,7 @@ COMPONENTS = {
         make("augmentation", "pad_crop"),
         {Brighter(): "pixels stay in [0, 1]", Smaller(): "shape", Chance(): "the same key gives the same image"},
     ),
+    "mixing": (make("mixing", "cutmix"), {Swapped(): "pixels and shares stay in [0, 1]", Imageless(): "runs"}),
     "start": (make("start", "uniform"), {CentredStart(): BATCH_MATES, FlatStart(): "shape"}),
     "step": (make("step", "normalized"), {BatchNormalizedStep(): BATCH_MATES, UnguardedStep(): "finite values"}),
     "schedule": (

@@ -242,6 +242,11 @@ OTHER_KINDS = {
         {"data.augment": {"cut": {"type": "other_augmentation"}}},
         ("cut:", r"data\.augment\.cut augmentation", r"returns float32\[7, 8, 1\]; return an array \[8, 8, 1\]"),
     ),
+    "mixing": (
+        "    def __call__(self, image, partner, key):\n        return image\n",
+        {"data.mix": {"own": {"type": "other_mixing"}}},
+        ("own:", r"data\.mix\.own mixing", r"returns float32\[8, 8, 1\]; return an image \[8, 8, 1\] and a share \[\]"),
+    ),
     "model": (
         "    def __call__(self, images, classes, batch_statistics):\n        return images.oops\n",
         {"model": {"type": "other_model"}},

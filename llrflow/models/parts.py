@@ -1,0 +1,60 @@
+"""Convolutions of a large batch in parts, whose weight gradients XLA's CPU backend computes several times faster."""
+
+from __future__ import annotations
+
+import contextvars
+import math
+from collections.abc import Callable
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_CACHED = 2**19
+"""Bytes of a convolution's output that a core's cache holds: the gradient of its weights sums over all of them."""
+
+_MOST = 8
+"""Parts of a batch; each is compiled anew."""
+
+in_force: contextvars.ContextVar[bool] = contextvars.ContextVar("in_force", default=False)
+"""Whether the network that is being traced has its convolutions in parts."""
+
+
+def in_parts(network: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same function for `hk.transform`, whose convolutions take the batch in up to 8 parts one after the other.
+
+    On XLA's CPU backend the gradient of the weights of 64 x 32 x 32 x 64 -> 64 channels took 1.0 s in one part and
+    0.16 s in eight; outputs and gradients are equal up to the order of summation.
+    """
+
+    def divided(*args: Any) -> jax.Array:
+        token = in_force.set(True)
+        try:
+            with hk.intercept_methods(_call):
+                return network(*args)
+        finally:
+            in_force.reset(token)
+
+    return divided
+
+
+def _call(method: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
+    convolution = context.module
+    if context.method_name != "__call__" or not isinstance(convolution, hk.ConvND):
+        return method(*args, **kwargs)
+    images, *rest = args
+    parts = _parts(images.shape, convolution)
+    if parts == 1:
+        return method(*args, **kwargs)
+    size = -(-len(images) // parts)
+    return jnp.concatenate([method(images[i : i + size], *rest, **kwargs) for i in range(0, len(images), size)])
+
+
+def _parts(shape: tuple[int, ...], convolution: hk.ConvND) -> int:
+    if len(shape) != convolution.num_spatial_dims + 2 or convolution.feature_group_count > 1:
+        return 1
+    places = math.prod(-(-side // stride) for side, stride in zip(shape[1:-1], convolution.stride, strict=True))
+    output = shape[0] * places * convolution.output_channels * np.dtype(np.float32).itemsize
+    return max(1, min(_MOST, shape[0], output // _CACHED))
