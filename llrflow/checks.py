@@ -236,6 +236,18 @@ def _dataset(dataset: Any) -> Iterator[Finding]:
     yield Finding("not tried", True, "prepare(data_dir) may download")
 
 
+def _domain(domain: Any) -> Iterator[Finding]:
+    values = [guarded(domain, lambda u=u: domain.draw(u, lambda path: 1.0)) for u in (0.0, 0.5, 1.0 - 2**-53)]
+    yield Finding("values at the quantiles 0, 0.5 and 1", True, ", ".join(map(str, values)))
+
+
+def _scheduler(scheduler: Any) -> Iterator[Finding]:
+    from ray.tune.schedulers import TrialScheduler
+
+    built = guarded(scheduler, lambda: scheduler.build(10))
+    yield Finding("builds a scheduler of Tune", isinstance(built, TrialScheduler), type(built).__name__)
+
+
 CHECKS: dict[str, Callable[[Any], Iterator[Finding]]] = {
     "term": _term,
     "model": _model,
@@ -248,6 +260,8 @@ CHECKS: dict[str, Callable[[Any], Iterator[Finding]]] = {
     "optimizer": _optimizer,
     "schedule": _schedule,
     "dataset": _dataset,
+    "domain": _domain,
+    "scheduler": _scheduler,
 }
 
 

@@ -18,6 +18,7 @@ from llrflow.errors import InputError, LlrflowError
 COMMANDS = {
     "run": ("llrflow.commands.run", "run", "Train and evaluate a spec; continue an unfinished run."),
     "validate": ("llrflow.commands.inspect", "validate", "Check a spec, its dataset and its devices; make no run."),
+    "sweep": ("llrflow.commands.sweep", "sweep", "Run a spec with many values of its parameters, on Ray."),
     "plan": ("llrflow.commands.inspect", "plan", "Show what a spec costs before running it."),
     "evaluate": ("llrflow.commands.run", "evaluate", "Evaluate a checkpoint of a run."),
     "runs": ("llrflow.commands.runs", "runs", "List the runs in a folder, with their results."),
@@ -114,6 +115,24 @@ def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Change one value of the spec; repeatable.",
     )(command)
     return click.argument("spec", type=click.Path(path_type=Path))(command)
+
+
+RAY = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+"""Ray's own noise off, and its workers in the directory of the command."""
+
+
+def ray_environment() -> None:
+    """Set what Ray reads from the environment, where the user has not; before Ray is imported."""
+    for name, value in RAY.items():
+        os.environ.setdefault(name, value)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

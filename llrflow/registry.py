@@ -42,6 +42,8 @@ KINDS = (
     "step",
     "start",
     "gradient",
+    "domain",
+    "scheduler",
 )
 
 # Imported on the first look-up only, so that `import llrflow` stays light.
@@ -53,6 +55,8 @@ BUILTIN_MODULES = (
     "llrflow.attacks",
     "llrflow.data",
     "llrflow.optimizers",
+    "llrflow.sweep.domains",
+    "llrflow.sweep.schedulers",
 )
 
 
@@ -60,6 +64,7 @@ PLACE_FIELDS = {
     "term": ("at", "weight", "allow_negative"),
     "mixing": ("p",),
     "optimizer": ("clip_norm", "decayed", "scale_for_batch", "base_batch"),
+    "domain": ("path", "when"),
 }
 """Fields that the place of a component adds to it (see `Chosen`); no component of the kind may define them."""
 

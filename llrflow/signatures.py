@@ -22,6 +22,8 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
     "dataset": {"prepare": ("data_dir",)},
     "optimizer": {"build": ()},
     "schedule": {"build": ()},
+    "domain": {"draw": ("u", "value_of"), "listed": ()},
+    "scheduler": {"build": ("rungs",)},
 }
 """Methods and their arguments by kind. A term that defines `init_state` is also given its state."""
 

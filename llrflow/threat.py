@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from pydantic import model_validator
 
 from llrflow.batched import spread
@@ -76,9 +77,11 @@ class Threat(Component):
 
     def check(self, delta: Any, x: Any) -> None:
         """Raise ThreatError when a concrete perturbation leaves the ball or the box (or is not finite)."""
-        distance = self.distance(jnp.asarray(delta))
-        worst = float(jnp.max(distance, initial=0.0))
-        low, high = float(jnp.min(x + delta, initial=0.0)), float(jnp.max(x + delta, initial=1.0))
+        delta, x = np.asarray(delta), np.asarray(x)  # on the host: JAX would compile for every number of examples
+        flat = delta.reshape(len(delta), -1)
+        distance = np.abs(flat).max(axis=1) if self.norm == "linf" else np.linalg.norm(flat.astype(np.float64), axis=1)
+        worst = float(np.max(distance, initial=0.0))
+        low, high = float(np.min(x + delta, initial=0.0)), float(np.max(x + delta, initial=1.0))
         if not (worst <= self.epsilon * (1 + TOLERANCE) + 1e-7 and low >= -TOLERANCE and high <= 1 + TOLERANCE):
             raise ThreatError(
                 f"an attack left the threat model: {self.norm} distance {worst:g} of {self.epsilon:g}, "

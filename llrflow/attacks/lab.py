@@ -10,7 +10,7 @@ import numpy as np
 from llrflow.ascent import Plan
 from llrflow.attacks.base import Attack
 from llrflow.attacks.network import Examples, Lanes, Network, look_phase
-from llrflow.attacks.program import AttackProgram
+from llrflow.attacks.program import AttackProgram, kept_program
 from llrflow.attacks.search import InMemory, search
 from llrflow.data.batches import padded_chunks
 from llrflow.probe import Reference
@@ -52,8 +52,8 @@ class Lab:
         subject, ball = self.subject, threat or self.subject.threat
         attack = make("attack", config)
         if name not in self._programs:
-            self._programs[name] = AttackProgram(attack, ball, subject.network, subject.lanes)
-            self._programs[name].plan = Plan("host", 1)  # so that it serves any length
+            plan = Plan("host", 1)  # so that it serves any length
+            self._programs[name] = kept_program(attack, ball, subject.network, subject.lanes, plan=plan)
         findings = into or InMemory(np.ones(len(subject.labels), bool), False, np.zeros_like(subject.images))
         key = subject.lanes.replicate(subject.key)
         program = self._programs[name].like(attack, ball)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llrflow.ascent import misclassified, plan_steps, repeat
+from llrflow.ascent import Plan, misclassified, plan_steps, repeat
 from llrflow.attacks.base import Attack
 from llrflow.attacks.network import NOISE, Examples, Lanes, Network, Start, look_phase, querying, reference_of
 from llrflow.batched import choose
@@ -23,7 +24,7 @@ from llrflow.probe import SearchProbe
 from llrflow.registry import Component, listing
 from llrflow.terms.linearity import LocalLinearity
 from llrflow.threat import Threat, clip_to_box
-from llrflow.traced import bind, numbers
+from llrflow.traced import bind, numbers, static_key
 
 
 class Verdict(NamedTuple):
@@ -62,13 +63,20 @@ class AttackProgram:
     """
 
     def __init__(
-        self, attack: Attack, threat: Threat, network: Network, lanes: Lanes, surrogate: Network | None = None
+        self,
+        attack: Attack,
+        threat: Threat,
+        network: Network,
+        lanes: Lanes,
+        surrogate: Network | None = None,
+        plan: Plan | None = None,
     ) -> None:
+        """`plan` says how its steps are compiled; by default what suits the platform and the attack's length."""
         if threat.norm not in attack.norms:
             raise SpecError(attack.label(), f"knows no {threat.norm} threat", f"choose from {listing(attack.norms)}")
         self.attack, self.threat, self.network, self.lanes = attack, threat, network, lanes
         self._searched = surrogate or network
-        self.plan = plan_steps(attack.length, lanes.platform, inside=False)
+        self.plan = plan or plan_steps(attack.length, lanes.platform, inside=False)
         self._compiled: dict[Any, dict[str, Any]] = {}
         self._draws = attack.eot if self._searched.stochastic else 1
         self._look = look_phase(self._searched, lanes, self._draws)
@@ -277,6 +285,38 @@ class AttackProgram:
         queries, gradients = (flying.taken * count * self._draws for count in attack.step_cost)
         linearity = LocalLinearity()(probe, delta)
         return Verdict(delta, wrong, value, probe.loss(delta), distance, linearity, queries, gradients)
+
+
+def kept_program(
+    attack: Attack,
+    threat: Threat,
+    network: Network,
+    lanes: Lanes,
+    surrogate: Network | None = None,
+    plan: Plan | None = None,
+) -> AttackProgram:
+    """As the constructor; what was compiled for an attack and a threat that differ in traced numbers serves again."""
+    static = static_key(attack), static_key(threat)
+    return _kept(type(attack), static, network, lanes, surrogate, plan, _Held((attack, threat))).like(attack, threat)
+
+
+class _Held:
+    """A value that a cache's key carries along without comparing it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=32)
+def _kept(cls: type, static: tuple[str, str], network: Any, lanes: Any, surrogate: Any, plan: Any, held: _Held) -> Any:
+    attack, threat = held.value
+    return AttackProgram(attack, threat, network, lanes, surrogate, plan)
 
 
 def _kind(example: Examples) -> tuple[Any, ...]:

@@ -15,12 +15,11 @@ from pydantic import ValidationError
 
 from llrflow.answer import lacking_classes
 from llrflow.attacks.network import Network, one_device
-from llrflow.attacks.program import AttackProgram
+from llrflow.attacks.program import kept_program
 from llrflow.attacks.search import Findings, InMemory, search
 from llrflow.errors import SpecError
 from llrflow.registry import first_problem, make
 from llrflow.threat import Threat
-from llrflow.traced import static_key
 
 
 class AttackResult(NamedTuple):
@@ -82,7 +81,7 @@ def attack(
     for stage, part in whole.stages(ball, classes).items():
         if lacking := lacking_classes(part, classes, ("attack",)):
             raise SpecError(*lacking, "choose another term, target or attack")
-        program = _program(networks, static_key(part), static_key(ball), _Held((part, ball))).like(part, ball)
+        program = kept_program(part, ball, networks[0], one_device(), networks[1])
         findings = InMemory(standing, part.minimum_norm and not stage, np.zeros_like(images))
         stage_key = jax.random.fold_in(key, zlib.crc32(stage.encode())) if stage else key
         load = lambda ids: (images[ids], labels[ids])  # noqa: E731
@@ -108,25 +107,6 @@ def _later(known: InMemory, new: InMemory, attacked: np.ndarray, minimum_norm: b
             known.arrays[name][take] = new.arrays[name][take]
     known.delta[take] = new.delta[take]
     return known
-
-
-class _Held:
-    """A value that a cache's key carries along without comparing it."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.lru_cache(maxsize=32)
-def _program(networks: tuple[Network, Network | None], attack_key: str, threat_key: str, held: _Held) -> AttackProgram:
-    part, ball = held.value
-    return AttackProgram(part, ball, networks[0], one_device(), networks[1])
 
 
 @functools.lru_cache(maxsize=32)

@@ -32,11 +32,19 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     from llrflow.spec.load import load_spec
     from llrflow.spec.resolve import spec_hash
 
-    program = compile_spec(load_spec(str(spec), changes), facts_of=describe_or_known)
+    loaded = load_spec(str(spec), changes)
+    program, trials = compile_spec(loaded, facts_of=describe_or_known), []
+    if loaded.sweep is not None:
+        from llrflow.sweep.space import check_trials, trials_of
+
+        trials = trials_of(loaded, describe_or_known)
+        check_trials(loaded, trials, describe_or_known)
     if as_json:
         print_json({"hash": spec_hash(program.spec), "spec": program.spec.model_dump(), "facts": program.facts.source})
         return
     click.echo(f"{spec} is valid: {program.steps} steps on {len(program.devices)} {program.devices.platform} device(s)")
+    if trials:
+        click.echo(f"its sweep has {len(trials)} trials")
     if program.facts.source == "table":
         click.echo(NOT_PREPARED.format(name=program.facts.name))
 
@@ -71,6 +79,10 @@ def plan(
     loaded = load_spec(str(spec), changes)
     program, count = program_of_share(loaded, loaded.devices.count if devices is None else devices)
     result = make_plan(program, count, measure, compiled)
+    if loaded.sweep is not None:
+        from llrflow.sweep.cost import sweep_cost
+
+        result["sweep"] = sweep_cost(loaded, result["measured"]["step"] if measure else None)
     if as_json:
         print_json(result)
         return
@@ -109,6 +121,24 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
             f"measured: {times['step'] * 1e3:.1f} ms a step, cross-entropy {times['cross_entropy_step'] * 1e3:.1f} ms, "
             f"ratio {times['ratio']:.2f} ({times['ratio_min']:.2f} to {times['ratio_max']:.2f})"
         )
+    if "sweep" in result:
+        yield from _sweep_lines(result["sweep"])
+
+
+def _sweep_lines(result: dict[str, Any]) -> Iterator[str]:
+    """The cost of all trials of a sweep."""
+    seeds = f" with {result['seeds']} seeds each" if result["seeds"] > 1 else ""
+    early = "" if result["scheduler"] == "fifo" else f", less what {result['scheduler']} stops early"
+    yield (
+        f"sweep: {result['trials']:,} trials ({result['configurations']:,} configurations{seeds}), {result['kinds']:,} "
+        f"compiled program(s) a worker; at most {result['steps']:,} steps and {result['looks']:,} looks{early}"
+    )
+    parts = ("training", "look", "evaluation")
+    counts = ", ".join(f"{part} {result[f'{part}_forwards']:.3g}" for part in parts)
+    total = sum(result[f"{part}_forwards"] for part in parts)
+    yield f"  forward passes of an image: {total:.3g} ({counts}; masking checks not counted)"
+    if "training_hours" in result:
+        yield f"  training at the measured step of this spec: {result['training_hours']:.3g} h on one worker"
 
 
 def _estimate_lines(result: dict[str, Any]) -> Iterator[str]:

@@ -32,7 +32,10 @@ def run(spec: Path, changes: dict[str, Any], out: Path | None, fresh: bool, as_j
     from llrflow.runs.pipeline import run as run_spec
     from llrflow.spec.load import load_spec
 
-    _print(run_spec(load_spec(str(spec), changes), out, fresh, quiet=as_json), as_json)
+    loaded = load_spec(str(spec), changes)
+    if loaded.sweep is not None:
+        click.echo(f"this runs {spec} with its own values; its sweep is started by: llrflow sweep {spec}", err=True)
+    _print(run_spec(loaded, out, fresh, quiet=as_json), as_json)
 
 
 @click.command()

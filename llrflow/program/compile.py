@@ -18,7 +18,7 @@ from llrflow.answer import lacking_classes
 from llrflow.ascent import plan_steps
 from llrflow.attacks.base import Attack
 from llrflow.attacks.network import Lanes, Network, example_of
-from llrflow.attacks.program import AttackProgram
+from llrflow.attacks.program import AttackProgram, kept_program
 from llrflow.data.block import Data
 from llrflow.data.facts import DatasetFacts, describe
 from llrflow.data.mix import mix
@@ -66,6 +66,11 @@ class Program:
         return self.spec.train.steps
 
     @property
+    def traced_steps(self) -> int:
+        """How often this process has traced, and so compiled, this training step or one that differs in numbers."""
+        return self._compiled.traced_steps
+
+    @property
     def evaluated_parameters(self) -> Literal["raw", "ema"]:
         """Which parameters `evaluate.parameters` chooses."""
         chosen = self.spec.evaluate.parameters
@@ -91,13 +96,11 @@ class Program:
     @property
     def lanes(self) -> Lanes:
         """How attacks get onto this program's devices."""
-        devices = self.devices
-        count, platform = len(devices), devices.platform
-        return Lanes(devices.pmap, devices.shard, devices.replicate, devices.gather, platform, (count,))
+        return self._compiled.lanes
 
     def attack(self, attack: Attack, surrogate: Network | None = None) -> AttackProgram:
         """An attack on this program's network, compiled over its devices."""
-        return AttackProgram(attack, self.spec.threat, self.network, self.lanes, surrogate)
+        return kept_program(attack, self.spec.threat, self.network, self.lanes, surrogate)
 
     def trace_attack(self, attack: Attack) -> None:
         """Trace an attack without running it: raises PluginError for a plugin's fault in it."""
@@ -259,21 +262,26 @@ def located(spec: Spec) -> Iterator[None]:
         raise type(error)(spec.where(path), f"{error.where} {error.got}", error.fix) from error
 
 
+def static_parts(spec: Spec) -> dict[str, Any]:
+    """What a spec says that decides its compiled programs, as plain data."""
+    # Model, augmentations and mixing are compiled in whole: their numbers are constants, marked Traced or not.
+    parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
+    parts["model"] = spec.model.model_dump()
+    unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
+    parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
+    parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
+    parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
+    parts["mix"] = [[name, item.model_dump()] for name, item in spec.data.mix.items()]
+    return parts
+
+
 class _Key:
     """What decides a compiled program, hashed by its static part; carries the fields to build it from."""
 
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
-        # Model, augmentations and mixing are compiled in whole: their numbers are constants, marked Traced or not.
-        parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
-        parts["model"] = spec.model.model_dump()
-        unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
-        parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
-        parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
-        parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
-        parts["mix"] = [[name, item.model_dump()] for name, item in spec.data.mix.items()]
         described = (facts.classes, facts.image_shape, facts.varies)
-        self.text = json.dumps([parts, names, described, [str(d) for d in devices.all]])
+        self.text = json.dumps([static_parts(spec), names, described, [str(d) for d in devices.all]])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.text == other.text
@@ -289,6 +297,8 @@ class _Compiled:
         spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
         self.network = network_of(spec.model, facts.classes)
         self.attacked = Network(partial(_predict, self.network))
+        copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
+        self.lanes = Lanes(*copies, devices.platform, (len(devices),))
         trained = network_of(spec.model, facts.classes, spec.train.precision, parts=devices.platform == "cpu")
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
@@ -318,9 +328,13 @@ class _Compiled:
         def step(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array, network: Any = None, **options):
             return train_step(pieces(values, network or trained), state, batch, seed, **options)
 
-        self.initialise, self.step = init, step
+        def counted(*arguments: Any) -> Any:
+            self.traced_steps += 1
+            return step(*arguments)
+
+        self.initialise, self.step, self.traced_steps = init, step, 0
         self.init = devices.pmap(init)
-        self.train = devices.pmap(step, donate=(0,))
+        self.train = devices.pmap(counted, donate=(0,))
         self.predict = devices.pmap(partial(_predict, self.network))
 
 

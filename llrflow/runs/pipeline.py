@@ -18,6 +18,7 @@ import jax
 
 from llrflow.data.facts import DatasetFacts
 from llrflow.data.pipelines import open_split
+from llrflow.data.split import Split
 from llrflow.errors import CheckpointError, SpecError
 from llrflow.files import write_atomic
 from llrflow.program.compile import Program, compile_spec, located
@@ -25,13 +26,13 @@ from llrflow.program.devices import Devices
 from llrflow.program.state import TrainState
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
-from llrflow.runs.interrupt import Interrupted, stop_requests
+from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests
 from llrflow.runs.presets import evaluate_block
 from llrflow.runs.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, versions
 from llrflow.runs.train import Trainer, begin
 from llrflow.spec.load import at, load_spec
 from llrflow.spec.resolve import spec_hash
-from llrflow.spec.schema import Spec
+from llrflow.spec.schema import Evaluate, Spec
 from llrflow.spec.source import dump_yaml
 
 
@@ -51,21 +52,93 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
     must be named. Raises Interrupted after Ctrl-C or SIGTERM, with everything saved; SpecError when the
     folder belongs to another spec or process; NonFiniteError when training diverges.
     """
+    with session(spec, out, fresh, quiet) as opened:
+        opened.train()
+        return opened.evaluate()
+
+
+class Session:
+    """A run under way in its folder, which no other process may touch meanwhile. Made by `session`."""
+
+    def __init__(
+        self,
+        program: Program,
+        splits: tuple[Split, Split],
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        ledger: _Ledger,
+        stop: StopRequest,
+        quiet: bool,
+    ) -> None:
+        self.program, self.folder = program, folder
+        self._train, self._test = splits
+        self._ledger, self._stop, self._quiet = ledger, stop, quiet
+        self._surrogates = _surrogates(program)
+        self._trainer = Trainer(program, self._train, folder, checkpoints, ledger.record.spec_hash, quiet)
+        self._state = begin(program, folder, checkpoints, _say)
+
+    @property
+    def step(self) -> int:
+        """Finished training steps."""
+        return int(self.program.devices.fetch(self._state.step))
+
+    def train(self, until: int | None = None) -> None:
+        """Train to step `until`, by default to the end, and save."""
+        with self._ledger.timing(self._trainer.seconds):
+            self._state = self._trainer.train(self._state, self._stop, until)
+        if self._train.corrupt:  # an earlier attempt may have met others
+            found = dict.fromkeys([*self._ledger.record.corrupt, *self._train.corrupt_names()])
+            self._ledger.update(corrupt=list(found))
+            _say(f"{len(found)} training images cannot be decoded; others took their place")
+
+    def look(self, block: Evaluate) -> EvaluationRecord:
+        """Evaluate the present state with a block of its own; its record is evaluation/<step>-<hash>.json."""
+        spec = self.program.spec.model_copy(update={"evaluate": block})
+        program = Program(spec, self.program.facts, self.program.devices)
+        return self._evaluate(program, "look", label_of(block.model_dump()))
+
+    def evaluate(self) -> Run:
+        """Evaluate the trained state as the spec says, and finish the run."""
+        if self._ledger.record.state != "finished":
+            self._ledger.update(state="trained")
+        evaluation = self._evaluate(self.program, "evaluate")
+        self._ledger.update(state="finished")
+        return Run(self.folder.path, self._ledger.record, evaluation)
+
+    def _evaluate(self, program: Program, part: str, label: str = "") -> EvaluationRecord:
+        seconds: dict[str, float] = {}
+        with self._ledger.timing(seconds), _stopwatch(seconds, part):
+            evaluator = Evaluator(
+                program,
+                program.devices.fetch(self._state),
+                self._test,
+                self.folder,
+                self._ledger.record.spec_hash,
+                self._stop,
+                self._quiet,
+                label,
+                surrogates=self._surrogates,
+            )
+            return evaluator.evaluate()
+
+
+@contextmanager
+def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: bool = True) -> Iterator[Session]:
+    """The run of a spec, to be trained in pieces, looked at and evaluated; arguments and errors as of `run`."""
     if fresh and out is None:
         raise SpecError("--fresh", "deletes what a run folder holds", "name the folder with --out DIR")
     program = compile_spec(spec)
     with located(spec):
-        train_split, test_split = open_split(spec.data, "train"), open_split(spec.data, "test")
+        splits = open_split(spec.data, "train"), open_split(spec.data, "test")
     data = DataRecord(
         image_shape=program.image_shape,
         classes=program.classes,
-        fingerprint=train_split.fingerprint,
-        train=len(train_split),
-        test=len(test_split),
+        fingerprint=splits[0].fingerprint,
+        train=len(splits[0]),
+        test=len(splits[1]),
     )
-    others = _surrogates(program)
     digest = spec_hash(program.spec)
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / f"{spec.name}-{digest}")
+    folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
     with _sole_owner(folder), stop_requests() as stop:
         before = None if fresh else _earlier(folder, digest, data)
         if fresh:
@@ -75,22 +148,20 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
         ledger = _Ledger(folder, checkpoints, _new_record(program, spec, data, digest, before))
         write_atomic(folder.spec, dump_yaml(_storable(program.spec)).encode())
         with ledger.keeping():
-            trainer = Trainer(program, train_split, folder, checkpoints, digest, quiet)
-            with ledger.timing(trainer.seconds):
-                state = trainer.train(begin(program, folder, checkpoints, _say), stop)
+            yield Session(program, splits, folder, checkpoints, ledger, stop, quiet)
             if ledger.record.state != "finished":
-                # An earlier attempt may have met others.
-                found = dict.fromkeys([*ledger.record.corrupt, *train_split.corrupt_names()])
-                ledger.update(state="trained", corrupt=list(found))
-            if train_split.corrupt:
-                _say(f"{len(train_split.corrupt)} training images cannot be decoded; others took their place")
-            seconds: dict[str, float] = {}
-            with ledger.timing(seconds), _stopwatch(seconds, "evaluate"):
-                fetched = program.devices.fetch(state)
-                evaluator = Evaluator(program, fetched, test_split, folder, digest, stop, quiet, surrogates=others)
-                evaluation = evaluator.evaluate()
-            ledger.update(state="finished")
-    return Run(folder.path, ledger.record, evaluation)
+                left = f"left at step {ledger.record.step} of {program.steps}; run the same spec to continue"
+                ledger.update(state="interrupted", error=left)
+
+
+def run_name(spec: Spec, digest: str) -> str:
+    """What the folder of a run is called: <name>-<hash of the resolved spec>."""
+    return f"{spec.name}-{digest}"
+
+
+def label_of(block: Any) -> str:
+    """Sets an evaluation with other attacks than the spec's apart: `-` and 8 digits of a hash of its block."""
+    return "-" + hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def evaluate_run(
@@ -113,7 +184,7 @@ def evaluate_run(
     label = ""
     if attacks is not None:
         block = evaluate_block(attacks)
-        label = "-" + hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:8]
+        label = label_of(block)
         overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{n}": a for n, a in block.pop("attacks").items()}}
         overrides |= {f"evaluate.{name}": value for name, value in block.items()}
     record, spec = _stored(folder, overrides)
@@ -286,8 +357,11 @@ def _best(folder: RunFolder, checkpoints: Checkpoints) -> int:
 
 
 def _storable(spec: Spec) -> dict[str, Any]:
-    """The resolved spec as data; plugin files and other runs by absolute path, since the run folder lies elsewhere."""
-    data = {**spec.model_dump(), "plugins": list(spec.plugin_paths())}
+    """The resolved spec as data, without its sweep.
+
+    Plugin files and other runs by absolute path, since the run folder lies elsewhere.
+    """
+    data = {**spec.model_dump(exclude={"sweep"}), "plugins": list(spec.plugin_paths())}
     for attack in data["evaluate"]["attacks"].values():
         if attack.get("type") == "transfer":
             attack["run"] = str(Path(attack["run"]).absolute())

@@ -36,23 +36,25 @@ def begin(program: Program, folder: RunFolder, checkpoints: Checkpoints, report:
 
 
 class Trainer:
-    """One pass of the training loop from a state to the last step."""
+    """The training loop, from a state to the last step or to one before it."""
 
     def __init__(
         self, program: Program, split: Split, folder: RunFolder, checkpoints: Checkpoints, spec_hash: str, quiet: bool
     ) -> None:
         self.program, self.split, self.folder, self.checkpoints = program, split, folder, checkpoints
         self.spec_hash, self.quiet = spec_hash, quiet
-        self.seconds = {"compile": 0.0, "train": 0.0}
+        self.seconds = {"compile": 0.0, "train": 0.0}  # of the last call
+        self._warm = False
         self._pending: deque[tuple[int, dict[str, Any]]] = deque()
         self._finite: tuple[int, dict[str, float]] | None = None
 
-    def train(self, state: TrainState, stop: StopRequest) -> TrainState:
-        """Train to the end. Raises Interrupted after saving, NonFiniteError when the objective stops being finite."""
+    def train(self, state: TrainState, stop: StopRequest, until: int | None = None) -> TrainState:
+        """Train to step `until` (default the last) and save. Raises Interrupted after saving, NonFiniteError when the
+        objective stops being finite."""
         from tensorboardX import SummaryWriter
 
         program, spec = self.program, self.program.spec
-        first = int(program.devices.fetch(state.step))
+        first, end = int(program.devices.fetch(state.step)), program.steps if until is None else until
         with (
             self.folder.metrics.open("a") as log,
             SummaryWriter(str(self.folder.events), purge_step=first + 1) as events,
@@ -60,16 +62,18 @@ class Trainer:
             contextlib.ExitStack() as stack,  # however training ends, its time counts
         ):
             began = time.monotonic()
+            self.seconds["compile"] = 0.0
             stack.callback(lambda: self.seconds.update(train=time.monotonic() - began))
-            steps = range(first, program.steps)
+            steps = range(first, end)
             batches = self.split.batches(spec.seed, steps, spec.train.batch_size)
             for step, batch in zip(steps, batches, strict=True):
                 state, metrics = program.train_step(state, Batch(*batch), step)
-                if step == first:
+                if not self._warm:
                     jax.block_until_ready(metrics)
                     self.seconds["compile"], began = time.monotonic() - began, time.monotonic()
+                    self._warm = True
                 self._pending.append((step + 1, metrics))
-                done, last = step + 1, step + 1 == program.steps
+                done, last = step + 1, step + 1 == end
                 if done % spec.train.log_every == 0 or last:
                     values = self._settle(log, events)
                     report(done, f"objective {values['objective']:.4g}, accuracy {values['accuracy']:.1%}")

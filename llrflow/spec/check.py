@@ -14,6 +14,9 @@ from llrflow.spec.schema import Spec
 from llrflow.threat import Threat
 from llrflow.traced import components, numbers
 
+NOT_SWEPT = ("llrflow", "name", "plugins", "seed", "devices", "sweep", "extends", "data.dir")
+"""Paths that decide no result, or that a sweep sets itself."""
+
 LOGGED = ("objective", "accuracy", "gradient_norm", "step")
 """Metrics that every run logs beside those of its terms."""
 
@@ -41,6 +44,7 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
     yield from _perturbations(spec)
     yield from _components(spec)
     yield from _evaluation(spec)
+    yield from _sweep(spec)
 
 
 def _training(spec: Spec) -> Iterator[Problem]:
@@ -130,3 +134,34 @@ def _evaluation(spec: Spec) -> Iterator[Problem]:
             yield Problem(f"evaluate.attacks.{name}", "names no run to transfer from", "set `run:` to its folder")
     if spec.evaluate.parameters == "ema" and spec.train.ema is None:
         yield Problem("evaluate.parameters", "= 'ema' but training keeps no moving average", "set train.ema")
+
+
+def _sweep(spec: Spec) -> Iterator[Problem]:
+    sweep, seen = spec.sweep, {}
+    if sweep is None:
+        return
+    grid = sweep.search.type == "grid"
+    for name, domain in sweep.parameters.items():
+        place, path = f"sweep.parameters.{name}", domain.path or name
+        if path.split(".")[0] in NOT_SWEPT or path in NOT_SWEPT:
+            fix = "use `seeds` for several runs of one configuration" if path == "seed" else "choose another path"
+            yield Problem(place, f"sets {path}, which cannot be swept", fix)
+        if path in seen:
+            yield Problem(place, f"sets {path}, as {seen[path]!r} does", "delete one of them")
+        seen[path] = name
+        if grid and domain.listed() is None:
+            yield Problem(place, f"({domain.label()}) has no list of values", "use choice, or `search: {type: random}`")
+    if grid and sweep.trials is not None:
+        yield Problem("sweep.trials", "has no effect on a grid, which tries everything", "delete it")
+    if not grid and sweep.trials is None:
+        yield Problem("sweep", "has no `trials`", "give the number of random draws, or `search: {type: grid}`")
+    for name in sweep.rung.attacks:
+        if name == "random":
+            yield Problem("sweep.rung.attacks.random", "is the name of the noise control", "rename the attack")
+    for name, attack in sweep.rung.attacks.items():
+        if attack.needs_surrogate or spec.threat.norm not in attack.norms:
+            got = f"({attack.label()}) cannot look at a trial under {spec.threat.norm}"
+            yield Problem(f"sweep.rung.attacks.{name}", got, "choose a cheap attack on the trial itself")
+    if sweep.metric not in sweep.metrics:
+        got = f"= {sweep.metric!r} is not measured at a rung"
+        yield Problem("sweep.metric", got, suggest(sweep.metric, sweep.metrics))

@@ -13,7 +13,7 @@ from llrflow.objective import Objective
 from llrflow.optimizers import Duration
 from llrflow.plugins import plugin_identity, plugin_path
 from llrflow.quantity import parse_bytes
-from llrflow.registry import Chosen, Component, Name, Traced
+from llrflow.registry import Chosen, Component, Name, Traced, make
 from llrflow.spec.source import Source
 from llrflow.threat import Threat
 
@@ -140,6 +140,114 @@ class DevicesBlock(Component):
     """Number of devices; default all (on CPU one per core)."""
 
 
+class ParameterEntry(Component):
+    """What every swept parameter has besides its domain."""
+
+    path: str | None = None
+    """Dotted path of the value that it sets; default the parameter's name."""
+
+    when: dict[str, Any] = {}
+    """Paths and values that the trial must have for the parameter to apply; else the spec's own value stands."""
+
+
+class Search(Component):
+    """Which combinations of values are tried."""
+
+    type: Literal["grid", "random"] = "random"
+    """`grid`: every combination of listed values. `random`: `trials` draws; a larger sweep begins with the same."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the draws."""
+
+
+class Rung(Component):
+    """When and how a trial is looked at while it trains: what a scheduler decides by."""
+
+    every: Annotated[Any, Duration()] = "10%"
+    """Distance of two looks; the last step always is one. A checkpoint is saved at each."""
+
+    attacks: Annotated[dict[Name, Annotated[Any, Chosen("attack")]], Field(min_length=1)] = Field(
+        default_factory=lambda: {"pgd": make("attack", {"type": "pgd", "steps": 10})}
+    )
+    """Named cheap attacks."""
+
+
+class Resources(Component):
+    """What one trial takes of the cluster."""
+
+    cpu: float = Field(default=1.0, ge=0)
+    """CPUs; without GPUs also the number of devices of a trial, unless `devices.count` says otherwise."""
+
+    gpu: float = Field(default=0.0, ge=0)
+    """GPUs."""
+
+    custom: dict[str, float] = {}
+    """Any other resource of the cluster by its name: `{TPU: 4}`."""
+
+
+class Budget(Component):
+    """When to give up."""
+
+    hours: Annotated[float | None, Field(gt=0)] = None
+    """Stop after so long; a later `--resume` goes on."""
+
+    failures: Annotated[int | None, Field(ge=0)] = None
+    """Stop once more trials than this have failed; default never."""
+
+    retries: int = Field(default=2, ge=0)
+    """How often a trial is started again after its worker died. What fails by itself is not tried again."""
+
+
+class Sweep(Component):
+    """Many runs of this spec with other values: `llrflow sweep`."""
+
+    parameters: Annotated[dict[str, Annotated[Any, Chosen("domain", ParameterEntry)]], Field(min_length=1)]
+    """What is varied, by the path of its value in the spec, or by a name and with `path:`."""
+
+    search: Search = Search()
+    """Grid or random."""
+
+    trials: Annotated[int | None, Field(ge=1)] = None
+    """Draws of a random search."""
+
+    seeds: int = Field(default=1, ge=1)
+    """Runs of each configuration, with the seeds `seed`, `seed` + 1, ...; they are compared by their mean."""
+
+    scheduler: Annotated[Any, Chosen("scheduler")] = Field(default_factory=lambda: make("scheduler", "fifo"))
+    """Who may stop a trial early."""
+
+    metric: str = "worst_case.accuracy"
+    """What is compared: a key of the evaluation at a rung, such as nominal.accuracy, attacks.pgd.accuracy,
+    gamma.pgd.mean; or `objective`, that of training."""
+
+    mode: Literal["auto", "max", "min"] = "auto"
+    """Whether the metric should be high or low; `auto`: accuracies high, everything else low."""
+
+    rung: Rung = Rung()
+    """Looks at a trial while it trains."""
+
+    concurrency: Annotated[int | None, Field(ge=1)] = None
+    """Trials at a time; default as many as the cluster has room for."""
+
+    resources: Resources = Resources()
+    """Of one trial."""
+
+    budget: Budget = Budget()
+    """Time and failures."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """What a look at a rung measures."""
+        attacks = [f"attacks.{name}.accuracy" for name in self.rung.attacks]
+        gammas = [f"gamma.{name}.mean" for name in ("random", *self.rung.attacks)]
+        return ["worst_case.accuracy", "nominal.accuracy", *attacks, *gammas, "objective"]
+
+    @property
+    def best_is(self) -> Literal["max", "min"]:
+        """`mode` without `auto`."""
+        return self.mode if self.mode != "auto" else "max" if self.metric.endswith(".accuracy") else "min"
+
+
 class Spec(Component):
     """One experiment: dataset, model, threat, objective, training, evaluation. Immutable."""
 
@@ -166,6 +274,8 @@ class Spec(Component):
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     devices: DevicesBlock = DevicesBlock()
+    sweep: Sweep | None = None
+    """Many runs with other values; `llrflow run` takes no notice of it."""
 
     _source: Source | None = PrivateAttr(default=None)
 

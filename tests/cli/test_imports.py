@@ -26,6 +26,7 @@ FORBIDDEN = {
     "spec": {"program", "runs", "commands", "cli", "sweep", "report"},
     "program": {"runs", "commands", "cli", "sweep", "report"},
     "runs": {"commands", "cli", "sweep", "report"},
+    "sweep": {"commands", "cli", "report"},
 }
 # Commands are part of the command line wherever they stand.
 EXEMPT = {"llrflow.data.commands"}

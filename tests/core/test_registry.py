@@ -66,6 +66,11 @@ def test_make_reads_fractions_and_returns_components_as_they_are():
 
 
 EXAMPLES = {
+    "domain choice": {"type": "choice", "values": [1, "a"]},
+    "domain grid": {"type": "grid", "values": [0.5, {"type": "mlp", "widths": [8]}]},
+    "domain uniform": {"type": "uniform", "low": 0, "high": 1, "quantum": 0.1},
+    "domain loguniform": {"type": "loguniform", "low": 0.1, "high": 1},
+    "domain derived": {"type": "derived", "from": "threat.epsilon", "times": 2},
     "optax": {"type": "optax", "optimizer": {"type": "sgd", "learning_rate": 0.1}},
     "piecewise_constant_schedule": {
         "type": "piecewise_constant_schedule", "init_value": 1.0, "boundaries_and_scales": {100: 0.5, "2 epochs": 0.1},
@@ -75,8 +80,9 @@ EXAMPLES = {
 
 def example(kind, name):
     """The component with its defaults, and something valid for each required field."""
-    if name in EXAMPLES:
-        return make(kind, EXAMPLES[name])
+    for key in (f"{kind} {name}", name):
+        if key in EXAMPLES:
+            return make(kind, EXAMPLES[key])
     required = [field for field, info in entries(kind)[name].cls.model_fields.items() if info.is_required()]
     return make(kind, {"type": name, **dict.fromkeys(required, 2)})
 

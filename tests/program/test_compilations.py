@@ -87,3 +87,12 @@ def test_a_change_of_structure_compiles_init_and_step_once_each(compiled_by, cha
     assert len(compiled_by(changes, steps=3)) == 2
     assert compiled_by({**changes, "threat.epsilon": 0.2}) == []
     assert compiled_by({}) == []  # the first program has not been thrown away
+
+
+def test_the_evaluation_of_a_second_model_compiles_no_attack_anew(load, tmp_path):
+    changes = {"train.steps": 2, "evaluate.checks.examples": 20, "objective.terms.gamma.weight": 0.3}
+    llrflow.run(load(changes), tmp_path / "first")
+    changes |= {"objective.terms.gamma.weight": 0.7, "threat.epsilon": 0.1, "seed": 3}
+    with compilations() as asked:
+        llrflow.run(load(changes), tmp_path / "second")
+    assert asked == [], asked

@@ -1,0 +1,1 @@
+"""One spec and a search space: many runs, each in a run folder of its own, on Ray Tune."""

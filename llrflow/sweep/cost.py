@@ -1,0 +1,51 @@
+"""What a whole sweep costs, before it runs: trials x steps x forward-equivalents."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from llrflow.data.known import describe_or_known
+from llrflow.program.compile import compile_spec
+from llrflow.program.cost import Count, parts
+from llrflow.spec.schema import Spec
+from llrflow.sweep.space import kinds_of, sweep_of, trials_of
+from llrflow.sweep.storage import look_block
+
+
+def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
+    """Counts over all trials, none of them stopped early; a forward pass is that of one image.
+
+    Looks and evaluations count their attacks on every image, as if none were changed; masking checks are left out.
+    `step_seconds`, the measured time of a step of the spec itself, adds the hours of training.
+    """
+    sweep, trials = sweep_of(spec), trials_of(spec, describe_or_known)
+    training = looks = evaluations = 0
+    kinds = kinds_of(trials)
+    for trial, count in kinds.items():
+        program = compile_spec(trial.spec, training=False, facts_of=describe_or_known)
+        step = functools.reduce(Count.plus, parts(program).values(), Count()).total
+        training += count * program.steps * trial.spec.train.batch_size * step
+        block = look_block(trial.spec, sweep)
+        look, final = (
+            program.facts.test * (1 + sum(a.forwards(trial.spec.threat, program.classes) for a in attacks.values()))
+            for attacks in (block.attacks, trial.spec.evaluate.attacks)
+        )
+        looks += count * len(trial.rungs) * look
+        evaluations += count * final
+    steps = sum(trial.rungs[-1] for trial in trials)
+    result = {
+        "trials": len(trials),
+        "configurations": len({trial.configuration for trial in trials}),
+        "seeds": sweep.seeds,
+        "kinds": len(kinds),
+        "steps": steps,
+        "looks": sum(len(trial.rungs) for trial in trials),
+        "training_forwards": training,
+        "look_forwards": looks,
+        "evaluation_forwards": evaluations,
+        "scheduler": sweep.scheduler.registered_as[1],
+    }
+    if step_seconds is not None:
+        result["training_hours"] = steps * step_seconds / 3600
+    return result

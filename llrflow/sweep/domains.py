@@ -1,0 +1,149 @@
+"""What values a swept parameter takes: one uniform number gives one value, so that larger sweeps contain smaller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from llrflow.registry import Component, invalid, parse_number, raise_at, register
+
+DIGITS = 6
+"""Significant digits of a drawn number: what a table shows is what was run."""
+
+
+class Domain(Component):
+    """Base of the kinds of parameters."""
+
+    crossed: ClassVar[bool] = False
+    """Whether every search combines each of its values with all other parameters."""
+
+    def listed(self) -> list[Any] | None:
+        """All values, for a grid search; None where there are infinitely many."""
+        return None
+
+    def draw(self, u: float, value_of: Callable[[str], Any]) -> Any:
+        """The value at u, uniform in [0,1); `value_of(path)` is what the trial has there so far."""
+        raise NotImplementedError
+
+
+class _Listed(Domain):
+    values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+    """The values: numbers, text, or whole components such as `{type: mlp, widths: [16]}`."""
+
+    def listed(self) -> list[Any]:
+        return list(self.values)
+
+    def draw(self, u: float, value_of: Callable[[str], Any]) -> Any:
+        return self.values[int(u * len(self.values))]
+
+
+@register("domain", "choice")
+class Choice(_Listed):
+    """One of a list; a grid search takes each, a random search draws one."""
+
+
+@register("domain", "grid")
+class Grid(_Listed):
+    """Each of a list, in every search: a random search repeats its draws of the other parameters for each value."""
+
+    crossed: ClassVar[bool] = True
+
+
+class _Interval(Domain):
+    low: float
+    high: float
+    quantum: Annotated[float | None, Field(gt=0)] = None
+    """Round to multiples of this number."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Any:
+        if self.low >= self.high:
+            raise_at(("high",), self.high, "order", f"is not above low = {self.low:g}")
+        return self
+
+    def _rounded(self, value: float) -> float:
+        if self.quantum is not None:
+            value = round(value / self.quantum) * self.quantum
+        return float(f"{min(max(value, self.low), self.high):.{DIGITS}g}")
+
+
+@register("domain", "uniform")
+class Uniform(_Interval):
+    """Uniform between `low` and `high`."""
+
+    def draw(self, u: float, value_of: Callable[[str], Any]) -> float:
+        """low + u (high - low)."""
+        return self._rounded(self.low + u * (self.high - self.low))
+
+
+@register("domain", "loguniform")
+class LogUniform(_Interval):
+    """Uniform in the logarithm between `low` and `high`, both positive."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> LogUniform:
+        if self.low <= 0:
+            raise_at(("low",), self.low, "positive", "must be > 0 for a logarithm; use uniform, or a small number")
+        return self
+
+    def draw(self, u: float, value_of: Callable[[str], Any]) -> float:
+        """low (high / low)^u."""
+        return self._rounded(self.low * (self.high / self.low) ** u)
+
+
+@register("domain", "integer")
+class Integer(Domain):
+    """A whole number from `low` to `high`, both included."""
+
+    low: int
+    high: int
+    log: bool = False
+    """Uniform in the logarithm."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Integer:
+        if self.low > self.high:
+            raise_at(("high",), self.high, "order", f"is below low = {self.low}")
+        if self.log and self.low < 1:
+            raise_at(("low",), self.low, "positive", "must be at least 1 for a logarithm")
+        return self
+
+    def listed(self) -> list[int]:
+        """low, low + 1, ..., high."""
+        return list(range(self.low, self.high + 1))
+
+    def draw(self, u: float, value_of: Callable[[str], Any]) -> int:
+        """low + floor(u n) of n numbers; with `log` the floor of low ((high + 1) / low)^u."""
+        ends = self.low, self.high + 1
+        found = self.low * (ends[1] / ends[0]) ** u if self.log else self.low + u * (ends[1] - ends[0])
+        return min(math.floor(found), self.high)
+
+
+_FROM = "Path of the other number: of a parameter written above this one, or of the spec."
+
+
+@register("domain", "derived")
+class Derived(Domain):
+    """A number that follows from another: `times` * that + `plus`."""
+
+    # `from` is the natural word in YAML and a keyword in Python.
+    __annotations__ = {"from": Annotated[str, Field(description=_FROM)]}
+    times: float = 1.0
+    plus: float = 0.0
+
+    def listed(self) -> list[Any]:
+        """One value, whatever it is."""
+        return [None]
+
+    def draw(self, u: float, value_of: Callable[[str], Any]) -> float:
+        """times * value + plus."""
+        path = getattr(self, "from")
+        try:
+            value = parse_number(value_of(path))
+        except PydanticCustomError:
+            raise invalid("number", f"follows {path} = {value_of(path)!r}, which is not a number") from None
+        return float(f"{self.times * value + self.plus:.{DIGITS}g}")

@@ -1,0 +1,227 @@
+"""What came of a sweep, read from its folder alone: every trial, every configuration, the winner."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from llrflow.files import write_atomic
+from llrflow.runs.records import Record, versions
+from llrflow.spec.schema import Spec
+from llrflow.spec.source import dump_yaml, read_source
+from llrflow.sweep.space import Trial, sweep_of
+from llrflow.sweep.storage import Storage, final_of, look_at, look_label, record_of
+
+State = Literal["waiting", "unfinished", "stopped", "finished", "failed"]
+
+
+class TrialRecord(Record):
+    """One trial."""
+
+    number: int
+    configuration: int
+    seed: int
+    run: str
+    """Its folder below runs/."""
+    parameters: dict[str, Any]
+    """The swept values, by the parameter's name."""
+    state: State
+    step: int
+    """Of its newest checkpoint."""
+    steps: int
+    rungs: list[dict[str, float]]
+    """What was measured at each look, by metric, and `step`."""
+    value: float | None
+    """The metric at the last look."""
+    nominal: float | None
+    """Of a finished trial: accuracy in its evaluation; else at the last look."""
+    robust: float | None
+    """Worst-case accuracy likewise."""
+    gamma: float | None
+    """Mean linearity error in nats at the first attack of the last look."""
+    masked: list[str]
+    """Signs of gradient masking in its evaluation; with any it cannot win."""
+    seconds: dict[str, float]
+    """Of run.json: compile, train, look, evaluate."""
+    error: str | None
+    """Why it failed."""
+    traceback: str | None
+
+
+class ConfigurationRecord(Record):
+    """The trials that differ in their seed alone."""
+
+    configuration: int
+    parameters: dict[str, Any]
+    trials: list[int]
+    finished: int
+    mean: float | None
+    """Of the metric at the last look, over its seeds."""
+    spread: float | None
+    """Standard deviation over its seeds (n - 1); None of one seed."""
+    excluded: str | None
+    """Why it cannot win."""
+
+
+class WorkerRecord(Record):
+    """One process that ran trials."""
+
+    worker: str
+    """node:pid."""
+    trials: int
+    busy: float
+    """Seconds spent inside trials."""
+    compilations: int
+    """Everything that XLA compiled."""
+    step_compilations: dict[str, int]
+    """By the name of the trial that was run last: how often its training step had been compiled in the process. Trials
+    that differ in traced numbers share one, so that this is 1."""
+
+
+class SweepRecord(Record):
+    """sweep.json."""
+
+    format: Literal[1] = 1
+    name: str
+    metric: str
+    mode: Literal["max", "min"]
+    search: dict[str, Any]
+    scheduler: dict[str, Any]
+    state: Literal["running", "finished", "interrupted", "out of budget"]
+    started: str
+    """UTC, of the last start."""
+    seconds: float
+    """Wall time since then."""
+    steps_trained: int
+    """Optimizer steps, over all trials."""
+    trials: list[TrialRecord]
+    configurations: list[ConfigurationRecord]
+    """Best first."""
+    best: int | None
+    """Number of the first trial of the best configuration."""
+    workers: list[WorkerRecord]
+    """Since the last start."""
+    versions: dict[str, str]
+
+    def of_state(self, *states: State) -> list[TrialRecord]:
+        """The trials in these states."""
+        return [trial for trial in self.trials if trial.state in states]
+
+
+def trial_record(spec: Spec, storage: Storage, trial: Trial) -> TrialRecord:
+    """What the files say of a trial now."""
+    sweep, folder = sweep_of(spec), storage.run(trial.name)
+    run, ended = record_of(folder), storage.ended(trial.name)
+    step, label = 0 if run is None else run.step, look_label(trial.spec, sweep)
+    looks = [found for rung in trial.rungs if rung <= step and (found := look_at(folder, rung, label))]
+    final = final_of(folder, trial.rungs[-1]) if run is not None and run.state == "finished" else None
+    state: State = "unfinished" if run is not None else "waiting"
+    if final is not None:
+        state = "finished"
+    elif ended is not None and (ended.state == "failed" or ended.by == sweep.scheduler.model_dump()):
+        state = ended.state
+    last = looks[-1] if looks else {}
+    failed = ended if state == "failed" else None
+    return TrialRecord(
+        number=trial.number,
+        configuration=trial.configuration,
+        seed=trial.seed,
+        run=trial.name,
+        parameters=trial.parameters,
+        state=state,
+        step=step,
+        steps=trial.rungs[-1],
+        rungs=looks,
+        value=last.get(sweep.metric),
+        nominal=last.get("nominal.accuracy") if final is None else final.nominal.accuracy,
+        robust=last.get("worst_case.accuracy") if final is None else final.worst_case.accuracy,
+        gamma=last.get(f"gamma.{next(iter(sweep.rung.attacks))}.mean"),
+        masked=[] if final is None else [flag.name for flag in final.fired],
+        seconds={} if run is None else run.seconds,
+        error=failed and failed.error,
+        traceback=failed and failed.traceback,
+    )
+
+
+def outcome(
+    spec: Spec,
+    trials: Iterable[TrialRecord],
+    state: Literal["running", "finished", "interrupted", "out of budget"],
+    began: datetime.datetime,
+    workers: Sequence[WorkerRecord],
+) -> SweepRecord:
+    """The record of a sweep whose trials stand as given."""
+    sweep, listed = sweep_of(spec), sorted(trials, key=lambda trial: trial.number)
+    groups: dict[int, list[TrialRecord]] = {}
+    for trial in listed:
+        groups.setdefault(trial.configuration, []).append(trial)
+    sign = 1 if sweep.best_is == "max" else -1
+    found = [_configuration(group) for group in groups.values()]
+    found.sort(key=lambda c: (c.excluded is not None, c.mean is None, -sign * (c.mean or 0.0)))
+    now = datetime.datetime.now(datetime.UTC)
+    return SweepRecord(
+        name=spec.name,
+        metric=sweep.metric,
+        mode=sweep.best_is,
+        search=sweep.search.model_dump(),
+        scheduler=sweep.scheduler.model_dump(),
+        state=state,
+        started=began.isoformat(timespec="seconds"),
+        seconds=round((now - began).total_seconds(), 3),
+        steps_trained=sum(trial.step for trial in listed),
+        trials=listed,
+        configurations=found,
+        best=found[0].trials[0] if found and found[0].excluded is None else None,
+        workers=list(workers),
+        versions=versions(),
+    )
+
+
+def _configuration(trials: list[TrialRecord]) -> ConfigurationRecord:
+    values = [trial.value for trial in trials if trial.value is not None]
+    finished = sum(trial.state == "finished" for trial in trials)
+    masked = sorted({flag for trial in trials for flag in trial.masked})
+    excluded = None
+    if finished < len(trials):
+        states = ", ".join(sorted({trial.state for trial in trials} - {"finished"}))
+        excluded = states if len(trials) == 1 else f"{finished} of {len(trials)} seeds finished ({states})"
+    elif masked:
+        excluded = f"signs of gradient masking: {', '.join(masked)}"
+    return ConfigurationRecord(
+        configuration=trials[0].configuration,
+        parameters=trials[0].parameters,
+        trials=[trial.number for trial in trials],
+        finished=finished,
+        mean=statistics.fmean(values) if values else None,
+        spread=statistics.stdev(values) if len(values) > 1 else None,
+        excluded=excluded,
+    )
+
+
+def write(spec: Spec, storage: Storage, record: SweepRecord) -> None:
+    """Write sweep.json, trials.csv and, where there is a winner, best.yaml."""
+    record.write(storage.record)
+    names = list(sweep_of(spec).parameters)
+    text = io.StringIO()
+    table = csv.writer(text)
+    columns = ("number", "configuration", "seed", "state", "step", "value", "nominal", "robust", "gamma")
+    table.writerow([*columns, "seconds", *names, "masked", "error", "run"])
+    for trial in record.trials:
+        values = [json.dumps(trial.parameters[n]) if n in trial.parameters else "" for n in names]
+        own = [getattr(trial, column) for column in columns]
+        rest = [" ".join(trial.masked), trial.error or "", trial.run]
+        table.writerow([*own, round(sum(trial.seconds.values()), 3), *values, *rest])
+    write_atomic(storage.table, text.getvalue().encode())
+    if record.best is None:
+        storage.best.unlink(missing_ok=True)
+        return
+    best = record.trials[record.best]
+    data = {**read_source(str(storage.run(best.run).spec)).data, "devices": spec.devices.model_dump()}
+    value = f"{record.metric} = {record.configurations[0].mean:.6g} at the last rung"
+    head = f"# The best of the sweep {record.name}: trial {best.number}, {value}.\n#   llrflow run best.yaml\n"
+    write_atomic(storage.best, (head + dump_yaml(data)).encode())

@@ -1,0 +1,130 @@
+"""The folder of a sweep: where its files are, and what they say of a trial. All that is known of a sweep is in them.
+
+- sweep.yaml: the spec with its sweep, as it was written
+- sweep.json: SweepRecord, the outcome so far
+- trials.csv: the same trials as a table
+- best.yaml: a complete spec that runs the winner again
+- runs/: a run folder for each trial, <name>-<hash>
+- ended/: <name>-<hash>.json for each trial that a scheduler stopped or that failed
+- cache/: what XLA compiled, for workers that start later
+- ray/: Tune's own files, while it works; nothing is read from them
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from llrflow.errors import CheckpointError, SpecError
+from llrflow.runs.pipeline import label_of
+from llrflow.runs.records import EvaluationRecord, Record, RunFolder, RunRecord
+from llrflow.spec.schema import Checks, Evaluate, Spec, Sweep
+
+
+class Ended(Record):
+    """ended/<name>-<hash>.json: why a trial came to no end of its own."""
+
+    state: Literal["stopped", "failed"]
+    step: int
+    by: dict[str, Any] = {}
+    """The scheduler that stopped it: under another one it goes on."""
+    error: str = ""
+    traceback: str = ""
+
+
+class Storage:
+    """Paths of one sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.spec, self.record, self.table, self.best = (
+            self.path / name for name in ("sweep.yaml", "sweep.json", "trials.csv", "best.yaml")
+        )
+        self.runs, self.ray, self.cache = (self.path / name for name in ("runs", "ray", "cache"))
+        self._ended = self.path / "ended"
+
+    def run(self, name: str) -> RunFolder:
+        """The run folder of a trial."""
+        return RunFolder(self.runs / name)
+
+    def ended(self, name: str) -> Ended | None:
+        """Why a trial ended early, if it did."""
+        try:
+            return Ended.model_validate_json((self._ended / f"{name}.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def end(self, name: str, ended: Ended) -> None:
+        """Note why a trial ended early."""
+        ended.write(self._ended / f"{name}.json")
+
+    def forget_end(self, name: str) -> None:
+        """Take such a note back: the trial is tried again."""
+        (self._ended / f"{name}.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Make the folder and hold it against other processes. Raises SpecError."""
+        try:
+            for path in (self.runs, self._ended):
+                path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("ab")
+        except OSError as error:
+            got = f"cannot be the folder of a sweep: {error.strerror}"
+            raise SpecError(str(self.path), got, "choose another --out") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                got = "is in use by another `llrflow sweep`"
+                raise SpecError(str(self.path), got, "wait for it, or choose another --out") from None
+            yield
+
+
+def look_block(spec: Spec, sweep: Sweep) -> Evaluate:
+    """What a look at a rung evaluates: the cheap attacks on every test image, nothing else."""
+    nothing = {"strength": None, "linearity": None, "surface": None, "checks": Checks(examples=0), "cascade": False}
+    return spec.evaluate.model_copy(update={"attacks": sweep.rung.attacks, **nothing})
+
+
+def look_label(spec: Spec, sweep: Sweep) -> str:
+    """Of the records of looks: evaluation/<step><label>.json."""
+    return label_of(look_block(spec, sweep).model_dump())
+
+
+def look_at(folder: RunFolder, step: int, label: str) -> dict[str, float] | None:
+    """What a look measured, by the names of metrics, from the run folder's files; None where none is on record."""
+    try:
+        found = EvaluationRecord.model_validate_json((folder.evaluation / f"{step}{label}.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+    logged = [line["objective"] for line in folder.metric_lines() if line["step"] <= step]
+    return {
+        "step": found.checkpoint,
+        "worst_case.accuracy": found.worst_case.accuracy,
+        "nominal.accuracy": found.nominal.accuracy,
+        **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
+        **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
+        **({"objective": logged[-1]} if logged else {}),
+    }
+
+
+def record_of(folder: RunFolder) -> RunRecord | None:
+    """A trial's run.json; None where there is none that can be read."""
+    try:
+        return folder.record()
+    except CheckpointError:
+        return None
+
+
+def final_of(folder: RunFolder, step: int) -> EvaluationRecord | None:
+    """The evaluation that finished a trial."""
+    try:
+        return EvaluationRecord.model_validate_json((folder.evaluation / f"{step}.json").read_bytes())
+    except (OSError, ValidationError):
+        return None

@@ -1,0 +1,313 @@
+"""A sweep on Ray Tune: Tune starts, stops and retries trials; what they did is read from their run folders."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ray
+from ray import tune
+
+from llrflow.data.facts import describe
+from llrflow.errors import SpecError, line_of
+from llrflow.files import write_atomic
+from llrflow.runs.interrupt import Interrupted
+from llrflow.spec.schema import Spec, Sweep
+from llrflow.spec.source import dump_yaml
+from llrflow.sweep.live import View
+from llrflow.sweep.outcome import SweepRecord, WorkerRecord, outcome, trial_record, write
+from llrflow.sweep.space import Trial, base_of, check_trials, sweep_of, trials_of
+from llrflow.sweep.storage import Ended, Storage
+from llrflow.sweep.worker import TrialRunner
+
+OBJECT_STORE = 100 * 2**20
+"""Bytes of Ray's object store: trials exchange numbers, no arrays."""
+
+PATIENCE = 30.0
+"""Seconds to wait for the nodes of a named cluster to have what a trial asks for."""
+
+WORST = 1e9
+"""A metric worse than any; not infinite, because schedulers take means."""
+
+BETWEEN = 5.0
+"""Least seconds between two writings of sweep.json."""
+
+
+class Task(NamedTuple):
+    """What a worker is told of a trial."""
+
+    storage: str
+    start: str
+    name: str
+    overrides: dict[str, Any]
+    rungs: list[int]
+    worst: float
+    """What Tune hears of the metric of a trial that failed."""
+    scheduler: dict[str, Any]
+
+
+def run_sweep(
+    spec: Spec, out: str | Path | None = None, address: str = "local", resume: bool = False, quiet: bool = True
+) -> SweepRecord:
+    """Run every trial of a spec's sweep and return the outcome, which is in the sweep's folder as well.
+
+    The folder is `out`, or sweeps/<name>. `address` is `local` (a Ray of its own on this machine), `auto` (the one
+    that runs here) or HOST:PORT. `resume` goes on with the sweep in the folder: finished trials are only read.
+    Raises SpecError and DataError before Ray starts, Interrupted after Ctrl-C or SIGTERM with everything on record.
+    """
+    sweep, trials = sweep_of(spec), trials_of(spec, describe)
+    if sweep.resources.gpu or sweep.resources.custom:
+        jax.config.update("jax_platforms", "cpu")  # the driver leaves accelerators to its workers
+    check_trials(spec, trials, describe)
+    storage = Storage(Path(out) if out is not None else Path("sweeps") / spec.name)
+    if resume != storage.spec.exists():
+        fix = "leave --resume out" if resume else "continue it with --resume, or choose another --out"
+        raise SpecError(str(storage.path), "holds no sweep" if resume else "holds a sweep", fix)
+    with storage.owned():
+        assert spec._source is not None
+        write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": spec._source.data["sweep"]}).encode())
+        watch = _Watch(spec, storage, trials, quiet)
+        todo = watch.todo()
+        state = "finished"
+        if todo:
+            # What Ray has to say of dying nodes is no part of a result on standard output.
+            with redirect_stdout(sys.stderr), watch.view, _cluster(spec, sweep, address), _stop_requests() as stop:
+                try:
+                    _fit(sweep, todo, storage, watch)
+                except _Stop:
+                    state = "interrupted"
+        if watch.exhausted:
+            state = "out of budget"
+        shutil.rmtree(storage.ray, ignore_errors=True)
+        record = watch.save(state)
+        if state == "interrupted":
+            message = "the sweep was stopped; the same command with --resume continues it"
+            raise Interrupted(stop.signum or signal.SIGINT, message)
+    return record
+
+
+def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch) -> None:
+    scheduler = sweep.scheduler.build(max(len(trial.rungs) for trial in todo))
+    rest = -WORST if sweep.best_is == "max" else WORST, sweep.scheduler.model_dump()
+    tasks = [Task(str(storage.path), watch.start, t.name, t.overrides, list(t.rungs), *rest)._asdict() for t in todo]
+    wanted = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu, **sweep.resources.custom}
+    tuner = tune.Tuner(
+        tune.with_resources(TrialRunner, wanted),
+        param_space={"trial": tune.grid_search(tasks)},
+        tune_config=tune.TuneConfig(
+            metric=sweep.metric,
+            mode=sweep.best_is,
+            scheduler=scheduler,
+            max_concurrent_trials=sweep.concurrency,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name=storage.ray.name,
+            storage_path=str(storage.path),
+            failure_config=tune.FailureConfig(max_failures=sweep.budget.retries),
+            callbacks=[watch],
+            stop=watch.budget,
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+class _Budget(tune.Stopper):
+    """Ends the sweep when its time is up or too many trials have failed."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._budget, self._began, self.failures, self.exhausted = sweep.budget, time.monotonic(), 0, False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        hours, failures = self._budget.hours, self._budget.failures
+        late = hours is not None and time.monotonic() - self._began > hours * 3600
+        self.exhausted = self.exhausted or late or (failures is not None and self.failures > failures)
+        return self.exhausted
+
+
+class _Watch(tune.Callback):
+    """Follows a sweep in the driver: notes who was stopped, keeps sweep.json up to date, shows how it goes."""
+
+    def __init__(self, spec: Spec, storage: Storage, trials: Sequence[Trial], quiet: bool) -> None:
+        self._spec, self._storage, self._sweep = spec, storage, sweep_of(spec)
+        self._trials = {trial.name: trial for trial in trials}
+        self._records = {trial.name: trial_record(spec, storage, trial) for trial in trials}
+        self._workers: dict[str, WorkerRecord] = {}
+        self._began, self._saved = datetime.datetime.now(datetime.UTC), 0.0
+        self.start = secrets.token_hex(8)
+        self.budget = _Budget(self._sweep)
+        self.view = View(self._sweep, list(self._records.values()), quiet)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune would store it, for a restore that is never made
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the sweep ended before its trials did."""
+        return self.budget.exhausted and any(r.state in ("waiting", "unfinished") for r in self._records.values())
+
+    def todo(self) -> list[Trial]:
+        """The trials that Tune must hear of, those with the most on record first.
+
+        A scheduler compares with trials that have ended, so they report again what is on record; without one they
+        are left out.
+        """
+        order = ("finished", "stopped", "failed", "unfinished", "waiting")
+        listed = sorted(self._records.values(), key=lambda record: (order.index(record.state), record.number))
+        if all(record.state in ("finished", "stopped") for record in listed):
+            return []
+        for record in listed:
+            if record.state == "failed":
+                self._storage.forget_end(record.run)
+        alone = self._sweep.scheduler.registered_as[1] == "fifo"
+        return [self._trials[r.run] for r in listed if not (alone and r.state == "finished")]
+
+    def save(self, state: Any) -> SweepRecord:
+        """Write the outcome so far."""
+        record = outcome(self._spec, self._records.values(), state, self._began, list(self._workers.values()))
+        write(self._spec, self._storage, record)
+        self._saved = time.monotonic()
+        return record
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Take down a look at a trial and what it cost."""
+        name, worker = trial.config["trial"]["name"], result["worker"]
+        known = self._workers.get(worker)
+        if known is None:
+            known = WorkerRecord(worker=worker, trials=0, busy=0.0, compilations=0, step_compilations={})
+        steps = dict(known.step_compilations)
+        if result["step_compilations"]:
+            steps[name] = result["step_compilations"]
+        self._workers[worker] = known.model_copy(
+            update={
+                "trials": len(steps),
+                "busy": round(known.busy + result["busy"], 3),
+                "compilations": known.compilations + result["compilations"],
+                "step_compilations": steps,
+            }
+        )
+        self._refresh(name, ended=False)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tell a trial that its scheduler stopped from one that came to its end."""
+        name, last = trial.config["trial"]["name"], trial.last_result or {}
+        self.budget.failures += last.get("state") == "failed"
+        if last.get("state") == "running" and not self.budget.exhausted:
+            by = self._sweep.scheduler.model_dump()
+            self._storage.end(name, Ended(state="stopped", step=int(last["step"]), by=by))
+        self._refresh(name, ended=not self.budget.exhausted or last.get("state") != "running")
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Put on record a trial whose worker died too often."""
+        name, error = trial.config["trial"]["name"], str(trial.get_error())
+        text = f"its worker died: {error.strip().splitlines()[-1][:200]}"
+        ended = Ended(state="failed", step=self._records[name].step, error=text, traceback=error)
+        self._storage.end(name, ended)
+        self.budget.failures += 1
+        self._refresh(name, ended=True)
+
+    def _refresh(self, name: str, ended: bool) -> None:
+        record = trial_record(self._spec, self._storage, self._trials[name])
+        self._records[name] = record
+        self.view.show(record, ended)
+        if ended and time.monotonic() - self._saved > BETWEEN:
+            self.save("running")
+
+
+class _Stop(BaseException):
+    """Ctrl-C or SIGTERM; no Exception, which Tune would take for its own."""
+
+
+class _Request:
+    signum: int | None = None
+
+
+@contextmanager
+def _stop_requests() -> Iterator[_Request]:
+    """Raise _Stop in the block on SIGINT and SIGTERM."""
+    request = _Request()
+
+    def stop(signum: int, frame: Any) -> None:
+        if request.signum is None:
+            request.signum = signum
+            raise _Stop
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _cluster(spec: Spec, sweep: Sweep, address: str) -> Iterator[None]:
+    """Ray, started or joined, with room for a trial. Raises SpecError."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    elif address != "auto":
+        _check_listening(address)
+    try:
+        with warnings.catch_warnings():
+            # Ray forks to start its processes. JAX warns of its threads, which have nothing to do in this process.
+            warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+            ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        fix = "start it with `ray start --head`, or use --address local"
+        raise SpecError("--address", f"no Ray cluster answers at {address!r}: {line_of(error)}", fix) from None
+    try:
+        _check_room(spec, sweep, 0.0 if address == "local" else PATIENCE)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise SpecError("--address", f"{address!r} is no address", "give local, auto or HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        fix = "start it with `ray start --head`, or use --address local"
+        raise SpecError("--address", f"nobody listens at {address} ({error.strerror or error})", fix) from None
+
+
+def _check_room(spec: Spec, sweep: Sweep, patience: float) -> None:
+    """Raise SpecError unless some node has what one trial asks for, within so many seconds."""
+    wanted = {"CPU": sweep.resources.cpu, "GPU": sweep.resources.gpu, **sweep.resources.custom}
+    end = time.monotonic() + patience
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+            return
+        if time.monotonic() >= end:
+            break
+        time.sleep(1)
+    largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in wanted}
+    lacking = [n for n, amount in wanted.items() if largest[n] < amount]
+    got = ", ".join(f"{wanted[n]:g} {n} a trial, the largest node has {largest[n]:g}" for n in lacking or wanted)
+    waited = f" (waited {patience:.0f} s)" if patience else ""
+    raise SpecError(spec.where(("sweep", "resources")), f"sweep.resources: {got}{waited}", "ask for less, or add nodes")

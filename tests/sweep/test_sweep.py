@@ -1,0 +1,209 @@
+"""Sweeps on a real Ray of their own: tiny runs on digits."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import llrflow
+from llrflow.spec.resolve import spec_hash
+
+pytestmark = pytest.mark.slow
+
+COMMON = {"evaluate.attacks.pgd": None}
+
+
+def listed(folder):
+    return sorted(path.name for path in (folder / "runs").iterdir())
+
+
+@pytest.fixture(scope="module")
+def swept(sweeping, write_spec, tmp_path_factory, llrflow_command, record_of):
+    """(folder, its record, standard error) of a sweep of four trials, one of which diverges."""
+    rates = {"type": "choice", "values": [0.01, 0.02, 0.03, 1e30], "path": "optimizer.learning_rate"}
+    spec = sweeping(parameters={"rate": rates}, search={"type": "grid"}, trials=None)
+    path = write_spec(tmp_path_factory.mktemp("sweep") / "spec.yaml", spec, COMMON)
+    code, out, err = llrflow_command("sweep", path, "--out", path.parent / "out", cwd=path.parent)
+    assert code == 0, err
+    assert "best: trial" in out
+    return path.parent / "out", record_of(path.parent / "out"), err
+
+
+def test_every_trial_is_accounted_for(swept):
+    folder, record, err = swept
+    assert record["state"] == "finished" and len(record["trials"]) == 4
+    assert [trial["state"] for trial in record["trials"]] == ["finished"] * 3 + ["failed"]
+    assert [trial["parameters"]["rate"] for trial in record["trials"]] == [0.01, 0.02, 0.03, 1e30]
+    for trial in record["trials"][:3]:
+        assert [look["step"] for look in trial["rungs"]] == [4, 8, 12] and trial["step"] == 12
+        assert trial["value"] == trial["rungs"][-1]["worst_case.accuracy"]
+        evaluation = json.loads((folder / "runs" / trial["run"] / "evaluation" / "12.json").read_text())
+        assert trial["robust"] == evaluation["worst_case"]["accuracy"]
+        assert trial["nominal"] == evaluation["nominal"]["accuracy"]
+        assert 0 <= trial["gamma"] == trial["rungs"][-1]["gamma.pgd.mean"]
+    failed = record["trials"][3]
+    assert "not finite at step" in failed["error"] and "NonFiniteError" in failed["traceback"]
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == [trial["state"] for trial in record["trials"]]
+    assert float(rows[0]["value"]) == record["trials"][0]["value"]
+    lines = err.splitlines()
+    assert len([line for line in lines if re.match(r"\d of 4: trial \d (finished|failed)", line)]) == 4
+    assert len(lines) == 4, "Ray is to be silent"
+
+
+def test_one_compilation_a_worker(swept):
+    _, record, _ = swept
+    assert 1 <= len(record["workers"]) <= 2  # a trial that failed leaves its worker to others
+    for worker in record["workers"]:
+        assert set(worker["step_compilations"].values()) <= {1}
+    assert max(worker["trials"] for worker in record["workers"]) >= 2
+
+
+def test_the_best_is_the_best_and_a_whole_spec(swept, command):
+    folder, record, _ = swept
+    values = [trial["value"] for trial in record["trials"][:3]]
+    assert record["trials"][record["best"]]["value"] == max(values)
+    assert record["configurations"][0]["trials"] == [record["best"]]
+    program = llrflow.compile(llrflow.load_spec(folder / "best.yaml", {"devices.count": 1}))
+    assert record["trials"][record["best"]]["run"] == f"tiny-{spec_hash(program.spec)}"
+    assert "sweep" not in (folder / "best.yaml").read_text().split("llrflow: 1")[1]
+
+
+def test_a_trial_is_the_run_that_llrflow_run_makes(swept, tmp_path):
+    folder, record, _ = swept
+    mine = folder / "runs" / record["trials"][1]["run"]
+    llrflow.run(llrflow.load_spec(mine / "spec.yaml"), tmp_path / "alone")
+    alone = tmp_path / "alone"
+    lines = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (mine, alone)]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    robust = [json.loads((path / "evaluation" / "12.json").read_text())["worst_case"] for path in (mine, alone)]
+    assert robust[0]["accuracy"] == pytest.approx(robust[1]["accuracy"], abs=0.01)
+
+
+def test_a_finished_sweep_is_refused_and_resumed_without_running_anything(swept, command, tmp_path):
+    folder = swept[0]
+    spec = folder.parent / "spec.yaml"
+    code, _, err = command("sweep", spec, "--out", folder)
+    assert code == 2 and "holds a sweep; continue it with --resume" in err
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    before = {path: path.stat().st_mtime_ns for path in (copy / "runs").rglob("*") if path.is_file()}
+    fewer = ["--set", "sweep.parameters.rate.values=[0.01, 0.02]", "--json"]
+    code, out, err = command("sweep", spec, "--out", copy, "--resume", *fewer)
+    assert code == 0, err
+    assert [t["state"] for t in json.loads(out)["trials"]] == ["finished"] * 2 and json.loads(out)["workers"] == []
+    assert {path: path.stat().st_mtime_ns for path in (copy / "runs").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--address", "127.0.0.1:1"], "nobody listens at 127.0.0.1:1"),
+        (["--address", "nonsense"], "'nonsense' is no address; give local, auto or HOST:PORT"),
+        (["--resume"], "holds no sweep"),
+        (["--set", "sweep.metric=robust"], "is not measured at a rung"),
+        (["--set", "sweep=null"], "has no `sweep` block"),
+    ],
+)
+def test_bad_input(arguments, says, sweeping, write_spec, command, tmp_path):
+    path = write_spec(tmp_path / "spec.yaml", sweeping())
+    code, out, err = command("sweep", path, *arguments)
+    assert code == 2 and out == "" and says in err and len(err.splitlines()) == 1
+
+
+def test_more_than_the_machine_has(sweeping, write_spec, llrflow_command, tmp_path):
+    path = write_spec(tmp_path / "spec.yaml", sweeping(resources={"cpu": 1, "gpu": 1000}))
+    code, _, err = llrflow_command("sweep", path, cwd=tmp_path)
+    assert code == 2 and "sweep.resources: 1000 GPU a trial, the largest node has 0; ask for less" in err
+
+
+LONG = {
+    **COMMON,
+    "train.steps": 400,
+    "train.log_every": 10,
+    "checkpoint.every": 20,
+    "sweep.rung.every": 100,
+    "sweep.trials": 3,
+    "sweep.scheduler": {"type": "asha", "grace_period": 2, "reduction_factor": 2},
+}
+
+
+def wait_for(found, process, seconds=200):
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+    return value
+
+
+def steps_of(folder):
+    """The newest checkpoint of each run."""
+    manifests = folder.glob("runs/*/checkpoints/manifests/*.json")
+    found = {}
+    for path in manifests:
+        name = path.parts[-4]
+        found[name] = max(found.get(name, 0), int(path.stem))
+    return found
+
+
+def workers_of(folder):
+    """Processes that hold the lock of a run folder."""
+    found = {}
+    for lock in folder.glob("runs/*/.lock"):
+        inode = lock.stat().st_ino
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if "->" not in line and fields[5].endswith(f":{inode}"):
+                found[lock.parent.name] = int(fields[4])
+    return found
+
+
+def test_a_killed_worker_and_a_killed_driver_lose_at_most_a_checkpoint_interval(
+    sweeping, write_spec, start, tmp_path, llrflow_command, numbers_of, record_of
+):
+    path = write_spec(tmp_path / "spec.yaml", sweeping(), LONG)
+    folder = tmp_path / "out"
+    process = start(["sweep", path, "--out", folder], tmp_path)
+    try:
+        name = wait_for(lambda: next((n for n, s in steps_of(folder).items() if 20 <= s < 300), None), process)
+        worker = wait_for(lambda: workers_of(folder).get(name), process)
+        os.kill(worker, signal.SIGKILL)
+        before = steps_of(folder)
+        # Another process goes on with the trial, from its checkpoint.
+        wait_for(lambda: workers_of(folder).get(name, worker) != worker, process)
+        wait_for(lambda: steps_of(folder).get(name, 0) > before[name], process)
+    finally:
+        process.kill()
+        process.communicate()
+    wait = time.monotonic() + 60
+    while workers_of(folder) and time.monotonic() < wait:
+        time.sleep(0.1)  # the workers of a dead driver end by themselves
+    before = steps_of(folder)
+    code, out, err = llrflow_command("sweep", path, "--out", folder, "--resume", "--json", cwd=tmp_path)
+    assert code == 0, err
+    record = json.loads(out)
+    assert {trial["state"] for trial in record["trials"]} <= {"finished", "stopped"} and record["best"] is not None
+    for trial in record["trials"]:
+        assert trial["step"] >= before.get(trial["run"], 0)
+    done = next(trial for trial in record["trials"] if trial["state"] == "finished")
+    alone = llrflow_command(
+        "run", folder / "runs" / done["run"] / "spec.yaml", "--out", tmp_path / "alone", cwd=tmp_path
+    )
+    assert alone[0] == 0, alone[2]
+    mine, undisturbed = ((f / "metrics.jsonl").read_text() for f in (folder / "runs" / done["run"], tmp_path / "alone"))
+    assert mine == undisturbed
+    assert record == {"sweep": str(folder), **record_of(folder)}
+
+    stopped = [trial for trial in record["trials"] if trial["state"] == "stopped"]
+    for trial in stopped[:1]:  # what a scheduler stopped is an ordinary run, which `llrflow run` finishes
+        run = folder / "runs" / trial["run"]
+        code, _, err = llrflow_command("run", run / "spec.yaml", "--out", run, cwd=tmp_path)
+        assert code == 0 and f"continuing from step {trial['step']} of 400" in err
