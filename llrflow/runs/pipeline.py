@@ -324,9 +324,11 @@ def _earlier(folder: RunFolder, digest: str, data: DataRecord) -> RunRecord | No
 
 
 def _difference(before: DataRecord, now: DataRecord) -> str:
-    """What is not the same any more; the fingerprint only where nothing else tells."""
+    """What is not the same any more."""
     fields = [name for name in DataRecord.model_fields if getattr(before, name) != getattr(now, name)]
-    told = [name for name in fields if name != "fingerprint"] or fields
+    told = [name for name in fields if name != "fingerprint"]
+    if not told:
+        return f"its content has (fingerprint {before.fingerprint[:12]}, now {now.fingerprint[:12]})"
     return ", ".join(f"{name} was {getattr(before, name)}, is {getattr(now, name)}" for name in told)
 
 

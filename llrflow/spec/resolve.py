@@ -32,11 +32,11 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
 def spec_hash(spec: Spec) -> str:
     """Identity of an experiment: sha256 of the resolved spec, 12 hex digits.
 
-    Name, devices, sweep, the data's place and pipeline do not count; plugin files count by their content.
+    Name, devices, sweep, the data's place and pipeline and the corrupt images allowed do not count: they change no
+    number of a run that ends. Plugin files count by their content.
     """
-    data = spec.model_dump(
-        exclude={"name": True, "devices": True, "sweep": True, "data": {"dir", "pipeline", "memory"}}
-    )
+    uncounted = {"dir", "pipeline", "memory", "corrupt"}
+    data = spec.model_dump(exclude={"name": True, "devices": True, "sweep": True, "data": uncounted})
     data["plugins"] = spec.plugin_identities()
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -109,7 +109,7 @@ def is_within(limit, command):
         ),
         (
             ["validate", "specs/quickstart.yaml"],
-            {"ray", "tensorflow", "orbax", "sklearn", "matplotlib", "tensorboardX"},
+            {"ray", "tensorflow", "orbax", "sklearn", "matplotlib", "tensorboardX", "simplejpeg"},
         ),
     ],
     ids=["help", "validate"],

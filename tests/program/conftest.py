@@ -1,21 +1,18 @@
 """Shared by the tests of programs: one training step after another, without a run folder."""
 
-import numpy as np
 import pytest
 
 
 @pytest.fixture(scope="session")
 def batch_of():
     """batch_of(program, step) -> the Batch that a run feeds to that step."""
-    from llrflow.data.batches import batch_ids
-    from llrflow.data.resident import load_split
+    from llrflow.data.pipelines import open_split
     from llrflow.program.state import Batch
 
     def make(program, step):
         spec = program.spec
-        split = load_split(spec.data, spec.data.train)
-        ids = batch_ids(spec.seed, step, len(split.labels), spec.train.batch_size)
-        return Batch(split.images[ids], split.labels[ids], ids.astype(np.int32))
+        split = open_split(spec.data, "train")
+        return Batch(*next(split.batches(spec.seed, range(step, step + 1), spec.train.batch_size)))
 
     return make
 
