@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help quickstart methods test test-fast figures lint format install clean
+.PHONY: help quickstart methods test test-long test-fast figures lint format install clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,14 +15,17 @@ methods: $(VENV)/.installed  ## Train and attack every method on digits; prints 
 	for spec in specs/methods/*.yaml plugins/*/*.yaml; do $(BIN)/llrflow run $$spec --out runs/methods/$$(basename $$spec .yaml) || exit 1; done
 	$(BIN)/llrflow runs runs/methods --markdown
 
-test: $(VENV)/.installed-test  ## Run all tests, slow ones included, but for those that time something
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
+test: $(VENV)/.installed-test  ## Run all tests, slow ones included, but for long ones and those that time something
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone and not long"
+
+test-long: $(VENV)/.installed-test  ## Run the sweeps whose nodes die, wait or give up
+	$(BIN)/python -m pytest -m "long and not alone"
 
 figures: $(VENV)/.installed-test  ## Time what is promised: steps, start-up, quickstart; on a machine with nothing else to do
 	$(BIN)/python -m pytest -m alone
 
 test-fast: $(VENV)/.installed-test  ## Run the tests that take less than 20 s each
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone and not long"
 
 lint: $(VENV)/.installed-test  ## Check style and types
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 # A head that runs no trials, and two nodes with one CPU each, of which one is killed and replaced on demand. In a
 # process of its own: Ray forks, which a process with JAX in it should not do.

@@ -118,6 +118,7 @@ def test_bad_input(arguments, says, sweeping, write_spec, command, tmp_path):
     assert code == 2 and out == "" and says in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_more_than_the_machine_has(sweeping, write_spec, llrflow_command, tmp_path):
     path = write_spec(tmp_path / "spec.yaml", sweeping(resources={"cpu": 1, "gpu": 1000}))
     code, _, err = llrflow_command("sweep", path, cwd=tmp_path)
@@ -209,6 +210,7 @@ def test_a_killed_worker_and_a_killed_driver_lose_at_most_a_checkpoint_interval(
         assert code == 0 and f"continuing from step {trial['step']} of 400" in err
 
 
+@pytest.mark.long
 def test_hyperband_lets_trials_wait_and_go_on(sweeping, write_spec, tmp_path, llrflow_command):
     spec = sweeping(trials=5, scheduler={"type": "hyperband"})  # brackets of 2 trials for 3 rungs, and of 3 for 1
     path = write_spec(tmp_path / "spec.yaml", spec, COMMON)
@@ -221,6 +223,7 @@ def test_hyperband_lets_trials_wait_and_go_on(sweeping, write_spec, tmp_path, ll
     assert all(len(trial["rungs"]) == trial["step"] // 4 for trial in trials), "a rung is reported once"
 
 
+@pytest.mark.long
 def test_ctrl_c_keeps_everything_and_says_how_to_go_on(sweeping, write_spec, start, tmp_path, record_of):
     path = write_spec(tmp_path / "spec.yaml", sweeping(), {**COMMON, "train.steps": 100_000, "sweep.rung.every": 20})
     folder = tmp_path / "out"
@@ -239,6 +242,7 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(sweeping, write_spec, sta
     assert max(trial["step"] for trial in record["trials"]) >= 4
 
 
+@pytest.mark.long
 def test_a_budget_of_failures_ends_the_sweep(sweeping, write_spec, tmp_path, llrflow_command):
     rates = {"type": "choice", "values": [1e30, 2e30, 3e30, 4e30], "path": "optimizer.learning_rate"}
     block = {"parameters": {"rate": rates}, "search": {"type": "grid"}, "trials": None, "concurrency": 1}
