@@ -6,16 +6,20 @@ batch of 64, uniform start, two sign steps, SGD with momentum; both have all cor
 """
 
 import json
+import os
 import sys
 import time
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
+# As `llrflow` has it: a device may wait for another for as long as PyTorch has the cores.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=86400")
 
-import llrflow
-from llrflow.program.state import Batch
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+import llrflow  # noqa: E402
+from llrflow.program.state import Batch  # noqa: E402
 
 BATCH, DEPTH, WIDTH, EPSILON, LAMBDA, MU = 64, 16, 4, 8 / 255, 4.0, 3.0
 
