@@ -13,13 +13,13 @@ import time
 # As `llrflow` has it: a device may wait for another for as long as PyTorch has the cores.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=86400")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-import llrflow  # noqa: E402
-from llrflow.program.state import Batch  # noqa: E402
+import llrflow
+from llrflow.program.state import Batch
 
 BATCH, DEPTH, WIDTH, EPSILON, LAMBDA, MU = 64, 16, 4, 8 / 255, 4.0, 3.0
 
