@@ -18,7 +18,7 @@ methods: $(VENV)/.installed  ## Train and attack every method on digits; prints 
 test: $(VENV)/.installed-test  ## Run all tests, slow ones included, but for long ones and those that time something
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone and not long"
 
-test-long: $(VENV)/.installed-test  ## Run the sweeps whose nodes die, wait or give up
+test-long: $(VENV)/.installed-test  ## Run the rest: sweeps whose processes die, networks and data of some size
 	$(BIN)/python -m pytest -m "long and not alone"
 
 figures: $(VENV)/.installed-test  ## Time what is promised: steps, start-up, quickstart; on a machine with nothing else to do

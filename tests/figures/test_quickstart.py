@@ -39,6 +39,7 @@ def test_quickstart(tmp_path: Path, data_dir: Path, plain_environment: dict[str,
     assert not any(flag["fired"] for flag in regularized["flags"].values())
 
 
+@pytest.mark.long
 def test_quickstart_without_terms(tmp_path: Path, data_dir: Path, plain_environment: dict[str, str]) -> None:
     standard, _ = run(plain_environment, tmp_path / "standard", data_dir, *STANDARD, "evaluate.checks.examples=0")
     assert standard["n"] == 360

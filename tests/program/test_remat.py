@@ -14,7 +14,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("model", [VIT, pytest.param(WIDE, marks=pytest.mark.slow)], ids=["vit", "batch norm"])
+@pytest.mark.parametrize("model", [VIT, pytest.param(WIDE, marks=pytest.mark.long)], ids=["vit", "batch norm"])
 def test_blocks_computed_anew_change_memory_alone(model, load, train):
     found = {}
     for remat in ("none", "blocks"):

@@ -167,6 +167,7 @@ def workers_of(folder):
     return found
 
 
+@pytest.mark.long
 def test_a_killed_worker_and_a_killed_driver_lose_at_most_a_checkpoint_interval(
     sweeping, write_spec, start, tmp_path, llrflow_command, numbers_of, record_of
 ):
