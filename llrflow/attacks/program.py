@@ -137,10 +137,10 @@ class AttackProgram:
                 going = [f.mask & ~lanes.gather(done) for f, done in zip(flights, settled, strict=True)]
                 count = sum(int(g.sum()) for g in going)
                 if -(-count // size) < len(flights):
-                    packed = self._pack(flights, going, size)
-                    yield from self._land(flights, [f.mask & ~g for f, g in zip(flights, going, strict=True)], rest)
-                    flights = packed
-        yield from self._land(flights, [f.mask for f in flights], rest)
+                    ended = [f.mask & ~g for f, g in zip(flights, going, strict=True)]
+                    yield from self._land(self._pack(flights, ended, size), rest)
+                    flights = self._pack(flights, going, size)
+        yield from self._land(flights, rest)
 
     def arguments(self, variables: Any, searched: Any, size: int, example: Examples) -> dict[str, tuple[Any, ...]]:
         """The abstract arguments of each phase on a batch of `size` examples like one `example`; nothing is run."""
@@ -192,31 +192,29 @@ class AttackProgram:
         start = self._look(variables, batch, key)
         return batch, start, begin(variables, batch, start, inputs)
 
-    def _pack(self, flights: list[_Flight], going: list[np.ndarray], size: int) -> list[_Flight]:
-        """The examples that go on, in as few batches as hold them."""
+    def _pack(self, flights: list[_Flight], chosen: list[np.ndarray], size: int) -> list[_Flight]:
+        """The examples that are chosen, in as few batches as hold them."""
         parts = [
-            jax.tree.map(lambda leaf, g=g: leaf[g], (f.rows, *self.lanes.gather((f.examples, f.start, f.flying))))
-            for f, g in zip(flights, going, strict=True)
-            if g.any()
+            jax.tree.map(lambda leaf, c=c: leaf[c], (f.rows, *self.lanes.gather((f.examples, f.start, f.flying))))
+            for f, c in zip(flights, chosen, strict=True)
+            if c.any()
         ]
         if not parts:
             return []
         whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         packed = []
-        for chosen, mask in padded_chunks(np.arange(len(whole[0])), size):
-            rows, *on_devices = jax.tree.map(lambda leaf, c=chosen: leaf[c], whole)
+        for places, mask in padded_chunks(np.arange(len(whole[0])), size):
+            rows, *on_devices = jax.tree.map(lambda leaf, p=places: leaf[p], whole)
             packed.append(_Flight(rows, mask, *self.lanes.shard(tuple(on_devices))))
         return packed
 
-    def _land(self, flights: list[_Flight], masks: list[np.ndarray], rest: Any) -> Iterator[tuple[np.ndarray, Verdict]]:
+    def _land(self, flights: list[_Flight], rest: Any) -> Iterator[tuple[np.ndarray, Verdict]]:
         finish, variables, searched, inputs = rest
-        for flight, mask in zip(flights, masks, strict=True):
-            if not mask.any():
-                continue
+        for flight in flights:
             verdict = finish(variables, searched, flight.examples, flight.start, flight.flying, inputs)
-            verdict = Verdict(*(field[mask] for field in self.lanes.gather(verdict)))
-            self._check(verdict, self.lanes.gather(flight.examples.x)[mask])
-            yield flight.rows[mask], verdict
+            verdict = Verdict(*(field[flight.mask] for field in self.lanes.gather(verdict)))
+            self._check(verdict, self.lanes.gather(flight.examples.x)[flight.mask])
+            yield flight.rows[flight.mask], verdict
 
     def _check(self, verdict: Verdict, x: np.ndarray) -> None:
         inside = verdict.wrong if self.attack.minimum_norm else np.ones(len(x), bool)

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_CACHED = 2**19
-"""Bytes of a convolution's output that a core's cache holds: the gradient of its weights sums over all of them."""
+_CACHED = 2**20
+"""Bytes of a convolution's output in one part: about what a core's caches hold, since the gradient of the weights
+sums over all of it. Smaller parts gain nothing and take longer to compile."""
 
 _MOST = 4
 """Parts of a batch; each is compiled anew."""
