@@ -36,12 +36,13 @@ class _Corrupt:
     def add(self, path: Path, problem: str) -> None:
         """Take note of one; DataError when that is more than the share allows."""
         self.found[str(path)] = problem
-        if len(self.found) > self.share * self.total:
+        allowed = int(self.share * self.total + 1e-9)
+        if len(self.found) > allowed:
             if self.share == 0:
                 fix = "replace or delete it, or allow a share of such images with --max-corrupt"
                 raise DataError(str(path), f"cannot be read: {problem}", fix)
             got = f"cannot be read: {problem}; it is number {len(self.found)} of {self.total} images"
-            raise DataError(str(path), got, f"--max-corrupt {self.share:g} allows {int(self.share * self.total)}")
+            raise DataError(str(path), got, f"--max-corrupt {self.share:g} allows {allowed}")
 
 
 @dataclass

@@ -84,12 +84,14 @@ class Session:
 
     def train(self, until: int | None = None) -> None:
         """Train to step `until`, by default to the end, and save."""
-        with self._ledger.timing(self._trainer.seconds):
-            self._state = self._trainer.train(self._state, self._stop, until)
-        if self._train.corrupt:  # an earlier attempt may have met others
-            found = dict.fromkeys([*self._ledger.record.corrupt, *self._train.corrupt_names()])
-            self._ledger.update(corrupt=list(found))
-            _say(f"{len(found)} training images cannot be decoded; others took their place")
+        try:
+            with self._ledger.timing(self._trainer.seconds):
+                self._state = self._trainer.train(self._state, self._stop, until)
+        finally:
+            if self._train.corrupt:  # an earlier attempt may have met others
+                found = dict.fromkeys([*self._ledger.record.corrupt, *self._train.corrupt_names()])
+                self._ledger.update(corrupt=list(found))
+                _say(f"{len(found)} training images cannot be decoded; others took their place")
 
     def look(self, block: Evaluate) -> EvaluationRecord:
         """Evaluate the present state with a block of its own; its record is evaluation/<step>-<hash>.json."""

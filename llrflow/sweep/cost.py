@@ -22,17 +22,18 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
     sweep, trials = sweep_of(spec), trials_of(spec, describe_or_known)
     training = looks = evaluations = 0
     kinds = kinds_of(trials)
-    for trial, count in kinds.items():
+    for same in kinds:
+        trial = same[0]
         program = compile_spec(trial.spec, training=False, facts_of=describe_or_known)
         step = functools.reduce(Count.plus, parts(program).values(), Count()).total
-        training += count * program.steps * trial.spec.train.batch_size * step
+        training += sum(t.rungs[-1] for t in same) * trial.spec.train.batch_size * step
         block = look_block(trial.spec, sweep)
         look, final = (
             program.facts.test * (1 + sum(a.forwards(trial.spec.threat, program.classes) for a in attacks.values()))
             for attacks in (block.attacks, trial.spec.evaluate.attacks)
         )
-        looks += count * len(trial.rungs) * look
-        evaluations += count * final
+        looks += sum(len(t.rungs) for t in same) * look
+        evaluations += len(same) * final
     steps = sum(trial.rungs[-1] for trial in trials)
     result = {
         "trials": len(trials),

@@ -190,6 +190,8 @@ def _configuration(trials: list[TrialRecord]) -> ConfigurationRecord:
     if finished < len(trials):
         states = ", ".join(sorted({trial.state for trial in trials} - {"finished"}))
         excluded = states if len(trials) == 1 else f"{finished} of {len(trials)} seeds finished ({states})"
+    elif len(values) < len(trials):
+        excluded = "the metric is not on record at the last rung"
     elif masked:
         excluded = f"signs of gradient masking: {', '.join(masked)}"
     return ConfigurationRecord(

@@ -103,16 +103,16 @@ def trials_of(spec: Spec, facts_of: Callable[[Data], DatasetFacts]) -> list[Tria
     return found
 
 
-def kinds_of(trials: Iterable[Trial]) -> dict[Trial, int]:
-    """One trial of each kind, and how many there are: those of a kind differ in single numbers of the compiled step."""
-    found: dict[str, tuple[Trial, list[Trial]]] = {}
+def kinds_of(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials by kind: those of a kind differ in single numbers of the compiled step, and in how long they train."""
+    found: dict[str, list[Trial]] = {}
     for trial in trials:
         spec = trial.spec
         schedules = [[path, value.model_dump()] for path, value, _ in numbers(spec) if isinstance(value, Component)]
         whole = [spec.data, spec.devices, spec.evaluate]
         key = json.dumps([static_parts(spec), schedules, [block.model_dump() for block in whole]], sort_keys=True)
-        found.setdefault(key, (trial, []))[1].append(trial)
-    return {first: len(same) for first, same in found.values()}
+        found.setdefault(key, []).append(trial)
+    return list(found.values())
 
 
 def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data], DatasetFacts]) -> None:
@@ -120,8 +120,14 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
 
     Where trials ask for accelerators, which this machine need not have, the batch is not divided over devices.
     """
-    resources = sweep_of(spec).resources
-    for trial in kinds_of(trials):
+    sweep = sweep_of(spec)
+    resources = sweep.resources
+    for trial, *_ in kinds_of(trials):
+        for name, attack in sweep.rung.attacks.items():
+            if (norm := trial.spec.threat.norm) not in attack.norms:
+                got = f"sweep.rung.attacks.{name} ({attack.label()}) cannot look at a trial under {norm}"
+                place = ("sweep", "rung", "attacks", name)
+                raise SpecError(spec.where(place), got, "choose an attack that knows the norms of all trials")
         try:
             compile_spec(trial.spec, training=not (resources.gpu or resources.custom), facts_of=facts_of)
         except SpecError as error:

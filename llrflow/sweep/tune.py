@@ -193,6 +193,7 @@ class _Watch(tune.Callback):
         for record in listed:
             if record.state == "failed":
                 self._storage.forget_end(record.run)
+                self._records[record.run] = trial_record(self._spec, self._storage, self._trials[record.run])
         alone = self._sweep.scheduler.registered_as[1] == "fifo"
         return [self._trials[r.run] for r in listed if not (alone and r.state == "finished")]
 

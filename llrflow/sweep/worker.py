@@ -98,6 +98,7 @@ class TrialRunner(Trainable):
         worker = f"{os.uname().nodename}:{os.getpid()}"
         program = None if self._session is None else self._session.program
         return {
+            sweep_of(spec).metric: config["worst"],  # where nothing was measured: Tune wants a number at each report
             **report,
             "rung": self._reported,
             "worker": worker,

@@ -193,7 +193,7 @@ def test_more_corrupt_images_than_allowed_stop_the_run(damaged, pipeline, share,
     with pytest.raises(DataError, match=says) as caught:
         list(open_split(block(damaged, pipeline, corrupt=share), "train").batches(SEED, range(N // BATCH + 7), BATCH))
     assert "\n" not in str(caught.value)
-    assert not list(damaged.glob(".llrflow/*/*.npy"))  # nothing half-written
+    assert not [path for path in damaged.glob(".llrflow/*/*") if ".npy" in path.name]  # nothing half-written
 
 
 def test_a_cache_made_with_a_larger_share_is_checked_again(damaged):
@@ -257,7 +257,7 @@ def test_the_fingerprint_notices_other_records_without_reading_them(tmp_path):
     write(tmp_path, files)
     (tmp_path / "pictures" / "1.0.0" / SOURCE_FILE).unlink()  # as TFDS leaves a dataset
     prints = [open_split(block(tmp_path, "streaming"), "train").fingerprint for _ in range(2)]
-    write(tmp_path / "other", [files[0] + b"longer", *files[1:]])
+    write(tmp_path / "other", [files[0][:-1] + bytes([files[0][-1] ^ 1]), *files[1:]])  # of the same length
     (tmp_path / "other" / "pictures" / "1.0.0" / SOURCE_FILE).unlink()
     prints.append(open_split(block(tmp_path / "other", "streaming"), "train").fingerprint)
     assert prints[0] == prints[1] != prints[2]

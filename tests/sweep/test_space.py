@@ -11,6 +11,7 @@ from llrflow.data.facts import describe
 from llrflow.errors import SpecError
 from llrflow.program.compile import compile_spec
 from llrflow.spec.resolve import spec_hash
+from llrflow.sweep.cost import sweep_cost
 from llrflow.sweep.space import check_trials, kinds_of, trials_of
 
 LAMBDA, MU = "objective.terms.gamma.weight", "objective.terms.slope.weight"
@@ -93,6 +94,31 @@ def test_seeds_make_trials_of_one_configuration(trials):
     found = trials({"seeds": 3, "trials": 2}, {"seed": 5})
     assert [(t.configuration, t.seed) for t in found] == [(0, 5), (0, 6), (0, 7), (1, 5), (1, 6), (1, 7)]
     assert len({t.name for t in found}) == 6 and len(kinds_of(found)) == 1
+
+
+def test_the_cost_counts_the_steps_of_every_trial(sweeping):
+    def cost(values):
+        steps = {"train.steps": {"type": "choice", "values": values}}
+        fields = {"parameters": steps, "search": {"type": "grid"}, "trials": None}
+        return sweep_cost(llrflow.load_spec(sweeping(**fields)))
+
+    one, other, both = cost([4]), cost([40]), cost([4, 40])
+    assert both["kinds"] == 1 and both["steps"] == 44 and other["training_forwards"] == 10 * one["training_forwards"]
+    for part in ("training_forwards", "look_forwards", "evaluation_forwards"):
+        assert both[part] == one[part] + other[part] > one[part]
+
+
+def test_looks_know_the_norms_of_all_trials(trials, sweeping):
+    fields = {
+        "parameters": {"threat.norm": {"type": "choice", "values": ["l2", "linf"]}},
+        "search": {"type": "grid"},
+        "trials": None,
+        "rung": {"every": 4, "attacks": {"cw": {"type": "carlini_wagner"}}},
+    }
+    changes = {"threat.norm": "l2"}
+    spec = llrflow.load_spec(sweeping(**fields), changes)
+    with pytest.raises(SpecError, match=r"sweep\.rung\.attacks\.cw .* cannot look at a trial under linf"):
+        check_trials(spec, trials(fields, changes), describe)
 
 
 def test_a_sweep_does_not_change_the_hash_of_its_spec(tiny, sweeping):
