@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from llrflow.errors import SpecError
+
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
@@ -41,6 +43,18 @@ def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, waiting for other processes; a killed holder lets go by itself."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def sole_owner(folder: Path, process: str) -> Iterator[None]:
+    """Hold the lock of a folder, which a killed process lets go. Raises SpecError when another `process` has it."""
+    with (folder / ".lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            got = f"is in use by another {process}"
+            raise SpecError(str(folder), got, "wait for it, or choose another --out") from None
         yield
 
 

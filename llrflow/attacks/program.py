@@ -138,8 +138,9 @@ class AttackProgram:
                 count = sum(int(g.sum()) for g in going)
                 if -(-count // size) < len(flights):
                     ended = [f.mask & ~g for f, g in zip(flights, going, strict=True)]
-                    yield from self._land(self._pack(flights, ended, size), rest)
-                    flights = self._pack(flights, going, size)
+                    on_host = [(f.rows, *lanes.gather((f.examples, f.start, f.flying))) for f in flights]
+                    landing, flights = (self._pack(on_host, chosen, size) for chosen in (ended, going))
+                    yield from self._land(landing, rest)
         yield from self._land(flights, rest)
 
     def arguments(self, variables: Any, searched: Any, size: int, example: Examples) -> dict[str, tuple[Any, ...]]:
@@ -192,12 +193,10 @@ class AttackProgram:
         start = self._look(variables, batch, key)
         return batch, start, begin(variables, batch, start, inputs)
 
-    def _pack(self, flights: list[_Flight], chosen: list[np.ndarray], size: int) -> list[_Flight]:
-        """The examples that are chosen, in as few batches as hold them."""
+    def _pack(self, on_host: list[tuple[Any, ...]], chosen: list[np.ndarray], size: int) -> list[_Flight]:
+        """The examples that are chosen of (rows, examples, start, flying) in NumPy, in as few batches as hold them."""
         parts = [
-            jax.tree.map(lambda leaf, c=c: leaf[c], (f.rows, *self.lanes.gather((f.examples, f.start, f.flying))))
-            for f, c in zip(flights, chosen, strict=True)
-            if c.any()
+            jax.tree.map(lambda leaf, c=c: leaf[c], batch) for batch, c in zip(on_host, chosen, strict=True) if c.any()
         ]
         if not parts:
             return []

@@ -34,13 +34,14 @@ def sweep(
     """
     ray_environment()
     from llrflow.spec.load import load_spec
+    from llrflow.sweep.storage import folder_of
     from llrflow.sweep.tune import run_sweep
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # its errors are in the table
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     loaded = load_spec(str(spec), changes)
     record = run_sweep(loaded, out, address, resume, quiet=as_json)
-    folder = out or Path("sweeps") / loaded.name
+    folder = folder_of(loaded, out)
     if as_json:
         print_json({"sweep": str(folder), **record.model_dump()})
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from llrflow.data.examples import Examples, of_files
-from llrflow.data.images import CorruptImage, Header, decode, header_of
+from llrflow.data.images import CorruptImage, Header, allowed_corrupt, decode, header_of
 from llrflow.data.importing import ImportReport, check_name, store
 from llrflow.data.writer import VERSION, Progress, content_of
 from llrflow.errors import DataError
@@ -36,7 +36,7 @@ class _Corrupt:
     def add(self, path: Path, problem: str) -> None:
         """Take note of one; DataError when that is more than the share allows."""
         self.found[str(path)] = problem
-        allowed = int(self.share * self.total + 1e-9)
+        allowed = allowed_corrupt(self.share, self.total)
         if len(self.found) > allowed:
             if self.share == 0:
                 fix = "replace or delete it, or allow a share of such images with --max-corrupt"

@@ -24,6 +24,11 @@ class CorruptImage(ValueError):
     """A file that is no JPEG or PNG image, or a damaged one; the message says what is wrong."""
 
 
+def allowed_corrupt(share: float, n: int) -> int:
+    """How many of n images may be corrupt: the whole number below n times the share, and not one less by rounding."""
+    return int(share * n + 1e-9)
+
+
 @dataclass(frozen=True)
 class Header:
     """What an image says of itself."""

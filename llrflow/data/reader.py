@@ -157,8 +157,8 @@ class Records:
 def fingerprint(data: Data, dataset: Opened, split: str) -> str:
     """SHA-256 over dataset, config, version, split expression, features, size of resized images, and content.
 
-    The content is the checksum stored by an importer; else the sizes of the dataset's files and the last bytes of
-    each, where array_record keeps the places of its records: no more is read, however large the files are.
+    The content is the checksum stored by an importer; else the sizes of the dataset's files and a checksum of four
+    parts of each: no more is read, however large the files are.
     """
     prepared = dataset.prepared
     content = content_of(prepared.directory) or {

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llrflow.data.batches import batch_ids
+from llrflow.data.images import allowed_corrupt
 from llrflow.data.reader import Opened
 from llrflow.errors import DataError
 
@@ -82,7 +83,8 @@ class Split(ABC):
     def _note(self, example: int, problem: str) -> None:
         """Take note of a corrupt image; DataError when that is more than the share allows."""
         self.corrupt[example] = problem
-        allowed, place = int(self.share * self._n + 1e-9), f"{self.dataset.prepared.directory}: {self.split}/{example}"
+        allowed = allowed_corrupt(self.share, self._n)
+        place = f"{self.dataset.prepared.directory}: {self.split}/{example}"
         if len(self.corrupt) > allowed:
             fix = "remove the dataset and prepare it again, or allow a share of such images with data.corrupt"
             got = f"cannot be decoded: {problem}"

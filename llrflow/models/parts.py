@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +18,6 @@ sums over all of it. Smaller parts gain nothing and take longer to compile."""
 _MOST = 4
 """Parts of a batch; each is compiled anew."""
 
-in_force: contextvars.ContextVar[bool] = contextvars.ContextVar("in_force", default=False)
-"""Whether the network that is being traced has its convolutions in parts."""
-
 
 def in_parts(network: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The same function for `hk.transform`, whose convolutions take the batch in up to 4 parts one after the other.
@@ -31,12 +27,8 @@ def in_parts(network: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
 
     def divided(*args: Any) -> jax.Array:
-        token = in_force.set(True)
-        try:
-            with hk.intercept_methods(_call):
-                return network(*args)
-        finally:
-            in_force.reset(token)
+        with hk.intercept_methods(_call):
+            return network(*args)
 
     return divided
 

@@ -26,6 +26,7 @@ from llrflow.data.pipelines import Role, choose
 from llrflow.data.windows import on_device
 from llrflow.errors import InputError, LlrflowError, SpecError, line_of
 from llrflow.guard import placed
+from llrflow.models.repeated import Tracing
 from llrflow.objective import CLEAN
 from llrflow.probe import LogitsFn, Probe
 from llrflow.program.devices import Devices
@@ -299,8 +300,8 @@ class _Compiled:
         self.attacked = Network(partial(_predict, self.network))
         copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
         self.lanes = Lanes(*copies, devices.platform, (len(devices),))
-        train, on_cpu = spec.train, devices.platform == "cpu"
-        trained = network_of(spec.model, facts.classes, train.precision, train.remat, parts=on_cpu)
+        tracing = Tracing(spec.train.remat, in_parts=devices.platform == "cpu")
+        trained = network_of(spec.model, facts.classes, spec.train.precision, tracing)
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm

@@ -22,7 +22,7 @@ from llrflow.labels import at_label
 from llrflow.models.network import AXIS, norm_layer
 from llrflow.models.parts import in_parts
 from llrflow.models.precision import Precision, in_precision
-from llrflow.models.repeated import Remat, rematerialised
+from llrflow.models.repeated import PLAIN, Tracing, traced_as
 from llrflow.objective import Objective
 from llrflow.probe import ApplyFn, Probe
 from llrflow.program.state import Batch, TrainState
@@ -57,19 +57,16 @@ class Pieces(NamedTuple):
 
 
 def network_of(
-    model: Any, classes: int, precision: Precision = "float32", remat: Remat = "none", parts: bool = False
+    model: Any, classes: int, precision: Precision = "float32", tracing: Tracing = PLAIN
 ) -> hk.TransformedWithState:
-    """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component.
-
-    `parts` is for training on CPU: `llrflow.models.parts`.
-    """
+    """The Haiku transform (images [B,H,W,C], batch_statistics) -> logits [B,K] of a model component."""
 
     def logits(images: jax.Array, batch_statistics: bool) -> jax.Array:
-        with placed("model"), rematerialised(remat):
+        with placed("model"), traced_as(tracing):
             return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
 
     network = in_precision(logits, precision)
-    return hk.transform_with_state(in_parts(network) if parts else network)
+    return hk.transform_with_state(in_parts(network) if tracing.in_parts else network)
 
 
 def stand_in(classes: int, stateful: bool) -> hk.TransformedWithState:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import shutil
@@ -20,7 +19,7 @@ from llrflow.data.facts import DatasetFacts
 from llrflow.data.pipelines import open_split
 from llrflow.data.split import Split
 from llrflow.errors import CheckpointError, SpecError
-from llrflow.files import write_atomic
+from llrflow.files import sole_owner, write_atomic
 from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.devices import Devices
 from llrflow.program.state import TrainState
@@ -394,12 +393,7 @@ def _sole_owner(folder: RunFolder) -> Iterator[None]:
     if foreign is not None and not folder.run.exists():
         got = f"holds {foreign} but no run.json: it is not a run folder"
         raise SpecError(str(folder.path), got, "choose an empty or a new folder as --out")
-    with (folder.path / ".lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            got = "is in use by another llrflow process"
-            raise SpecError(str(folder.path), got, "wait for it, or choose another --out") from None
+    with sole_owner(folder.path, "llrflow process"):
         yield
 
 

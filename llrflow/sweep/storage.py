@@ -12,15 +12,15 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from llrflow.errors import CheckpointError, SpecError
+from llrflow.files import sole_owner
 from llrflow.runs.pipeline import label_of
 from llrflow.runs.records import EvaluationRecord, Record, RunFolder, RunRecord
 from llrflow.spec.schema import Checks, Evaluate, Spec, Sweep
@@ -35,6 +35,11 @@ class Ended(Record):
     """The scheduler that stopped it: under another one it goes on."""
     error: str = ""
     traceback: str = ""
+
+
+def folder_of(spec: Spec, out: str | Path | None) -> Path:
+    """Where a spec's sweep is kept: `out`, or sweeps/<name>."""
+    return Path("sweeps") / spec.name if out is None else Path(out)
 
 
 class Storage:
@@ -70,19 +75,14 @@ class Storage:
     @contextmanager
     def owned(self) -> Iterator[None]:
         """Make the folder and hold it against other processes. Raises SpecError."""
-        try:
-            for path in (self.runs, self._ended):
-                path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("ab")
-        except OSError as error:
-            got = f"cannot be the folder of a sweep: {error.strerror}"
-            raise SpecError(str(self.path), got, "choose another --out") from None
-        with lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                got = "is in use by another `llrflow sweep`"
-                raise SpecError(str(self.path), got, "wait for it, or choose another --out") from None
+                for path in (self.runs, self._ended):
+                    path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(sole_owner(self.path, "`llrflow sweep`"))
+            except OSError as error:
+                got = f"cannot be the folder of a sweep: {error.strerror}"
+                raise SpecError(str(self.path), got, "choose another --out") from None
             yield
 
 

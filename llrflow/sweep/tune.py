@@ -31,7 +31,7 @@ from llrflow.spec.source import dump_yaml
 from llrflow.sweep.live import View
 from llrflow.sweep.outcome import SweepRecord, WorkerRecord, outcome, trial_record, write
 from llrflow.sweep.space import Trial, base_of, check_trials, sweep_of, trials_of
-from llrflow.sweep.storage import Ended, Storage
+from llrflow.sweep.storage import Ended, Storage, folder_of
 from llrflow.sweep.worker import TrialRunner
 
 OBJECT_STORE = 100 * 2**20
@@ -80,7 +80,7 @@ def run_sweep(
     if sweep.resources.gpu or sweep.resources.custom:
         jax.config.update("jax_platforms", "cpu")  # the driver leaves accelerators to its workers
     check_trials(spec, trials, describe)
-    storage = Storage(Path(out) if out is not None else Path("sweeps") / spec.name)
+    storage = Storage(folder_of(spec, out))
     if resume != storage.spec.exists():
         fix = "leave --resume out" if resume else "continue it with --resume, or choose another --out"
         raise SpecError(str(storage.path), "holds no sweep" if resume else "holds a sweep", fix)

@@ -94,7 +94,7 @@ class TrialRunner(Trainable):
             record = record_of(storage.run(name))
             text, step = f"{type(error).__name__}: {line_of(error)}", 0 if record is None else record.step
             storage.end(name, Ended(state="failed", step=step, error=text, traceback=traceback.format_exc()))
-            report = {sweep_of(spec).metric: config["worst"], "step": step, "done": True, "state": "failed"}
+            report = {"step": step, "done": True, "state": "failed"}
         worker = f"{os.uname().nodename}:{os.getpid()}"
         program = None if self._session is None else self._session.program
         return {

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llrflow.models import parts
+from llrflow.models.repeated import Tracing
 from llrflow.program.step import network_of
 from llrflow.registry import make
 
@@ -30,7 +31,7 @@ def test_outputs_and_derivatives_are_those_of_the_whole_batch(config, monkeypatc
     monkeypatch.setattr(parts, "_CACHED", 2**12)
     model, rng = make("model", config), np.random.default_rng(0)
     images, towards = (jnp.asarray(rng.random((7, 16, 16, 3)), jnp.float32) for _ in range(2))
-    whole, divided = (network_of(model, 5, parts=chosen) for chosen in (False, True))
+    whole, divided = (network_of(model, 5, tracing=Tracing(in_parts=chosen)) for chosen in (False, True))
     params, state = whole.init(jax.random.key(0), images, True)
     assert jax.tree.structure(params) == jax.tree.structure(divided.init(jax.random.key(0), images, True)[0])
 
