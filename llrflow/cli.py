@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +68,35 @@ def cli(verbose: bool) -> None:
       llrflow init my.yaml
       llrflow run my.yaml --set train.epochs=10
       llrflow plan my.yaml --measure
+
+    \b
+    Exit status:
+      0    done
+      1    failed
+      2    wrong input: one line says where, what came and what to do
+      3    done, with signs of gradient masking (evaluate)
+      130  stopped by Ctrl-C; run, evaluate and sweep save first
+      143  stopped by SIGTERM; likewise
     """
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a wrong input is one line and exit code 2, anything else that fails is 1."""
+    """Run the command line and end with its exit status, which `llrflow --help` explains."""
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [argument for argument in given if argument != "--verbose"]  # it may stand anywhere
     flags = os.environ.get("XLA_FLAGS", "")
     if PATIENCE not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}=86400".strip()
     try:
-        cli.main(arguments, prog_name="llrflow", standalone_mode=False)
+        with _sigterm_as_exit():
+            code = cli.main(arguments, prog_name="llrflow", standalone_mode=False)
+        if isinstance(code, int):  # of click's own Exit
+            sys.exit(code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
+    except click.Abort:  # click has caught a KeyboardInterrupt
+        click.echo("stopped", err=True)
         sys.exit(130)
     except LlrflowError as error:
         if "--verbose" in given:
@@ -88,6 +104,24 @@ def main(arguments: list[str] | None = None) -> None:
         label = "error: " if isinstance(error, InputError) or error.exit_code == 1 else ""
         click.echo(f"{label}{' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """SIGTERM leaves the block as SystemExit(143), so that half-written files are removed; a second one kills."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.exit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:

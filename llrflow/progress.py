@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Report = Callable[..., None]
 """report(done, note="", total=None): how much is finished, a few words about it, and a new total once it is known."""
+
+
+def say(message: str) -> None:
+    """A line on standard error."""
+    print(message, file=sys.stderr)
 
 
 @contextmanager
