@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,17 +247,27 @@ class RunFolder:
         write_atomic(self.metrics, "".join(kept).encode())
 
     def evaluations(self) -> dict[int, EvaluationRecord]:
-        """Finished evaluations by checkpoint step."""
-        named = (p for p in self.evaluation.glob("*.json") if p.stem.isdigit())  # not those with other attacks
-        found = {}
-        for path in sorted(named, key=lambda p: int(p.stem)):
-            try:
-                found[int(path.stem)] = EvaluationRecord.model_validate_json(path.read_bytes())
-            except ValidationError:
-                _refuse_newer(path, path.read_bytes(), EVALUATION_FORMAT)
-                fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
-                raise CheckpointError(str(path), "is no evaluation that this version can read", fix) from None
-        return found
+        """Finished evaluations as the spec says, by checkpoint step. Raises CheckpointError."""
+        return {step: record for (step, label), record in self.all_evaluations().items() if not label}
+
+    def all_evaluations(self) -> dict[tuple[int, str], EvaluationRecord]:
+        """Finished evaluations by checkpoint step and label, which is empty where the spec named the attacks.
+
+        Raises CheckpointError.
+        """
+        named = ((path, re.fullmatch(r"(\d+)(-[0-9a-f]{8})?", path.stem)) for path in self.evaluation.glob("*.json"))
+        keys = {(int(match[1]), match[2] or ""): path for path, match in named if match}
+        return {key: _read_evaluation(keys[key]) for key in sorted(keys)}
+
+
+def _read_evaluation(path: Path) -> EvaluationRecord:
+    content = path.read_bytes()
+    try:
+        return EvaluationRecord.model_validate_json(content)
+    except ValidationError:
+        _refuse_newer(path, content, EVALUATION_FORMAT)
+        fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
+        raise CheckpointError(str(path), "is no evaluation that this version can read", fix) from None
 
 
 def _refuse_newer(path: Path, content: bytes, known: int) -> None:
