@@ -14,7 +14,7 @@ from llrflow.files import write_atomic
 from llrflow.report import pictures, sweeps
 from llrflow.report.gallery import Shown, gallery
 from llrflow.report.pictures import Picture
-from llrflow.report.read import ReadRun, ReadSweep, read
+from llrflow.report.read import STUDIES, ReadRun, ReadSweep, read
 from llrflow.report.tables import Table, configurations, costs, differing, kills, latex, markdown, results
 from llrflow.runs.records import FlagRecord, written
 from llrflow.spec.source import dump_yaml, read_source
@@ -69,7 +69,7 @@ def make_report(paths: Sequence[Path], title: str | None = None) -> Report:
     return Report(
         title=title or _title(runs, swept),
         answer=list(_answer(runs)),
-        missing=list(chain.from_iterable(run.missing() for run in runs)),
+        missing=[*chain.from_iterable(run.missing() for run in runs), *_without_studies(runs)],
         flags=[(run.name, flag) for run in runs for flag in (run.main.record.fired if run.main else ())],
         sections=[section for section in _sections(runs, swept) if section.tables or section.pictures],
         galleries=[(name, shown) for name, shown in galleries if shown],
@@ -159,6 +159,18 @@ def _answer(runs: Sequence[ReadRun]) -> Iterator[str]:
         yield f"Left out for signs of gradient masking: {', '.join(masked)}."
 
 
+def _without_studies(runs: Sequence[ReadRun]) -> Iterator[str]:
+    """Which studies are not there of which runs, and how to make them."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        if run.main is not None:
+            lacking.setdefault(tuple(title for title in STUDIES if run.study(title) is None), []).append(run.name)
+    for titles, names in lacking.items():
+        if titles:
+            command = f"llrflow evaluate RUN {' '.join(f'--study {title}' for title in titles)}"
+            yield f"{', '.join(names)}: no study of {', '.join(titles)}; to make: {command}"
+
+
 def _where(run: ReadRun) -> str:
     threat, data, model = (run.spec[block] for block in ("threat", "data", "model"))
     shape = " x ".join(map(str, run.record.data.image_shape))
@@ -169,14 +181,14 @@ def _where(run: ReadRun) -> str:
 
 
 def _sections(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[Section]:
-    yield Section("results", "Results", tables=list(results(runs)))
-    different = differing(runs)
-    yield Section("differences", "What differs", tables=[] if different is None else [different])
     for number, sweep in enumerate(swept):
         made = list(sweeps.pictures(sweep))
         yield Section(
             f"sweep-{number + 1}", f"Sweep {sweep.record.name}", tables=[configurations(sweep)], pictures=made
         )
+    yield Section("results", "Results", tables=list(results(runs)))
+    different = differing(runs)
+    yield Section("differences", "What differs", tables=[] if different is None else [different])
     yield Section("attacks", "Attacks", tables=list(kills(runs)), pictures=list(pictures.minimum_norm(runs)))
     strength = ["A number is worth what its attack is worth: here one attack is given more steps, restarts and room."]
     yield Section("strength", "As the attack gets stronger", strength, pictures=list(pictures.strength(runs)))

@@ -38,7 +38,7 @@ class ReadRun:
 
     path: Path
     name: str
-    """Of the run among those of the report: the spec's name, the folder's where another has the same, or the trial's."""
+    """Among those of the report: the spec's name, the folder's where another has the same, or the trial's."""
     record: RunRecord
     spec: Mapping[str, Any]
     metrics: list[dict[str, Any]]
@@ -102,7 +102,7 @@ def read(paths: Sequence[Path]) -> tuple[list[ReadRun], list[ReadSweep]]:
                 got = "holds no run and no sweep" if path.is_dir() else "is no folder"
                 raise CheckpointError(str(path), got, "name a run folder, a sweep's, or a folder that holds runs")
             folders |= dict.fromkeys(held, "")
-    folders = {path: name for path, name in {p.resolve(): (p, name) for p, name in folders.items()}.values()}
+    folders = dict({path.resolve(): (path, name) for path, name in folders.items()}.values())
     runs = [_run(path, name) for path, name in folders.items()]
     names = [run.name for run in runs]
     twice = {name for name in names if names.count(name) > 1}
