@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from llrflow.errors import InputError, LlrflowError
 
@@ -24,12 +25,20 @@ COMMANDS = {
     "sweep": ("llrflow.commands.sweep", "sweep", "Run a spec with many values of its parameters, on Ray."),
     "plan": ("llrflow.commands.inspect", "plan", "Show what a spec costs before running it."),
     "evaluate": ("llrflow.commands.run", "evaluate", "Evaluate a checkpoint of a run."),
+    "compare": ("llrflow.commands.compare", "compare", "Compare two runs: spec, data, versions and results."),
     "runs": ("llrflow.commands.runs", "runs", "List the runs in a folder, with their results."),
     "report": ("llrflow.commands.report", "report", "Write an HTML page about runs or a sweep."),
+    "tail": ("llrflow.commands.tail", "tail", "Print a run's latest metrics and follow it."),
+    "export": ("llrflow.commands.export", "export", "Write a run's model as StableHLO and weights."),
     "plugins": ("llrflow.commands.plugins", "plugins", "Check plugins: components of your own."),
     "data": ("llrflow.data.commands", "data", "Import, prepare, list and look at datasets."),
     "types": ("llrflow.commands.inspect", "types", "List every component with its fields and defaults."),
     "schema": ("llrflow.commands.inspect", "schema", "Print the JSON Schema of a spec."),
+    "completion": (
+        "llrflow.commands.completion",
+        "completion",
+        "Print the script that makes a shell complete llrflow.",
+    ),
     "init": ("llrflow.commands.inspect", "init", "Write a commented starter spec."),
 }
 
@@ -150,6 +159,31 @@ def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Change one value of the spec; repeatable.",
     )(command)
     return click.argument("spec", type=click.Path(path_type=Path))(command)
+
+
+def run_argument(name: str, metavar: str) -> Callable[..., Any]:
+    """A run folder, which shells complete."""
+    return click.argument(name, metavar=metavar, type=click.Path(path_type=Path), shell_complete=_run_folders)
+
+
+def _run_folders(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Run folders that begin with what is typed, or are right below such a folder; else any folder."""
+    parent, _, start = incomplete.rpartition("/")
+    below = (f"{start}*/run.json", f"{start}*/*/run.json")
+    records = [
+        record for pattern in below for record in Path(parent or ("/" if incomplete[:1] == "/" else ".")).glob(pattern)
+    ]
+    return [CompletionItem(str(record.parent)) for record in sorted(records)] or [
+        CompletionItem(incomplete, type="dir")
+    ]
+
+
+def console() -> Any:
+    """Where tables are printed: as wide as the terminal, or 100 columns in a file."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=100)
 
 
 RAY = {

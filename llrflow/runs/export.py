@@ -90,7 +90,9 @@ def export_model(
     model, folder = load_model(run_dir, step, parameters), Path(run_dir) / "export" if out is None else Path(out)
     run, _ = stored_run(RunFolder(Path(run_dir)))
     leaves, tree = jax.tree_util.tree_flatten_with_path(model.variables)
-    names = ["/".join(["params" if path[0].idx == 0 else "state", *(entry.key for entry in path[1:])]) for path, _ in leaves]
+    names = [
+        "/".join(["params" if path[0].idx == 0 else "state", *(entry.key for entry in path[1:])]) for path, _ in leaves
+    ]
     weights = dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
 
     def logits(weights: dict[str, jax.Array], images: jax.Array) -> jax.Array:
@@ -139,7 +141,9 @@ def _prepare(folder: Path) -> None:
     except OSError as error:
         raise SpecError(str(folder), f"cannot be written: {error.strerror}", "choose another --out") from None
     if foreign:
-        raise SpecError(str(folder), f"holds {foreign[0]}, which is no part of an export", "choose an empty or new --out")
+        raise SpecError(
+            str(folder), f"holds {foreign[0]}, which is no part of an export", "choose an empty or new --out"
+        )
 
 
 def load_exported(path: str | Path) -> Exported:
@@ -167,7 +171,9 @@ def _record(path: Path) -> ExportRecord:
     try:
         return ExportRecord.model_validate_json(path.read_bytes())
     except OSError:
-        raise CheckpointError(str(path.parent), "is no exported model", "name a folder that `llrflow export` made") from None
+        raise CheckpointError(
+            str(path.parent), "is no exported model", "name a folder that `llrflow export` made"
+        ) from None
     except ValidationError as error:
         problem = error.errors()[0]
         got = f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
