@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from llrflow.cli import json_option, run_argument
+from llrflow.progress import per_second
 
 PAUSE = 0.5
 """Seconds between two looks."""
@@ -107,12 +108,12 @@ class _Table:
             self._columns = [
                 name for i, name in enumerate(names) if sum(max(len(n), 9) + 2 for n in names[: i + 1]) <= room
             ]
-            click.echo("".join([f"{'step':>9}", *(f"  {name:>9}" for name in self._columns), "      rate  left"]))
+            click.echo("".join([f"{'step':>9}", *(f"  {name:>9}" for name in self._columns)]))
         cells = [
             f"{line['step']:>9}",
             *(f"  {line.get(name, float('nan')):>{max(len(name), 9)}.4g}" for name in self._columns),
         ]
         if self._began is not None and line["step"] > self._began[0]:
             rate = (line["step"] - self._began[0]) / max(time.monotonic() - self._began[1], 1e-9)
-            cells.append(f"  {rate:>6.3g}/s  {(self._steps - line['step']) / rate:.0f} s")
+            cells.append(f"  {per_second(rate)}, {(self._steps - line['step']) / rate:.0f} s left")
         click.echo("".join(cells))
