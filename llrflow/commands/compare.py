@@ -76,7 +76,7 @@ def _result(name: str, result: dict[str, Any], masked: dict[str, list[str]]) -> 
     for share, side in zip(shares, "ab", strict=True):
         bound = "<= " if masked[side] and name != "nominal" else ""  # signs of gradient masking
         cells.append("-" if share is None else f"{bound}{share:.2%}")
-    change = "" if None in shares else f"{shares[1] - shares[0]:+.2%}"
+    change = f"{shares[1] - shares[0]:+.2%}" if shares[0] is not None and shares[1] is not None else ""
     test = result.get("mcnemar")
     counts = ["", "", ""] if test is None else [str(test["only_a"]), str(test["only_b"]), f"{test['p_value']:.3g}"]
     return [name, *cells, change, *counts]

@@ -118,7 +118,7 @@ def _print(result: Any, as_json: bool) -> None:
         )
     for flag in evaluation.fired:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in flag.measured.items())
-        out.print(f"MASKED? {flag.name}: {flag.meaning} ({numbers})", style="bold red", highlight=False, soft_wrap=True)
+        out.print(f"MASKED? {flag.name}: {flag.meaning} ({numbers})", style="bold red", highlight=False, markup=False)
     if not evaluation.checked:
         out.print("signs of gradient masking: not looked for (no examples to try)", highlight=False)
     elif not evaluation.fired:

@@ -22,7 +22,7 @@ import numpy as np
 from jax import export as jax_export
 from pydantic import ValidationError
 
-from llrflow.errors import CheckpointError, SpecError
+from llrflow.errors import CheckpointError, SpecError, line_of
 from llrflow.files import sha256_file, write_atomic
 from llrflow.runs.classifier import Classifier, parameter_count
 from llrflow.runs.records import Record, written
@@ -65,7 +65,8 @@ class Exported(Classifier):
         self.record, self.name, self.step, self.classes = record, record.name, record.step, record.classes
         self.image_shape, self.threat = record.image_shape, Threat.model_validate(record.threat)
         self.weights = weights
-        self._logits = jax.jit(lambda x: program.call(weights, jnp.asarray(x, jnp.float32)))
+        logits = _differentiable(program, weights)
+        self._logits = jax.jit(lambda x: logits(jnp.asarray(x, jnp.float32)))
 
     def _facts(self) -> dict[str, Any]:
         record = self.record
@@ -150,21 +151,42 @@ def load_exported(path: str | Path) -> Exported:
     """The model that `llrflow export` wrote into a folder. Raises CheckpointError for anything else."""
     folder = Path(path)
     record = _record(folder / RECORD)
-    for name, digest in record.files.items():
+    for name in (PROGRAM, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(str(folder / name), "is missing", "export the run again")
-        if sha256_file(folder / name) != digest:
+        if sha256_file(folder / name) != record.files.get(name):
             raise CheckpointError(str(folder / name), f"is not what {RECORD} describes", "export the run again")
-    if jax.default_backend() not in (known := {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}):
-        raise CheckpointError(str(folder), f"was made for {', '.join(record.platforms)}", f"use one of {list(known)}")
     with np.load(folder / WEIGHTS, allow_pickle=False) as stored:
         weights = {name: stored[name] for name in stored.files}
     try:
         program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
-    except ValueError as error:  # jax reads what versions of the last months wrote
-        got = f"cannot be read by jax {jax.__version__}: {str(error).splitlines()[0]}"
+    except Exception as error:  # jax promises to read what was written in the last six months
+        got = f"cannot be read by jax {jax.__version__}: {line_of(error)}"
         raise CheckpointError(str(folder / PROGRAM), got, "export the run again with this version") from None
     return Exported(record, program, weights)
+
+
+def _differentiable(program: Any, weights: dict[str, np.ndarray]) -> Callable[[jax.Array], jax.Array]:
+    """Images -> logits of an exported program, with its gradient, under `jax.vmap` as well: JAX has no rule for that."""
+    forward = _folded(lambda x: program.call(weights, x))
+    backward = _folded(lambda x, cotangent: jax.vjp(lambda x: program.call(weights, x), x)[1](cotangent)[0])
+    logits = jax.custom_vjp(forward)
+    # `logits(x)`, not `forward(x)`: where derivatives nest, the outer one must meet the rule too.
+    logits.defvjp(lambda x: (logits(x), x), lambda x, cotangent: (backward(x, cotangent),))
+    return logits
+
+
+def _folded(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A function of batches [B,...] that treats each example alone; an axis that `vmap` adds becomes part of the batch."""
+    folded = jax.custom_batching.custom_vmap(function)
+
+    def rule(size: int, batched: list[bool], *arrays: jax.Array) -> tuple[jax.Array, bool]:
+        whole = [a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in zip(arrays, batched, strict=True)]
+        made = folded(*(a.reshape(-1, *a.shape[2:]) for a in whole))
+        return made.reshape(size, -1, *made.shape[1:]), True
+
+    folded.def_vmap(rule)
+    return folded
 
 
 def _record(path: Path) -> ExportRecord:

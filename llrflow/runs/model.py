@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 
 from llrflow.data.facts import DatasetFacts
-from llrflow.errors import CheckpointError
+from llrflow.errors import CheckpointError, SpecError
 from llrflow.program.compile import Program
 from llrflow.program.devices import Devices
 from llrflow.program.state import TrainState
@@ -25,7 +25,8 @@ class Model(Classifier):
 
     def __init__(self, program: Program, state: TrainState, parameters: Literal["raw", "ema"], path: Path) -> None:
         self.spec, self.threat, self.name, self.path = program.spec, program.spec.threat, program.spec.name, path
-        self.classes, self.step, self.parameters = program.classes, int(state.step), parameters
+        self.classes, self.step = program.classes, int(state.step)
+        self.parameters: Literal["raw", "ema"] = parameters
         self.image_shape, self.network = program.image_shape, program.network
         self.params = state.ema if parameters == "ema" else state.params
         self.variables = (self.params, state.model_state)
@@ -39,7 +40,8 @@ class Model(Classifier):
 def load_model(run_dir: str | Path, step: int | None = None, parameters: Literal["raw", "ema"] | None = None) -> Model:
     """The model of a run's newest intact checkpoint, or of `step`; needs no dataset.
 
-    `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError.
+    `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError, and SpecError for `ema`
+    where training kept none.
     """
     folder = RunFolder(Path(run_dir))
     record, spec = stored_run(folder)
@@ -47,6 +49,8 @@ def load_model(run_dir: str | Path, step: int | None = None, parameters: Literal
     facts = DatasetFacts(
         spec.data.name, "", folder.path, stored.image_shape, stored.classes, {}, stored.train, stored.test
     )
+    if parameters == "ema" and spec.train.ema is None:
+        raise SpecError(str(folder.path), "has no moving average of its parameters", "ask for `raw`")
     program = Program(spec, facts, Devices(1))
     checkpoints = Checkpoints(folder.checkpoints)
     state = checkpoints.restore(program.abstract_state(), chosen_step(checkpoints, "last" if step is None else step))
