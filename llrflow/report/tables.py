@@ -168,7 +168,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, value if isinstance(value, str) else json.dumps(value)
 
 
-def configurations(sweep: ReadSweep) -> Table:
+def configurations(sweep: ReadSweep, name: str) -> Table:
     """A sweep's configurations, best first."""
     record = sweep.record
     names = list(dict.fromkeys(name for one in record.configurations for name in one.parameters))
@@ -184,7 +184,9 @@ def configurations(sweep: ReadSweep) -> Table:
     counted = ("trial", "trials")[len(record.trials) != 1]
     title = f"Sweep {record.name}: {len(record.trials)} {counted}, {record.steps_trained:,} steps, {record.state}"
     headings = ["trial", record.metric, "nominal", *names, "state"]
-    return Table("configurations", title, headings, rows, "Only configurations whose trials all finished can win.")
+    return Table(
+        f"{name}-configurations", title, headings, rows, "Only configurations whose trials all finished can win."
+    )
 
 
 def _mean(values: Sequence[float | None]) -> str:
