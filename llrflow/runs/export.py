@@ -167,7 +167,7 @@ def load_exported(path: str | Path) -> Exported:
 
 
 def _differentiable(program: Any, weights: dict[str, np.ndarray]) -> Callable[[jax.Array], jax.Array]:
-    """Images -> logits of an exported program, with its gradient, under `jax.vmap` as well: JAX has no rule for that."""
+    """Images -> logits of an exported program, with its gradient, also under `vmap`, for which JAX has no rule."""
     forward = _folded(lambda x: program.call(weights, x))
     backward = _folded(lambda x, cotangent: jax.vjp(lambda x: program.call(weights, x), x)[1](cotangent)[0])
     logits = jax.custom_vjp(forward)
@@ -177,7 +177,7 @@ def _differentiable(program: Any, weights: dict[str, np.ndarray]) -> Callable[[j
 
 
 def _folded(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A function of batches [B,...] that treats each example alone; an axis that `vmap` adds becomes part of the batch."""
+    """A function of batches [B,...] that treats each example alone: what `vmap` adds becomes part of the batch."""
     folded = jax.custom_batching.custom_vmap(function)
 
     def rule(size: int, batched: list[bool], *arrays: jax.Array) -> tuple[jax.Array, bool]:
