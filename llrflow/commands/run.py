@@ -124,4 +124,4 @@ def _print(result: Any, as_json: bool) -> None:
     elif not evaluation.fired:
         out.print(f"signs of gradient masking: none on {evaluation.checked} images", highlight=False)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.record.seconds.items())
-    out.print(f"{result.path}: {seconds}", highlight=False, soft_wrap=True)
+    out.print(f"{result.path}: {seconds}", highlight=False, markup=False, soft_wrap=True)
