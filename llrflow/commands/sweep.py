@@ -60,7 +60,7 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
     table = Table(title=f"{record.name}: {len(record.trials)} trials, {record.state}", title_justify="left", box=None)
     headings = ("trial", "state", "step", *sweep.parameters, record.metric, "nominal", "gamma", "worst case", "seconds")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "state" else "right")
+        table.add_column(heading, justify="left" if heading == "state" else "right", overflow="fold")
     for configuration in record.configurations:
         for trial in (record.trials[number] for number in configuration.trials):
             robust = "" if trial.robust is None else f"{trial.robust:.2%}"
