@@ -172,6 +172,7 @@ def evaluate_run(
     attacks: str | Mapping[str, Any] | None = None,
     export: bool = False,
     studies: Sequence[str] = (),
+    devices: int | None = None,
 ) -> Run:
     """Evaluate a checkpoint of a run folder, with its spec's attacks or others.
 
@@ -179,9 +180,10 @@ def evaluate_run(
     `attacks` names a preset or a YAML file, or is a mapping as under `evaluate.attacks` or of a whole `evaluate`
     block; its record is evaluation/<step>-<hash>.json. `export` writes the images that each attack found. Raises
     CheckpointError when no intact checkpoint is there. `studies` (strength, linearity, surface) are made besides.
+    `devices` is their number, by default all.
     """
     folder = RunFolder(Path(path))
-    overrides: dict[str, Any] = {"devices.count": None}
+    overrides: dict[str, Any] = {"devices.count": devices}
     label = ""
     if attacks is not None:
         block = evaluate_block(attacks)
