@@ -17,6 +17,7 @@ from llrflow.data.split import Split
 from llrflow.errors import CheckpointError, SpecError
 from llrflow.files import sole_owner, write_atomic
 from llrflow.program.compile import Program, compile_spec, located
+from llrflow.program.cost import parts
 from llrflow.progress import say
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
@@ -272,6 +273,7 @@ def _new_record(program: Program, spec: Spec, data: DataRecord, digest: str, bef
         git=git_state(),
         seconds={},
         origins=spec.origins(),
+        forward_equivalents=sum(part.total for part in parts(program).values()),
     )
 
 
