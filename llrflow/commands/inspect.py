@@ -133,7 +133,7 @@ def _sweep_lines(result: dict[str, Any]) -> Iterator[str]:
         f"sweep: {result['trials']:,} trials ({result['configurations']:,} configurations{seeds}), {result['kinds']:,} "
         f"compiled program(s) a worker; at most {result['steps']:,} steps and {result['looks']:,} looks{early}"
     )
-    parts = ("training", "look", "evaluation")
+    parts = [name for name in ("training", "look", "evaluation", "escalation") if f"{name}_forwards" in result]
     counts = ", ".join(f"{part} {result[f'{part}_forwards']:.3g}" for part in parts)
     total = sum(result[f"{part}_forwards"] for part in parts)
     yield f"  forward passes of an image: {total:.3g} ({counts}; masking checks not counted)"

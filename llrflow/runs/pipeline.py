@@ -17,6 +17,7 @@ from llrflow.data.split import Split
 from llrflow.errors import CheckpointError, SpecError
 from llrflow.files import sole_owner, write_atomic
 from llrflow.program.compile import Program, compile_spec, located
+from llrflow.program.cost import parts
 from llrflow.progress import say
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
@@ -168,6 +169,7 @@ def evaluate_run(
     attacks: str | Mapping[str, Any] | None = None,
     export: bool = False,
     studies: Sequence[str] = (),
+    devices: int | None = None,
 ) -> Run:
     """Evaluate a checkpoint of a run folder, with its spec's attacks or others.
 
@@ -175,9 +177,10 @@ def evaluate_run(
     `attacks` names a preset or a YAML file, or is a mapping as under `evaluate.attacks` or of a whole `evaluate`
     block; its record is evaluation/<step>-<hash>.json. `export` writes the images that each attack found. Raises
     CheckpointError when no intact checkpoint is there. `studies` (strength, linearity, surface) are made besides.
+    `devices` is their number, by default all.
     """
     folder = RunFolder(Path(path))
-    overrides: dict[str, Any] = {"devices.count": None}
+    overrides: dict[str, Any] = {"devices.count": devices}
     label = ""
     if attacks is not None:
         block = evaluate_block(attacks)
@@ -270,6 +273,7 @@ def _new_record(program: Program, spec: Spec, data: DataRecord, digest: str, bef
         git=git_state(),
         seconds={},
         origins=spec.origins(),
+        forward_equivalents=sum(part.total for part in parts(program).values()),
     )
 
 
