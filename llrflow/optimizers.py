@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import optax
-from pydantic import ConfigDict, create_model
+from docstring_parser import google
+from pydantic import ConfigDict, Field, create_model
 from pydantic_core import core_schema
 
 from llrflow.registry import Component, Traced, entries, import_as, invalid, register
@@ -88,13 +89,21 @@ class OptaxComponent(Component):
 def component_of(kind: str, name: str, factory: Callable[..., Any]) -> type[Component]:
     """A component class whose fields are those parameters of a factory that plain data can express."""
     fields: dict[str, Any] = {}
+    text = inspect.getdoc(getattr(factory, "func", factory)) or ""
+    described = {argument.arg_name: argument.description for argument in google.parse(text).params}
     for field, parameter in inspect.signature(factory).parameters.items():
         if field not in NOT_DATA:
             required = parameter.default is inspect.Parameter.empty
-            fields[field] = (_field_type(kind, field, parameter), ... if required else parameter.default)
-    summary = (inspect.getdoc(getattr(factory, "func", factory)) or "").split("\n\n")[0].replace("\n", " ")
+            info = Field(... if required else parameter.default, description=_plain(described.get(field)))
+            fields[field] = (_field_type(kind, field, parameter), info)
+    summary = text.split("\n\n")[0].replace("\n", " ")
     cls = create_model(name, __base__=OptaxComponent, __module__=__name__, __doc__=summary, **fields)
     return register(kind, name)(cls)
+
+
+def _plain(text: str | None) -> str | None:
+    """A description without Sphinx's markup, on one line."""
+    return text and " ".join(re.sub(r":\w+:`([^`]*)`", r"`\1`", text).replace("``", "`").split())
 
 
 def _field_type(kind: str, name: str, parameter: inspect.Parameter) -> Any:

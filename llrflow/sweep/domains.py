@@ -55,7 +55,11 @@ class Grid(_Listed):
 
 class _Interval(Domain):
     low: float
+    """Smallest value."""
+
     high: float
+    """Largest value."""
+
     quantum: Annotated[float | None, Field(gt=0)] = None
     """Round to multiples of this number."""
 
@@ -100,7 +104,11 @@ class Integer(Domain):
     """A whole number from `low` to `high`, both included."""
 
     low: int
+    """Smallest value."""
+
     high: int
+    """Largest value."""
+
     log: bool = False
     """Uniform in the logarithm."""
 
@@ -133,7 +141,10 @@ class Derived(Domain):
     # `from` is the natural word in YAML and a keyword in Python.
     __annotations__ = {"from": Annotated[str, Field(description=_FROM)]}
     times: float = 1.0
+    """Factor of the other number."""
+
     plus: float = 0.0
+    """Added to it."""
 
     def listed(self) -> list[Any]:
         """One value, whatever it is."""

@@ -267,6 +267,11 @@ COMMANDS = {
         ["evaluate", "absent"],
         r"error: absent: is not a run folder; name one that `llrflow run` made",
     ),
+    "compare no runs": (
+        ["compare", "absent", "{spec}"],
+        r"error: absent: is not a run folder; name one that `llrflow run` made",
+    ),
+    "export no run": (["export", "absent"], r"error: absent: is not a run folder; name one that `llrflow run` made"),
     "unknown kind": (["types", "trem"], r"error: types: 'trem' is not a kind of component; did you mean 'term'\?"),
     "plugin of types": (["types", "--plugin", "absent.py"], r"error: absent\.py: .*no file .*"),
     "init over a file": (["init", "{spec}"], r"error: .*spec\.yaml: exists; choose another name"),

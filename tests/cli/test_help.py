@@ -102,6 +102,26 @@ def test_the_published_schema_is_that_of_the_built_in_components(repository):
     assert published == done.stdout, "run: llrflow schema > llrflow/spec/spec.schema.json"
 
 
+def test_every_field_of_the_schema_is_described(repository):
+    schema = json.loads((repository / "llrflow/spec/spec.schema.json").read_text())
+
+    def fields(part):
+        """(name, schema) of every property anywhere below."""
+        for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            yield from fields(value)
+        if isinstance(part, dict) and isinstance(part.get("properties"), dict):
+            yield from part["properties"].items()
+
+    found = [(name, field) for name, field in fields(schema) if name not in ("type", "extends")]
+    bare = [
+        name
+        for name, field in found
+        if not field.get("description")
+        and not schema["$defs"].get(field.get("$ref", "").removeprefix("#/$defs/"), {}).get("description")
+    ]
+    assert len(found) > 700 and bare == []
+
+
 def test_a_new_spec_names_the_schema_that_checks_it(command, tmp_path):
     assert command("init", "mine.yaml")[0] == 0
     path = tmp_path / "cwd" / "mine.yaml"
