@@ -112,6 +112,8 @@ def _page(kind: str, name: str, entry: Entry, schema: dict[str, Any], plugins: M
             "## Fields",
             fields_table(entry.cls, schema, _link, notes),
             "## Example",
+            "A part of a spec; the rest is, for instance, that of "
+            "[quickstart.yaml](/reference/specs/specs.md#specsquickstartyaml).",
             fence(dump_yaml(example(kind, name)), "yaml"),
             f"## Specs that use it\n\n{', '.join(users)}" if users else "",
         )
@@ -187,7 +189,7 @@ def _in_place(kind: str, name: str, fields: dict[str, Any]) -> dict[str, Any]:
         return {"objective": {"perturbations": {"llr": {"maximize": {"type": "local_linearity"}, kind: fields}}}}
     if kind == "domain":
         path = "model.dense" if name == "integer" else "objective.terms.slope.weight"
-        draws = {} if name in ("grid",) else {"trials": 4}
+        draws = {"search": {"type": "grid"}} if name == "grid" else {"trials": 4}
         return {"sweep": {"parameters": {"mine": {**fields, "path": path}}, **draws}}
     if kind == "scheduler":
         weights = {"type": "loguniform", "low": 0.1, "high": 10}

@@ -101,19 +101,19 @@ def uses(root: Path) -> dict[tuple[str, str], list[str]]:
         words = set(re.findall(r"\w+", body_of(path)))
         spec = llrflow.load_spec(path)
         link = f"[{path.relative_to(root)}](/{page_of(path, root)})"
-        for kind, name in sorted(_components(spec)):
+        for kind, name in sorted(components_of(spec)):
             if name in words:
                 found[kind, name].append(link)
     return found
 
 
-def _components(part: object) -> set[tuple[str, str]]:
+def components_of(part: object) -> set[tuple[str, str]]:
     """(kind, type) of everything that a loaded spec chooses."""
     if isinstance(part, Component):
         own = {part.registered_as} if part.registered_as else set()
-        return own.union(*(_components(getattr(part, name)) for name in type(part).model_fields))
+        return own.union(*(components_of(getattr(part, name)) for name in type(part).model_fields))
     values = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
-    return set().union(*map(_components, values))
+    return set().union(*map(components_of, values))
 
 
 def text_pages(root: Path) -> dict[str, str]:
