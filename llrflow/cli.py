@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": ("llrflow.commands.inspect", "plan", "Show what a spec costs before running it."),
     "evaluate": ("llrflow.commands.run", "evaluate", "Evaluate a checkpoint of a run."),
     "runs": ("llrflow.commands.runs", "runs", "List the runs in a folder, with their results."),
+    "report": ("llrflow.commands.report", "report", "Write an HTML page about runs or a sweep."),
     "plugins": ("llrflow.commands.plugins", "plugins", "Check plugins: components of your own."),
     "data": ("llrflow.data.commands", "data", "Import, prepare, list and look at datasets."),
     "types": ("llrflow.commands.inspect", "types", "List every component with its fields and defaults."),

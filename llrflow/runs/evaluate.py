@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from pydantic import ValidationError
+from scipy.special import softmax
 
 from llrflow.attacks.base import Attack
 from llrflow.attacks.lab import Subject
@@ -39,6 +40,9 @@ from llrflow.runs.verdicts import Verdicts
 
 RANDOM = "random"
 """Name of the control: uniform noise, whose linearity stands beside that of the attacks."""
+
+SHOWN = 8
+"""Correctly classified images whose perturbations are kept, for people to look at."""
 
 
 class Surrogate(NamedTuple):
@@ -119,11 +123,10 @@ class Evaluator:
         block, threat, correct = self.program.spec.evaluate, self.program.spec.threat, self._correct
         control = self._attack(RANDOM, make("attack", "noise"), correct)
         linearity = {RANDOM: control.arrays["linearity"][correct]}
-        standing, attacks, stages = correct.copy(), {}, []
+        standing, attacks, made = correct.copy(), {}, {}
         for name, attack in self._in_order(block.attacks):
             attacked = standing if block.cascade and not attack.minimum_norm else correct
-            found = self._attack_in_stages(name, attack, attacked)
-            stages += found
+            made[name] = found = self._attack_in_stages(name, attack, attacked)
             wrong = np.any([attacked & stage.arrays["wrong"] for _, stage in found], axis=0)
             standing = standing & ~wrong
             minimum = None
@@ -133,7 +136,9 @@ class Evaluator:
             attacks[name] = attack_record(attack, found, attacked, left, minimum)
             if attacked.any():
                 linearity[name] = last_word(found, "linearity")[attacked]
-        flags = self._flags(stages)
+        if correct.any():
+            self._show(made)
+        flags = self._flags(list(itertools.chain(*made.values())))
         return EvaluationRecord(
             identity=identity,
             spec_hash=self.spec_hash,
@@ -221,9 +226,10 @@ class Evaluator:
         surrogate = self._surrogates.get(name)
         others = surrogate and surrogate.identity
         identity = self._identity(attack.model_dump(), others, hashlib.sha256(attacked.tobytes()).hexdigest())
-        shape = self.split.image_shape if self.export and name != RANDOM else None
+        kept = np.arange(self.n) if self.export and name != RANDOM else self._shown
         exhaustive = attack.minimum_norm and not within
-        verdicts = Verdicts(self._path(f"{name}.npz"), attacked, exhaustive, identity, shape)
+        path = self._path(f"{name}.npz")
+        verdicts = Verdicts(path, attacked, exhaustive, identity, kept, self.split.image_shape)
         if not len(verdicts.pending(attack.runs(self.program.classes))):
             return verdicts
         program = self.program.attack(attack, surrogate and surrogate.network)
@@ -250,7 +256,7 @@ class Evaluator:
             )
             between()
         verdicts.save()
-        if shape is not None:
+        if self.export and name != RANDOM:
             self._export(name, verdicts)
         return verdicts
 
@@ -270,10 +276,41 @@ class Evaluator:
     def _export(self, name: str, verdicts: Verdicts) -> None:
         ids = np.flatnonzero(verdicts.candidates)
         images, labels = self._examples(ids)
-        x_adv = images + verdicts.arrays["delta"][ids]
+        x_adv = images + verdicts.perturbations(ids)
         with open_atomic(self._path(f"{name}.adversarial.npz")) as file:
             wrong, distance = (verdicts.arrays[field][ids] for field in ("wrong", "distance"))
             np.savez(file, ids=ids, x_adv=x_adv, labels=labels, success=wrong, distance=distance)
+
+    def _show(self, made: Mapping[str, list[tuple[Attack, Verdicts]]]) -> None:
+        """Write evaluation/<step><label>.npz: a few images, and each with the perturbation that changed it.
+
+        That of the first attack that did; where none did, that of the last attack on the image.
+        """
+        ids = self._shown
+        images, labels = self._examples(ids)
+        delta, changed = np.zeros_like(images), np.zeros(len(ids), bool)
+        names = np.full(len(ids), "none", dtype="U64")
+        for name, part, verdicts in ((n, *stage) for n, found in made.items() for stage in found):
+            wrong = verdicts.arrays["wrong"][ids]
+            take = verdicts.candidates[ids] & ~changed & (wrong | (not part.minimum_norm))
+            delta[take] = verdicts.perturbations(ids[take])
+            names[take] = name
+            changed |= take & wrong
+        found = {"ids": ids, "labels": labels, "images": images, "delta": delta, "attacks": names, "changed": changed}
+        clean, attacked = (self._probabilities(x) for x in (images, images + delta))
+        with open_atomic(self._path("npz")) as file:
+            np.savez(file, allow_pickle=False, **found, clean=clean, attacked=attacked)
+
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Softmax of the network's logits, [M,K]."""
+        chunks = padded_chunks(np.arange(len(images)), self._batch_size)
+        logits = [self.program.logits(self._variables, images[rows])[mask] for rows, mask in chunks]
+        return softmax(np.concatenate(logits), axis=-1)
+
+    @functools.cached_property
+    def _shown(self) -> np.ndarray:
+        """Ids of the images that are kept for people to look at, ascending."""
+        return _spread(np.flatnonzero(self._correct), SHOWN)
 
     def _flags(self, stages: list[tuple[Attack, Verdicts]]) -> list[Flag]:
         """Signs of gradient masking: from the attacks made, and from trials on a sample of the correct images."""
@@ -287,8 +324,8 @@ class Evaluator:
 
     def _subject(self, examples: int, purpose: str) -> Subject:
         """At most so many correctly classified images, evenly spread over them, as a subject of trials."""
-        program, devices, ids = self.program, len(self.program.devices), np.flatnonzero(self._correct)
-        ids = ids[np.linspace(0, len(ids) - 1, min(examples, len(ids))).astype(int)]
+        program, devices = self.program, len(self.program.devices)
+        ids = _spread(np.flatnonzero(self._correct), examples)
         key = np.asarray(jax.random.key_data(purpose_key(program.spec.seed, purpose)))
         size = min(self._fitting, -(-len(ids) // devices) * devices)
         return Subject(
@@ -306,6 +343,11 @@ class Evaluator:
     def _examples(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels, _ = self.split.read(ids)
         return _in_unit_range(images), labels
+
+
+def _spread(ids: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of them, evenly spread."""
+    return ids[np.linspace(0, len(ids) - 1, min(most, len(ids))).astype(int)]
 
 
 def _in_unit_range(images: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
     run.json         RunRecord
     metrics.jsonl    one JSON object per logged step: `step`, `objective`, `accuracy`, `loss`, terms, `gradient_norm`
     checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step
-    evaluation/      <step>.json (EvaluationRecord) and <step>.<attack>.npz (per-example verdicts)
+    evaluation/      <step>.json (EvaluationRecord), <step>.<attack>.npz (verdicts), <step>.npz (images to look at)
     events/          TensorBoard
 
 metrics.jsonl holds no times: an interrupted and resumed run writes the same bytes as an unbroken one.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from llrflow.errors import CheckpointError
 from llrflow.files import write_atomic
 
 FORMAT = 1
+"""Of run.json."""
+EVALUATION_FORMAT = 2
 PACKAGES = ("llrflow", "jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
@@ -159,7 +162,7 @@ class FlagRecord(Record):
 class EvaluationRecord(Record):
     """evaluation/<step>.json: the certificate of one evaluation."""
 
-    format: Literal[2] = 2
+    format: Literal[2] = EVALUATION_FORMAT
     identity: str
     """Hash over everything that decides this record: made again, it is only read."""
     spec_hash: str
@@ -213,19 +216,30 @@ class RunFolder:
         """run.json, or None where no run has begun. Raises CheckpointError when it cannot be read."""
         if not self.run.exists():
             return None
+        content = self.run.read_bytes()
         try:
-            return RunRecord.model_validate_json(self.run.read_bytes())
+            return RunRecord.model_validate_json(content)
         except ValidationError as error:
+            _refuse_newer(self.run, content, FORMAT)
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"]))
             fix = "it was written by another version of llrflow, or damaged: use that version or another folder"
             raise CheckpointError(str(self.run), f"{place}: {problem['msg']}", fix) from None
 
     def metric_lines(self) -> Iterator[dict[str, Any]]:
-        """The complete lines of metrics.jsonl; a half-written last line is skipped."""
-        if self.metrics.exists():
-            for line in self.metrics.read_bytes().split(b"\n")[:-1]:
-                yield json.loads(line)
+        """The lines of metrics.jsonl; half-written ones are left out."""
+        return (line for line in self.metrics_as_written() if line is not None)
+
+    def metrics_as_written(self) -> Iterator[dict[str, Any] | None]:
+        """The lines of metrics.jsonl, None for one that is only half there: a write that was cut short."""
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_bytes().splitlines(keepends=True):
+            try:
+                found = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                found = None
+            yield found if isinstance(found, dict) and "step" in found else None
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines after `step`: a resumed run writes them again."""
@@ -233,16 +247,38 @@ class RunFolder:
         write_atomic(self.metrics, "".join(kept).encode())
 
     def evaluations(self) -> dict[int, EvaluationRecord]:
-        """Finished evaluations by checkpoint step."""
-        named = (p for p in self.evaluation.glob("*.json") if p.stem.isdigit())  # not those with other attacks
-        found = {}
-        for path in sorted(named, key=lambda p: int(p.stem)):
-            try:
-                found[int(path.stem)] = EvaluationRecord.model_validate_json(path.read_bytes())
-            except ValidationError:
-                fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
-                raise CheckpointError(str(path), "is no evaluation that this version can read", fix) from None
-        return found
+        """Finished evaluations as the spec says, by checkpoint step. Raises CheckpointError."""
+        return {step: record for (step, label), record in self.all_evaluations().items() if not label}
+
+    def all_evaluations(self) -> dict[tuple[int, str], EvaluationRecord]:
+        """Finished evaluations by checkpoint step and label, which is empty where the spec named the attacks.
+
+        Raises CheckpointError.
+        """
+        named = ((path, re.fullmatch(r"(\d+)(-[0-9a-f]{8})?", path.stem)) for path in self.evaluation.glob("*.json"))
+        keys = {(int(match[1]), match[2] or ""): path for path, match in named if match}
+        return {key: _read_evaluation(keys[key]) for key in sorted(keys)}
+
+
+def _read_evaluation(path: Path) -> EvaluationRecord:
+    content = path.read_bytes()
+    try:
+        return EvaluationRecord.model_validate_json(content)
+    except ValidationError:
+        _refuse_newer(path, content, EVALUATION_FORMAT)
+        fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
+        raise CheckpointError(str(path), "is no evaluation that this version can read", fix) from None
+
+
+def _refuse_newer(path: Path, content: bytes, known: int) -> None:
+    """Raise CheckpointError when a JSON file says that its format is newer than the `known` one."""
+    try:
+        number = json.loads(content)["format"]
+    except (ValueError, TypeError, KeyError):
+        return
+    if isinstance(number, int) and number > known:
+        got = f"has format {number}, and this version of llrflow reads formats up to {known}"
+        raise CheckpointError(str(path), got, "install a newer llrflow")
 
 
 def written(epsilon: float) -> str:

@@ -21,21 +21,29 @@ SAVE_SECONDS = 2.0
 class Verdicts(Findings):
     """What one attack found for each of the N test images, on disk after every few batches."""
 
-    def __init__(self, path: Path, candidates: np.ndarray, exhaustive: bool, identity: str, shape: Any = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        candidates: np.ndarray,
+        exhaustive: bool,
+        identity: str,
+        kept: np.ndarray,
+        shape: tuple[int, ...],
+    ) -> None:
         """Picks up what `path` holds if it was found by the same attack: `identity` says which that is.
 
-        With a `shape` [H,W,C] of images the perturbations are kept too.
+        `kept` are the ids, ascending, of images [H,W,C] of the `shape` whose perturbations are kept too.
         """
         super().__init__(candidates, exhaustive)
         self._path, self._identity, self._saved = path, identity, time.monotonic()
         self.seconds, self._saving, self._began = 0.0, 0.0, None
-        if shape is not None:
-            self.arrays["delta"] = np.zeros((len(candidates), *shape), np.float32)
+        self.arrays["kept"] = kept
+        self.arrays["delta"] = np.zeros((len(kept), *shape), np.float32)
         absent_or_damaged = contextlib.suppress(
             OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile
         )  # then begin anew
         with absent_or_damaged, path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored["identity"]) == identity:
+            if str(stored["identity"]) == identity and np.array_equal(stored["kept"], kept):
                 self.arrays, self.seconds = {name: stored[name] for name in self.arrays}, float(stored["seconds"])
 
     def record(self, ids: np.ndarray, verdict: Any) -> None:
@@ -46,8 +54,12 @@ class Verdicts(Findings):
 
     def keep(self, ids: np.ndarray, delta: np.ndarray) -> None:
         """Keep perturbations where they are wanted."""
-        if "delta" in self.arrays:
-            self.arrays["delta"][ids] = delta
+        wanted = np.isin(ids, self.arrays["kept"])
+        self.arrays["delta"][np.searchsorted(self.arrays["kept"], ids[wanted])] = delta[wanted]
+
+    def perturbations(self, ids: np.ndarray) -> np.ndarray:
+        """Those of images that are kept, [len(ids),H,W,C]; zeros where no attack has been made."""
+        return self.arrays["delta"][np.searchsorted(self.arrays["kept"], ids)]
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:

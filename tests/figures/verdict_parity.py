@@ -30,7 +30,7 @@ def verdicts(run: str, size: int, devices: int, folder: Path) -> dict[str, np.nd
     split = load_split(spec.data, spec.data.test)
     Evaluator(program, state, split, RunFolder(folder), "0" * 12, StopRequest(), True).evaluate()
     found = {}
-    for path in sorted((folder / "evaluation").glob("*.npz")):
+    for path in sorted((folder / "evaluation").glob("*.*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
             found[path.name.split(".")[1]] = arrays["wrong"]
     return found

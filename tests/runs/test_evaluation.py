@@ -40,7 +40,7 @@ def evaluator(finished, load, tmp_path):
 
 
 def verdicts(folder):
-    return {path.name.split(".")[1]: dict(np.load(path)) for path in sorted((folder / "evaluation").glob("*.npz"))}
+    return {path.name.split(".")[1]: dict(np.load(path)) for path in sorted((folder / "evaluation").glob("*.*.npz"))}
 
 
 def test_the_verdicts_do_not_depend_on_batch_size_or_devices(finished, load, tmp_path):
@@ -241,6 +241,27 @@ def test_the_best_checkpoint_is_that_of_the_highest_worst_case(copied):
         path.unlink()
     with pytest.raises(llrflow.errors.CheckpointError, match="no evaluation to choose the best"):
         evaluate_run(copied, "best")
+
+
+def test_a_few_images_are_kept_with_what_changed_them(copied):
+    evaluate_run(copied, attacks={"noise": {"type": "noise"}, "square": {"type": "square", "queries": 4}})
+    model, split = llrflow.load_model(copied), load_split(llrflow.load_spec(copied / "spec.yaml").data, "test")
+    (path,) = (path for path in (copied / "evaluation").glob("12-*.npz") if path.name.count(".") == 1)
+    with np.load(path, allow_pickle=False) as stored:
+        kept = dict(stored)
+    assert len(kept["ids"]) == 8 and 0 < kept["changed"].sum() < 8
+    np.testing.assert_array_equal(kept["labels"], split.labels[kept["ids"]])
+    np.testing.assert_array_equal(kept["images"], split.images[kept["ids"]] / np.float32(255))
+    assert np.abs(kept["delta"]).max(axis=(1, 2, 3)) == pytest.approx(0.15, rel=1e-5)
+    for name, images in (("clean", kept["images"]), ("attacked", kept["images"] + kept["delta"])):
+        np.testing.assert_allclose(kept[name], jax.nn.softmax(model.logits(images)), atol=1e-5)
+    assert (kept["clean"].argmax(-1) == kept["labels"]).all()
+    np.testing.assert_array_equal(kept["attacked"].argmax(-1) != kept["labels"], kept["changed"])
+    for name in ("noise", "square"):
+        (path,) = (copied / "evaluation").glob(f"12-*.{name}.npz")
+        by_this = kept["attacks"] == name
+        with np.load(path, allow_pickle=False) as stored:
+            np.testing.assert_array_equal(stored["wrong"][kept["ids"]][by_this], kept["changed"][by_this])
 
 
 def test_exported_images_are_what_the_verdicts_say(copied):

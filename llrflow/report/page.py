@@ -1,0 +1,217 @@
+"""The report itself: one HTML file that needs nothing else, and the same pictures and tables as files."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import chain
+from pathlib import Path
+
+from llrflow.errors import SpecError
+from llrflow.files import write_atomic
+from llrflow.report import pictures, sweeps
+from llrflow.report.gallery import Shown, gallery
+from llrflow.report.pictures import Picture
+from llrflow.report.read import STUDIES, ReadRun, ReadSweep, read
+from llrflow.report.tables import Table, configurations, costs, differing, kills, latex, markdown, results
+from llrflow.runs.records import FlagRecord, written
+from llrflow.spec.source import dump_yaml, read_source
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    id: str
+    title: str
+    words: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page, the files beside it and the printed tables are made of."""
+
+    title: str
+    answer: list[str]
+    """What came out, in sentences."""
+    missing: list[str]
+    flags: list[tuple[str, FlagRecord]]
+    """By run, the signs of gradient masking that were found."""
+    sections: list[Section]
+    galleries: list[tuple[str, list[Shown]]]
+    published: list[dict[str, str]]
+    comparable: bool
+    """Whether any of them is on a run's dataset."""
+    specs: list[tuple[str, str]]
+    provenance: Table
+
+    @property
+    def tables(self) -> list[Table]:
+        """Every table."""
+        return [*chain.from_iterable(section.tables for section in self.sections), self.provenance]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Every picture."""
+        return list(chain.from_iterable(section.pictures for section in self.sections))
+
+
+def make_report(paths: Sequence[Path], title: str | None = None) -> Report:
+    """The report of runs and sweeps. Raises CheckpointError where there are none that can be read."""
+    runs, swept = read(paths)
+    published = _published()
+    datasets = {run.spec["data"]["name"] for run in runs}
+    galleries = [(run.name, list(gallery(run.main, 8 if len(runs) <= 2 else 4))) for run in runs if run.main]
+    return Report(
+        title=title or _title(runs, swept),
+        answer=list(_answer(runs)),
+        missing=[*chain.from_iterable(run.missing() for run in runs), *_without_studies(runs)],
+        flags=[(run.name, flag) for run in runs for flag in (run.main.record.fired if run.main else ())],
+        sections=[section for section in _sections(runs, swept) if section.tables or section.pictures],
+        galleries=[(name, shown) for name, shown in galleries if shown],
+        published=published,
+        comparable=any(entry["dataset"] in datasets for entry in published),
+        specs=[(run.name, dump_yaml(dict(run.spec))) for run in runs],
+        provenance=_provenance(runs),
+    )
+
+
+def html(report: Report) -> str:
+    """The page. Raises SpecError where the extra `report` is not installed."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("llrflow.report", "."), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    style = (resources.files("llrflow.report") / "page.css").read_text()
+    return environment.get_template("page.html").render(report=report, style=style)
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the page. Raises SpecError where there is no such folder."""
+    if not path.parent.is_dir():
+        raise SpecError(str(path), "has no parent folder", f"create {path.parent} first")
+    if path.is_dir():
+        raise SpecError(str(path), "is a folder", "name a file, for example report.html in it")
+    write_atomic(path, html(report).encode())
+
+
+def write_assets(report: Report, folder: Path) -> None:
+    """Every picture as SVG, PNG and CSV, every table as Markdown and LaTeX. Raises SpecError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(str(folder), f"cannot be made: {error.strerror}", "choose another folder") from None
+    for picture in report.pictures:
+        write_atomic(folder / f"{picture.name}.svg", picture.svg().encode())
+        write_atomic(folder / f"{picture.name}.png", picture.png())
+        write_atomic(folder / f"{picture.name}.csv", picture.csv().encode())
+    for table in report.tables:
+        write_atomic(folder / f"{table.name}.md", markdown(table).encode())
+        write_atomic(folder / f"{table.name}.tex", latex(table).encode())
+
+
+def require_extra() -> None:
+    """Raise SpecError where jinja2 or matplotlib is not installed."""
+    absent = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise SpecError("report", f"needs {' and '.join(absent)}", "pip install 'llrflow[report]'")
+
+
+def _title(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> str:
+    if swept:
+        return f"Sweep {', '.join(sweep.record.name for sweep in swept)}"
+    return runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
+
+
+def _answer(runs: Sequence[ReadRun]) -> Iterator[str]:
+    """What was asked, and which run is the most robust, as far as the intervals tell."""
+    yield from dict.fromkeys(_where(run) for run in runs)
+    found = [(run, run.main.record) for run in runs if run.main is not None]
+    masked = [run.name for run, record in found if record.fired]
+    if len({(record.ids_sha256, str(record.threat)) for _, record in found}) > 1:
+        yield "The runs were attacked on different images or under different threat models: accuracies do not compare."
+        return
+    if len({str({n: a.attack for n, a in record.attacks.items()}) for _, record in found}) > 1:
+        yield "The runs were attacked by different attacks: compare columns, not worst cases."
+        return
+    honest = sorted((pair for pair in found if not pair[1].fired), key=lambda pair: -pair[1].worst_case.accuracy)
+    if len(honest) > 1:
+        (run, best), (second, next_best) = honest[:2]
+        low, high = best.worst_case.interval[0], next_best.worst_case.interval[1]
+        apart = (
+            "the intervals do not overlap"
+            if low > high
+            else "the intervals overlap; llrflow compare makes a paired test"
+        )
+        yield (
+            f"Most robust under these attacks: {run.name}, {best.worst_case.accuracy:.2%} in the worst case at "
+            f"{best.nominal.accuracy:.2%} nominal; next {second.name}, {next_best.worst_case.accuracy:.2%} ({apart})."
+        )
+    elif honest:
+        record = honest[0][1]
+        worst = f"{record.worst_case.accuracy:.2%} in the worst case of these attacks"
+        yield f"{record.nominal.accuracy:.2%} nominal, {worst}."
+    if masked:
+        yield f"Left out for signs of gradient masking: {', '.join(masked)}."
+
+
+def _without_studies(runs: Sequence[ReadRun]) -> Iterator[str]:
+    """Which studies are not there of which runs, and how to make them."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        if run.main is not None:
+            lacking.setdefault(tuple(title for title in STUDIES if run.study(title) is None), []).append(run.name)
+    for titles, names in lacking.items():
+        if titles:
+            command = f"llrflow evaluate RUN {' '.join(f'--study {title}' for title in titles)}"
+            yield f"{', '.join(names)}: no study of {', '.join(titles)}; to make: {command}"
+
+
+def _where(run: ReadRun) -> str:
+    threat, data, model = (run.spec[block] for block in ("threat", "data", "model"))
+    shape = " x ".join(map(str, run.record.data.image_shape))
+    return (
+        f"How accurate is {model['type']} on {data['name']} ({shape}, {run.record.data.classes} classes), "
+        f"and how accurate when every image may be changed by {threat['norm']} {written(float(threat['epsilon']))}?"
+    )
+
+
+def _sections(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[Section]:
+    for number, sweep in enumerate(swept):
+        made = list(sweeps.pictures(sweep))
+        yield Section(
+            f"sweep-{number + 1}", f"Sweep {sweep.record.name}", tables=[configurations(sweep)], pictures=made
+        )
+    yield Section("results", "Results", tables=list(results(runs)))
+    different = differing(runs)
+    yield Section("differences", "What differs", tables=[] if different is None else [different])
+    yield Section("attacks", "Attacks", tables=list(kills(runs)), pictures=list(pictures.minimum_norm(runs)))
+    strength = ["A number is worth what its attack is worth: here one attack is given more steps, restarts and room."]
+    yield Section("strength", "As the attack gets stronger", strength, pictures=list(pictures.strength(runs)))
+    linear = ["Where the loss is nearly linear around an image, a few gradient steps find the worst perturbation."]
+    yield Section("linearity", "Linearity of the loss", linear, pictures=list(pictures.linearity(runs)))
+    yield Section("surfaces", "Loss surfaces", pictures=list(pictures.loss_surfaces(runs)))
+    yield Section("training", "Training", pictures=list(pictures.training(runs)))
+    yield Section("cost", "Cost", tables=[costs(runs)])
+
+
+def _provenance(runs: Sequence[ReadRun]) -> Table:
+    rows, used = [], {" ".join(f"{k} {v}" for k, v in run.record.versions.items()) for run in runs}
+    for run in runs:
+        record, data = run.record, run.record.data
+        sizes = f"{data.train:,} / {data.test:,}"
+        commit, _, changes = (record.git or "none").partition("+")
+        where = f"{commit[:12]}{' and ' if changes else ''}{changes}"
+        found = f"{data.fingerprint[:12]}, {sizes}"
+        rows.append([run.name, str(run.path), record.spec_hash, str(record.seed), found, where])
+    headings = ["", "folder", "spec", "seed", "data, train / test", "commit"]
+    return Table("provenance", "Where this comes from", headings, rows, f"Versions: {'; or '.join(sorted(used))}.")
+
+
+def _published() -> list[dict[str, str]]:
+    with resources.as_file(resources.files("llrflow.report") / "published.yaml") as path:
+        return [dict(entry) for entry in read_source(str(path)).data["published"]]

@@ -1,0 +1,164 @@
+"""Run folders and sweeps as a report needs them: what is there, and what is missing with the command that makes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from llrflow.errors import CheckpointError, SpecError
+from llrflow.runs.records import EvaluationRecord, RunFolder, RunRecord
+from llrflow.spec.source import read_source
+from llrflow.sweep.outcome import SweepRecord
+
+STUDIES = ("strength", "linearity", "surface")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation with what lies beside it."""
+
+    label: str
+    """Empty where the run's spec named the attacks."""
+    record: EvaluationRecord
+    studies: dict[str, dict[str, Any]]
+    examples: dict[str, np.ndarray]
+    """ids, labels, images and delta [M,H,W,C], attacks, changed, clean and attacked [M,K]; empty where not kept."""
+
+
+@dataclass(frozen=True)
+class ReadRun:
+    """A run folder."""
+
+    path: Path
+    name: str
+    """Among those of the report: the spec's name, the folder's where another has the same, or the trial's."""
+    record: RunRecord
+    spec: Mapping[str, Any]
+    metrics: list[dict[str, Any]]
+    half_written: int
+    """Lines of metrics.jsonl that were left out."""
+    evaluations: list[Evaluated]
+    """Of the last checkpoint that was evaluated, that of the spec's own attacks first."""
+
+    @property
+    def main(self) -> Evaluated | None:
+        """The evaluation that a report's tables begin with."""
+        return self.evaluations[0] if self.evaluations else None
+
+    def study(self, title: str) -> dict[str, Any] | None:
+        """A study of the checkpoint, from whichever evaluation it was made with."""
+        return next((e.studies[title] for e in self.evaluations if title in e.studies), None)
+
+    def missing(self) -> Iterator[str]:
+        """What a complete report needs and the folder lacks, each with the command that makes it."""
+        step, steps = self.record.step, self.record.steps
+        if self.record.state != "finished" and step < steps:
+            again = f"llrflow run {self.path / 'spec.yaml'} --out {self.path}"
+            why = f" ({self.record.error})" if self.record.error else ""
+            yield f"{self.name} is {self.record.state} at step {step} of {steps}{why}; to continue: {again}"
+        if self.main is None:
+            if step:
+                yield f"{self.name} has no evaluation; to make one: llrflow evaluate {self.path}"
+            return
+        if self.main.record.checkpoint < step:
+            found = self.main.record.checkpoint
+            yield f"{self.name} was evaluated at step {found} of {step}; for the last: llrflow evaluate {self.path}"
+        if self.half_written:
+            path = self.path / "metrics.jsonl"
+            yield f"{self.name}: {self.half_written} half-written line(s) of {path} were left out"
+
+
+@dataclass(frozen=True)
+class ReadSweep:
+    """A sweep's folder."""
+
+    path: Path
+    record: SweepRecord
+
+
+def read(paths: Sequence[Path]) -> tuple[list[ReadRun], list[ReadSweep]]:
+    """The runs and sweeps of folders: of run folders, of sweeps (with their best runs), or of folders that hold runs.
+
+    Raises CheckpointError where there is nothing, or what this version cannot read.
+    """
+    folders: dict[Path, str] = {}
+    sweeps: list[ReadSweep] = []
+    for path in paths:
+        if (path / "run.json").exists():
+            folders[path] = ""
+        elif (path / "sweep.json").exists():
+            sweeps.append(_sweep(path))
+            folders |= _best_runs(sweeps[-1])
+        else:
+            held = sorted(p.parent for p in path.glob("*/run.json"))
+            if not held:
+                got = "holds no run and no sweep" if path.is_dir() else "is no folder"
+                raise CheckpointError(str(path), got, "name a run folder, a sweep's, or a folder that holds runs")
+            folders |= dict.fromkeys(held, "")
+    folders = dict({path.resolve(): (path, name) for path, name in folders.items()}.values())
+    runs = [_run(path, name) for path, name in folders.items()]
+    names = [run.name for run in runs]
+    twice = {name for name in names if names.count(name) > 1}
+    return [dataclasses.replace(run, name=run.path.name) if run.name in twice else run for run in runs], sweeps
+
+
+MOST_OF_A_SWEEP = 4
+"""Runs of a sweep that a report shows by themselves."""
+
+
+def _best_runs(sweep: ReadSweep) -> dict[Path, str]:
+    """Run folders of the best configurations, with what to call them."""
+    record = sweep.record
+    chosen = [record.trials[c.trials[0]] for c in record.configurations if c.excluded is None][:MOST_OF_A_SWEEP]
+    return {sweep.path / "runs" / trial.run: f"{record.name} trial {trial.number}" for trial in chosen}
+
+
+def _sweep(path: Path) -> ReadSweep:
+    try:
+        return ReadSweep(path, SweepRecord.model_validate_json((path / "sweep.json").read_bytes()))
+    except ValidationError:
+        fix = f"write it anew with `llrflow sweep {path / 'sweep.yaml'} --out {path} --resume`"
+        raise CheckpointError(str(path / "sweep.json"), "is no sweep that this version can read", fix) from None
+
+
+def _run(path: Path, name: str) -> ReadRun:
+    folder = RunFolder(path)
+    record = folder.record()
+    if record is None:
+        raise CheckpointError(str(path), "holds no run.json", "name a run folder")
+    lines = list(folder.metrics_as_written())
+    try:
+        spec = read_source(str(folder.spec)).data
+    except SpecError as error:
+        raise CheckpointError(error.where, error.got, "restore the file, or leave this run out") from None
+    found = folder.all_evaluations()
+    last = max((step for step, _ in found), default=0)
+    evaluations = [_evaluated(folder, last, label, record) for (step, label), record in found.items() if step == last]
+    kept = [line for line in lines if line is not None]
+    return ReadRun(path, name or record.name, record, spec, kept, len(lines) - len(kept), evaluations)
+
+
+def _evaluated(folder: RunFolder, step: int, label: str, record: EvaluationRecord) -> Evaluated:
+    studies, examples = {}, {}
+    for title in STUDIES:
+        path = folder.evaluation / f"{step}{label}.{title}.json"
+        if path.exists():
+            try:
+                studies[title] = json.loads(path.read_bytes())
+            except ValueError:
+                raise CheckpointError(str(path), "is damaged", "delete it, and make the study again") from None
+    path = folder.evaluation / f"{step}{label}.npz"
+    if path.exists():
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                examples = dict(stored)
+        except (OSError, ValueError, EOFError):
+            raise CheckpointError(str(path), "is damaged", "delete it: the report does without it") from None
+    return Evaluated(label, record, studies, examples)

@@ -1,0 +1,201 @@
+"""Tables of a report, and how they are written for a page, for Markdown and for LaTeX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llrflow.report.read import ReadRun, ReadSweep
+from llrflow.runs.records import EvaluationRecord, Proportion
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text; its first column names the rows."""
+
+    name: str
+    """For file names."""
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def markdown(table: Table) -> str:
+    """As a GitHub-flavoured Markdown table."""
+    lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)], *table.rows]
+    body = "\n".join("| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"**{_plain(table.title)}**\n\n{body}\n" + (f"\n{_plain(table.note)}\n" if table.note else "")
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+          ">": r"\textgreater{}", **{c: f"\\{c}" for c in "&%$#_{}"}}  # fmt: skip
+
+
+def latex(table: Table) -> str:
+    """As a LaTeX table that needs no package but booktabs."""
+    lines = [" & ".join(_escaped(cell) for cell in line) + r" \\" for line in (table.headings, *table.rows)]
+    note = f"\n\n{_escaped(table.note)}" if table.note else ""
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_escaped(table.title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.headings) - 1)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            rf"\end{{tabular}}{note}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in _plain(text))
+
+
+def percent(share: Proportion, bound: str = "") -> str:
+    """Accuracy with its 95 % interval; `bound` stands before an upper bound."""
+    low, high = share.interval
+    return f"{bound}{share.accuracy:.2%} ({low * 100:.1f} to {high * 100:.1f})"
+
+
+def results(runs: Sequence[ReadRun]) -> Iterator[Table]:
+    """Methods x attacks with 95 % intervals: a table for each list of attacks that runs were evaluated with."""
+    groups: dict[str, list[tuple[ReadRun, EvaluationRecord]]] = {}
+    for run in runs:
+        for evaluated in run.evaluations:
+            record = evaluated.record
+            key = [record.threat, record.cascade, record.n, {n: a.attack for n, a in record.attacks.items()}]
+            groups.setdefault(json.dumps(key, sort_keys=True), []).append((run, record))
+    for number, group in enumerate(groups.values()):
+        first = group[0][1]
+        title = f"Accuracy on {first.n:,} test images, {first.threat['norm']} {first.epsilon}"
+        how = (
+            "Each attack saw only what those to its left had left correct: a column is what still stood after it."
+            if first.cascade
+            else "Each attack saw every image that is classified correctly."
+        )
+        rows = []
+        for run, record in group:
+            mark = "≤ " if record.fired else ""
+            cells = [percent(attack, mark) for attack in record.attacks.values()]
+            rows.append([run.name, percent(record.nominal), *cells, percent(record.worst_case, mark)])
+        described = "; ".join(f"{name}: {description(attack.attack)}" for name, attack in first.attacks.items())
+        bound = (
+            " ≤ marks an upper bound: signs of gradient masking were found." if any(r.fired for _, r in group) else ""
+        )
+        headings = ["", "nominal", *first.attacks, "worst case"]
+        yield Table(
+            f"results-{number + 1}",
+            title,
+            headings,
+            rows,
+            f"In brackets 95 % intervals (Wilson). {how}{bound} {described}.",
+        )
+
+
+def description(config: Mapping[str, Any]) -> str:
+    """A component's configuration in a few words: its type, and fields that are numbers or choices."""
+    fields = {k: v for k, v in config.items() if k != "type" and isinstance(v, str | int | float) and v is not False}
+    nested = {k: v["type"] for k, v in config.items() if isinstance(v, Mapping) and "type" in v}
+    listed = ", ".join(f"{name} {value}" for name, value in {**fields, **nested}.items())
+    return f"{config.get('type', '')} ({listed})" if listed else str(config.get("type", ""))
+
+
+def kills(runs: Sequence[ReadRun]) -> Iterator[Table]:
+    """For each attack on how many images it was run, how many it changed, and what it spent on an image."""
+    rows = []
+    for run in runs:
+        for evaluated in run.evaluations:
+            for name, made in evaluated.record.attacks.items():
+                parts = [(name, made), *((f"{name}: {stage}", part) for stage, part in made.stages.items())]
+                for title, part in parts:
+                    each = [spent / max(part.attacked, 1) for spent in (part.queries, part.gradients)]
+                    counts = [f"{part.attacked:,}", f"{part.kills:,}", *(f"{spent:,.1f}" for spent in each)]
+                    rows.append([f"{run.name}, {title}", *counts, f"{part.seconds:.1f}"])
+    if rows:
+        headings = ["attack", "attacked", "changed", "forward passes an image", "backward passes an image", "seconds"]
+        yield Table("kills", "What each attack did", headings, rows)
+
+
+def costs(runs: Sequence[ReadRun]) -> Table:
+    """Time by part, and of a step."""
+    parts = list(dict.fromkeys(part for run in runs for part in run.record.seconds))
+    rows = []
+    for run in runs:
+        seconds, steps = run.record.seconds, max(run.record.step, 1)
+        cells = [f"{seconds[part]:.1f}" if part in seconds else "" for part in parts]
+        step = f"{1e3 * seconds['train'] / steps:.1f}" if "train" in seconds else ""
+        devices = f"{len(run.record.devices)} x {run.record.devices[0].split(':')[0]}" if run.record.devices else ""
+        rows.append([run.name, f"{run.record.step:,}", step, *cells, f"{sum(seconds.values()):.1f}", devices])
+    headings = ["", "steps", "ms a step", *(f"{part} (s)" for part in parts), "in all (s)", "devices"]
+    note = "Wall time on the machine of each run. `llrflow plan` counts forward-equivalents, and times steps."
+    return Table("cost", "What it cost", headings, rows, note)
+
+
+def differing(runs: Sequence[ReadRun]) -> Table | None:
+    """Values of the specs that are not the same in all runs, by dotted path; None where all are.
+
+    Left out are defaults of blocks that not all runs have.
+    """
+    flat = [dict(leaves(run.spec)) for run in runs]
+    chosen = {path for run in runs for path in run.record.origins}
+    paths = list(dict.fromkeys(path for one in flat for path in one if path != "name"))
+    differ = [path for path in paths if len({one.get(path, "") for one in flat}) > 1]
+    differ = [path for path in differ if path in chosen or all(path in one for one in flat)]
+    if not differ:
+        return None
+    rows = [[path, *(one.get(path, "") for one in flat)] for path in differ]
+    return Table("differences", "What differs between the runs", ["", *(run.name for run in runs)], rows)
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, value as text) of everything in a spec that holds nothing further."""
+    if isinstance(value, Mapping) and value:
+        for key, below in value.items():
+            yield from leaves(below, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value if isinstance(value, str) else json.dumps(value)
+
+
+def configurations(sweep: ReadSweep) -> Table:
+    """A sweep's configurations, best first."""
+    record = sweep.record
+    names = list(dict.fromkeys(name for one in record.configurations for name in one.parameters))
+    rows = []
+    for one in record.configurations:
+        values = [short(one.parameters.get(name, "")) for name in names]
+        spread = "" if one.spread is None else f" ± {one.spread:.4f}"
+        mean = "" if one.mean is None else f"{one.mean:.4f}{spread}"
+        trials = [record.trials[number] for number in one.trials]
+        nominal = _mean([trial.nominal for trial in trials])
+        state = one.excluded or "finished"
+        rows.append([", ".join(map(str, one.trials)), mean, nominal, *values, state])
+    counted = ("trial", "trials")[len(record.trials) != 1]
+    title = f"Sweep {record.name}: {len(record.trials)} {counted}, {record.steps_trained:,} steps, {record.state}"
+    headings = ["trial", record.metric, "nominal", *names, "state"]
+    return Table("configurations", title, headings, rows, "Only configurations whose trials all finished can win.")
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.2%}" if known else ""
+
+
+def short(value: Any) -> str:
+    """A swept value in a few characters."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return description(value)
+    return str(value)
