@@ -22,6 +22,6 @@ html_title = f"llrflow {release}"
 html_copy_source = False
 html_show_sourcelink = False
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 linkcheck_timeout = 20
