@@ -11,17 +11,20 @@ if TYPE_CHECKING:
     from llrflow.probe import Probe
     from llrflow.program.compile import compile_spec as compile
     from llrflow.registry import make
-    from llrflow.runs.pipeline import load_model, run
+    from llrflow.runs.export import load_exported
+    from llrflow.runs.model import load_model
+    from llrflow.runs.pipeline import run
     from llrflow.spec.load import load_spec
 
-__all__ = ["Probe", "SpecError", "attack", "compile", "load_model", "load_spec", "make", "run"]
+__all__ = ["Probe", "SpecError", "attack", "compile", "load_exported", "load_model", "load_spec", "make", "run"]
 
 _HOMES = {
     "Probe": ("llrflow.probe", "Probe"),
     "SpecError": ("llrflow.errors", "SpecError"),
     "attack": ("llrflow.attacks.run", "attack"),
     "compile": ("llrflow.program.compile", "compile_spec"),
-    "load_model": ("llrflow.runs.pipeline", "load_model"),
+    "load_exported": ("llrflow.runs.export", "load_exported"),
+    "load_model": ("llrflow.runs.model", "load_model"),
     "load_spec": ("llrflow.spec.load", "load_spec"),
     "make": ("llrflow.registry", "make"),
     "run": ("llrflow.runs.pipeline", "run"),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from llrflow.errors import InputError, LlrflowError
 
@@ -21,12 +25,20 @@ COMMANDS = {
     "sweep": ("llrflow.commands.sweep", "sweep", "Run a spec with many values of its parameters, on Ray."),
     "plan": ("llrflow.commands.inspect", "plan", "Show what a spec costs before running it."),
     "evaluate": ("llrflow.commands.run", "evaluate", "Evaluate a checkpoint of a run."),
+    "compare": ("llrflow.commands.compare", "compare", "Compare two runs: spec, data, versions and results."),
     "runs": ("llrflow.commands.runs", "runs", "List the runs in a folder, with their results."),
     "report": ("llrflow.commands.report", "report", "Write an HTML page about runs or a sweep."),
+    "tail": ("llrflow.commands.tail", "tail", "Print a run's latest metrics and follow it."),
+    "export": ("llrflow.commands.export", "export", "Write a run's model as StableHLO and weights."),
     "plugins": ("llrflow.commands.plugins", "plugins", "Check plugins: components of your own."),
     "data": ("llrflow.data.commands", "data", "Import, prepare, list and look at datasets."),
     "types": ("llrflow.commands.inspect", "types", "List every component with its fields and defaults."),
     "schema": ("llrflow.commands.inspect", "schema", "Print the JSON Schema of a spec."),
+    "completion": (
+        "llrflow.commands.completion",
+        "completion",
+        "Print the script that makes a shell complete llrflow.",
+    ),
     "init": ("llrflow.commands.inspect", "init", "Write a commented starter spec."),
 }
 
@@ -66,22 +78,35 @@ def cli(verbose: bool) -> None:
       llrflow init my.yaml
       llrflow run my.yaml --set train.epochs=10
       llrflow plan my.yaml --measure
+
+    \b
+    Exit status:
+      0    done
+      1    failed
+      2    wrong input: one line says where, what came and what to do
+      3    done, with signs of gradient masking (evaluate)
+      130  stopped by Ctrl-C; run, evaluate and sweep save first
+      143  stopped by SIGTERM; likewise
     """
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a wrong input is one line and exit code 2, anything else that fails is 1."""
+    """Run the command line and end with its exit status, which `llrflow --help` explains."""
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [argument for argument in given if argument != "--verbose"]  # it may stand anywhere
     flags = os.environ.get("XLA_FLAGS", "")
     if PATIENCE not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}=86400".strip()
     try:
-        cli.main(arguments, prog_name="llrflow", standalone_mode=False)
+        with _sigterm_as_exit():
+            code = cli.main(arguments, prog_name="llrflow", standalone_mode=False)
+        if isinstance(code, int):  # of click's own Exit
+            sys.exit(code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
+    except click.Abort:  # click has caught a KeyboardInterrupt
+        click.echo("stopped", err=True)
         sys.exit(130)
     except LlrflowError as error:
         if "--verbose" in given:
@@ -89,6 +114,24 @@ def main(arguments: list[str] | None = None) -> None:
         label = "error: " if isinstance(error, InputError) or error.exit_code == 1 else ""
         click.echo(f"{label}{' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """SIGTERM leaves the block as SystemExit(143), so that half-written files are removed; a second one kills."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.exit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -116,6 +159,31 @@ def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Change one value of the spec; repeatable.",
     )(command)
     return click.argument("spec", type=click.Path(path_type=Path))(command)
+
+
+def run_argument(name: str, metavar: str) -> Callable[..., Any]:
+    """A run folder, which shells complete."""
+    return click.argument(name, metavar=metavar, type=click.Path(path_type=Path), shell_complete=_run_folders)
+
+
+def _run_folders(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Run folders that begin with what is typed, or are right below such a folder; else any folder."""
+    parent, _, start = incomplete.rpartition("/")
+    below = (f"{start}*/run.json", f"{start}*/*/run.json")
+    records = [
+        record for pattern in below for record in Path(parent or ("/" if incomplete[:1] == "/" else ".")).glob(pattern)
+    ]
+    return [CompletionItem(str(record.parent)) for record in sorted(records)] or [
+        CompletionItem(incomplete, type="dir")
+    ]
+
+
+def console() -> Any:
+    """Where tables are printed: as wide as the terminal, or 100 columns in a file."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=100)
 
 
 RAY = {

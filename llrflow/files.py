@@ -58,6 +58,18 @@ def sole_owner(folder: Path, process: str) -> Iterator[None]:
         yield
 
 
+def has_owner(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder that `sole_owner` takes."""
+    try:
+        with (folder / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 def sync(path: Path) -> None:
     """Flush a file or a directory to disk (a rename lives in the directory, not in the file)."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Report = Callable[..., None]
 """report(done, note="", total=None): how much is finished, a few words about it, and a new total once it is known."""
+
+
+def say(message: str) -> None:
+    """A line on standard error."""
+    print(message, file=sys.stderr)
 
 
 @contextmanager
@@ -24,12 +31,25 @@ def progress(title: str, total: int, quiet: bool = False, done: int = 0) -> Iter
             title, total, done, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
         )
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bars:
+    class Rate(ProgressColumn):
+        """Parts a second, of the last half minute."""
+
+        def render(self, task: Any) -> Text:
+            return Text("" if task.speed is None else per_second(task.speed), style="progress.data.speed")
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    note = TextColumn("{task.fields[note]}", markup=False)
+    with Progress(*columns, note, console=console, transient=True) as bars:
         task = bars.add_task(title, total=total, completed=done, note="")
         yield lambda done, note="", total=None: bars.update(task, completed=done, note=note, total=total)
+
+
+def per_second(rate: float) -> str:
+    """A rate as people write it."""
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
 
 
 class _Lines:
@@ -46,5 +66,5 @@ class _Lines:
         self._tenths = done * 10 // max(self._total, 1)
         rate = (done - self._first) / max(time.monotonic() - self._start, 1e-9)
         left = (self._total - done) / max(rate, 1e-9)
-        parts = [f"{self._title}: {done} of {self._total}", f"{rate:.3g}/s", f"{left:.0f} s left"]
+        parts = [f"{self._title}: {done} of {self._total}", per_second(rate), f"{left:.0f} s left"]
         self._write(", ".join([*parts, note] if note else parts))

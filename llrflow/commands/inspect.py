@@ -133,7 +133,7 @@ def _sweep_lines(result: dict[str, Any]) -> Iterator[str]:
         f"sweep: {result['trials']:,} trials ({result['configurations']:,} configurations{seeds}), {result['kinds']:,} "
         f"compiled program(s) a worker; at most {result['steps']:,} steps and {result['looks']:,} looks{early}"
     )
-    parts = ("training", "look", "evaluation")
+    parts = [name for name in ("training", "look", "evaluation", "escalation") if f"{name}_forwards" in result]
     counts = ", ".join(f"{part} {result[f'{part}_forwards']:.3g}" for part in parts)
     total = sum(result[f"{part}_forwards"] for part in parts)
     yield f"  forward passes of an image: {total:.3g} ({counts}; masking checks not counted)"
@@ -153,8 +153,14 @@ def _estimate_lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"estimated memory per device: {sum(memory.values()) / 2**20:.0f} MiB ({parts})"
 
 
+def _kinds(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from llrflow.registry import KINDS
+
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
 @click.command()
-@click.argument("kind", required=False)
+@click.argument("kind", required=False, shell_complete=_kinds)
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Import a plugin first; repeatable.")
 @json_option
 def types(kind: str | None, plugins: tuple[str, ...], as_json: bool) -> None:
@@ -188,15 +194,24 @@ def types(kind: str | None, plugins: tuple[str, ...], as_json: bool) -> None:
 @click.command()
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Include a plugin's components; repeatable.")
 @click.option("--of", "what", type=click.Choice(["spec", "evaluation"]), default="spec", help="Default spec.")
-def schema(plugins: tuple[str, ...], what: str) -> None:
+@click.option("--uri", is_flag=True, help="Print where the schema of a spec is installed, without plugins.")
+def schema(plugins: tuple[str, ...], what: str, uri: bool) -> None:
     """Print the JSON Schema of a spec, for editors and other tools, or that of evaluation/STEP.json.
+
+    Editors with a YAML language server complete and check a spec whose first line names its schema, as the one that
+    `llrflow init` writes does. For plugins write a schema of your own beside the spec, and name that.
 
     \b
     Examples:
-      llrflow schema > llrflow.schema.json
+      llrflow schema --uri
+      llrflow schema --plugin my_terms.py > my.schema.json
       llrflow schema --of evaluation
     """
     from llrflow.spec.catalog import json_schema
+
+    if uri:
+        click.echo(_schema_uri())
+        return
 
     if what == "evaluation":
         from llrflow.runs.records import EvaluationRecord
@@ -212,6 +227,8 @@ def schema(plugins: tuple[str, ...], what: str) -> None:
 def init(path: Path) -> None:
     """Write a commented starter spec to PATH (default experiment.yaml); never overwrites.
 
+    Its first line names the JSON Schema, by which VS Code (YAML extension) and others complete and check the spec.
+
     \b
     Example:
       llrflow init mine.yaml && llrflow run mine.yaml
@@ -225,8 +242,16 @@ def init(path: Path) -> None:
         raise SpecError(str(path), "exists", "choose another name")
     if not path.parent.is_dir():
         raise SpecError(str(path), "has no parent folder", f"create {path.parent} first")
-    write_atomic(path, files("llrflow.spec").joinpath("starter.yaml").read_bytes())
+    header = f"# yaml-language-server: $schema={_schema_uri()}\n".encode()
+    write_atomic(path, header + files("llrflow.spec").joinpath("starter.yaml").read_bytes())
     click.echo(f"wrote {path}; next: llrflow run {path}")
+
+
+def _schema_uri() -> str:
+    """Where the schema is installed: absolute, so that a spec may move, and as a URI, which may hold no space."""
+    from importlib.resources import files
+
+    return Path(str(files("llrflow.spec").joinpath("spec.schema.json"))).absolute().as_uri()
 
 
 def _load(plugins: tuple[str, ...]) -> None:

@@ -13,7 +13,12 @@ from llrflow.cli import json_option, overrides, print_json
 
 @click.group()
 def plugins() -> None:
-    """Check plugins: components of your own."""
+    """Check plugins: components of your own.
+
+    \b
+    Example:
+      llrflow plugins check my_term.py
+    """
 
 
 @plugins.command()

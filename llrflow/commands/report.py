@@ -43,7 +43,7 @@ def report(
     made = make_report(paths, title)
     if form is not None:
         write = markdown if form == "markdown" else latex
-        shown = [t for t in made.tables if t.name.startswith(("results", "configurations"))]
+        shown = [t for t in made.tables if t.name.startswith(("results", "sweep"))]
         click.echo("\n".join(map(write, shown)), nl=False)
     if assets is not None:
         write_assets(made, assets)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llrflow.cli import json_option, print_json, spec_argument
+from llrflow.cli import console, json_option, print_json, run_argument, spec_argument
 
 MASKED = 3
 """Exit status of an evaluation with signs of gradient masking."""
@@ -39,7 +39,7 @@ def run(spec: Path, changes: dict[str, Any], out: Path | None, fresh: bool, as_j
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument("run_folder", metavar="RUN")
 @click.option("--checkpoint", default="last", metavar="best|last|STEP", help="Which one; default the newest intact.")
 @click.option("--attacks", metavar="PRESET|FILE", help="quick, standard, document, auto_attack, or a YAML file.")
 @click.option(
@@ -82,7 +82,6 @@ def _print(result: Any, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(result.path), "evaluation": result.evaluation.model_dump()})
         return
-    from rich.console import Console
     from rich.table import Table
 
     evaluation = result.evaluation
@@ -103,28 +102,26 @@ def _print(result: Any, as_json: bool) -> None:
         table.add_row(name, f"{bound}{share.accuracy:.2%}", f"{low:.2%} to {high:.2%}", *counts)
         for stage, part in made.stages.items() if made else ():
             table.add_row(f"  {stage}", "", "", str(part.attacked), str(part.kills))
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     for name, made in evaluation.attacks.items():
         if made.minimum is not None:
             median = "beyond what it found" if made.minimum.median is None else f"{made.minimum.median:.4g}"
             share = f"{made.minimum.beyond_epsilon:.2%} of the images lie beyond epsilon"
-            console.print(f"{name}: median distance {median}, {share}", highlight=False, soft_wrap=True)
+            out.print(f"{name}: median distance {median}, {share}", highlight=False, soft_wrap=True)
     for name, values in evaluation.gamma.items():
         median, high = values.quantiles["0.5"], values.quantiles["0.95"]
-        console.print(
+        out.print(
             f"linearity error at {name}: mean {values.mean:.3g}, median {median:.3g}, 95 % below {high:.3g} nats",
             highlight=False,
             soft_wrap=True,
         )
     for flag in evaluation.fired:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in flag.measured.items())
-        console.print(
-            f"MASKED? {flag.name}: {flag.meaning} ({numbers})", style="bold red", highlight=False, soft_wrap=True
-        )
+        out.print(f"MASKED? {flag.name}: {flag.meaning} ({numbers})", style="bold red", highlight=False, markup=False)
     if not evaluation.checked:
-        console.print("signs of gradient masking: not looked for (no examples to try)", highlight=False)
+        out.print("signs of gradient masking: not looked for (no examples to try)", highlight=False)
     elif not evaluation.fired:
-        console.print(f"signs of gradient masking: none on {evaluation.checked} images", highlight=False)
+        out.print(f"signs of gradient masking: none on {evaluation.checked} images", highlight=False)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.record.seconds.items())
-    console.print(f"{result.path}: {seconds}", highlight=False, soft_wrap=True)
+    out.print(f"{result.path}: {seconds}", highlight=False, markup=False, soft_wrap=True)

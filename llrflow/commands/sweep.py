@@ -59,12 +59,14 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
 
     table = Table(title=f"{record.name}: {len(record.trials)} trials, {record.state}", title_justify="left", box=None)
     headings = ("trial", "state", "step", *sweep.parameters, record.metric, "nominal", "gamma", "worst case", "seconds")
-    for heading in headings:
+    stronger = [] if sweep.escalate is None else [sweep.escalate.attacks]
+    for heading in (*headings, *stronger):
         table.add_column(heading, justify="left" if heading == "state" else "right")
     for configuration in record.configurations:
         for trial in (record.trials[number] for number in configuration.trials):
             robust = "" if trial.robust is None else f"{trial.robust:.2%}"
-            table.add_row(*cells(sweep, trial), robust, f"{sum(trial.seconds.values()):.1f}")
+            left = [f"{trial.escalated.robust:.2%}"] if trial.escalated is not None else [""] * len(stronger)
+            table.add_row(*cells(sweep, trial), robust, f"{sum(trial.seconds.values()):.1f}", *left)
         if len(configuration.trials) > 1 and configuration.mean is not None and configuration.spread is not None:
             blank = [""] * (len(sweep.parameters) + 1)
             mean = f"{configuration.mean:.4g} +- {configuration.spread:.2g}"

@@ -32,7 +32,13 @@ _options = click.option(
 
 @click.group()
 def data() -> None:
-    """Import or prepare datasets, list those that are prepared, look at them."""
+    """Import or prepare datasets, list those that are prepared, look at them.
+
+    \b
+    Examples:
+      llrflow data list
+      llrflow data import fashion_mnist --format idx --from ~/Downloads/fashion-mnist
+    """
 
 
 @data.command("import")

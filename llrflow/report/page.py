@@ -182,10 +182,9 @@ def _where(run: ReadRun) -> str:
 
 def _sections(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[Section]:
     for number, sweep in enumerate(swept):
-        made = list(sweeps.pictures(sweep))
-        yield Section(
-            f"sweep-{number + 1}", f"Sweep {sweep.record.name}", tables=[configurations(sweep)], pictures=made
-        )
+        name = f"sweep-{number + 1}"
+        tables, made = [configurations(sweep, name)], list(sweeps.pictures(sweep, name))
+        yield Section(name, f"Sweep {sweep.record.name}", tables=tables, pictures=made)
     yield Section("results", "Results", tables=list(results(runs)))
     different = differing(runs)
     yield Section("differences", "What differs", tables=[] if different is None else [different])

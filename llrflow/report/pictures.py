@@ -6,7 +6,7 @@ import csv
 import functools
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,9 @@ class Picture:
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
             figure, buffer = self.draw(), io.BytesIO()
             if kind == "svg":
-                figure.savefig(buffer, format=kind, metadata={"Date": None}, transparent=True)
+                figure.savefig(
+                    buffer, format=kind, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), transparent=True
+                )
             else:
                 figure.savefig(buffer, format=kind, dpi=200)
         return buffer.getvalue()
@@ -100,10 +102,12 @@ def axes(**labels: Any) -> tuple[Figure, Axes]:
     return figure, place
 
 
-def legend(figure: Figure, runs: int) -> Figure:
+def legend(figure: Figure, names: Collection[str]) -> Figure:
     """The figure, with a legend below where there is more than one run to tell apart."""
-    if runs > 1:
-        figure.legend(loc="outside lower center", ncols=3)
+    if len(names) > 1:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        cut = [label if len(label) <= 32 else f"{label[:31]}…" for label in labels]
+        figure.legend(handles, cut, loc="outside lower center", ncols=3 if max(map(len, cut)) <= 14 else 1)
     return figure
 
 
@@ -130,7 +134,7 @@ def curves(
             few = len(points) <= 20
             if points:
                 place.plot(*zip(*points[::every], strict=True), label=label, marker="." if few else "", **look(number))
-        return legend(figure, len(series))
+        return legend(figure, series)
 
     rows = [{"run": label, x: at, y: value} for label, points in series.items() for at, value in points]
     return Picture(name, title, caption, draw, rows)
@@ -241,7 +245,7 @@ def _distributions(name: str, title: str, caption: str, found: Mapping[str, Mapp
                     place.plot(x, max(by[key]["mean"], FLOOR), "x", color=colour, markersize=5)
                     label = None
         place.set_xticks(range(len(adversaries)), adversaries)
-        return legend(figure, len(found))
+        return legend(figure, found)
 
     return Picture(name, title, caption, draw, rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class ReadRun:
 
     path: Path
     name: str
-    """Among those of the report: the spec's name, the folder's where another has the same, or the trial's."""
+    """Of no other of the report: the trial, the spec's name, the folder's, or its path."""
     record: RunRecord
     spec: Mapping[str, Any]
     metrics: list[dict[str, Any]]
@@ -63,6 +64,9 @@ class ReadRun:
             again = f"llrflow run {self.path / 'spec.yaml'} --out {self.path}"
             why = f" ({self.record.error})" if self.record.error else ""
             yield f"{self.name} is {self.record.state} at step {step} of {steps}{why}; to continue: {again}"
+        if self.half_written:
+            path = self.path / "metrics.jsonl"
+            yield f"{self.name}: {self.half_written} half-written line(s) of {path} were left out"
         if self.main is None:
             if step:
                 yield f"{self.name} has no evaluation; to make one: llrflow evaluate {self.path}"
@@ -70,9 +74,6 @@ class ReadRun:
         if self.main.record.checkpoint < step:
             found = self.main.record.checkpoint
             yield f"{self.name} was evaluated at step {found} of {step}; for the last: llrflow evaluate {self.path}"
-        if self.half_written:
-            path = self.path / "metrics.jsonl"
-            yield f"{self.name}: {self.half_written} half-written line(s) of {path} were left out"
 
 
 @dataclass(frozen=True)
@@ -95,29 +96,31 @@ def read(paths: Sequence[Path]) -> tuple[list[ReadRun], list[ReadSweep]]:
             folders[path] = ""
         elif (path / "sweep.json").exists():
             sweeps.append(_sweep(path))
-            folders |= _best_runs(sweeps[-1])
         else:
             held = sorted(p.parent for p in path.glob("*/run.json"))
             if not held:
                 got = "holds no run and no sweep" if path.is_dir() else "is no folder"
                 raise CheckpointError(str(path), got, "name a run folder, a sweep's, or a folder that holds runs")
             folders |= dict.fromkeys(held, "")
+    for sweep in sweeps:
+        folders |= _best_runs(sweep, "" if len(sweeps) == 1 else f"{sweep.path.name} ")
     folders = dict({path.resolve(): (path, name) for path, name in folders.items()}.values())
     runs = [_run(path, name) for path, name in folders.items()]
-    names = [run.name for run in runs]
-    twice = {name for name in names if names.count(name) > 1}
-    return [dataclasses.replace(run, name=run.path.name) if run.name in twice else run for run in runs], sweeps
+    for called in (lambda run: run.path.name, lambda run: str(run.path)):
+        names = [run.name for run in runs]
+        runs = [dataclasses.replace(run, name=called(run)) if names.count(run.name) > 1 else run for run in runs]
+    return runs, sweeps
 
 
 MOST_OF_A_SWEEP = 4
 """Runs of a sweep that a report shows by themselves."""
 
 
-def _best_runs(sweep: ReadSweep) -> dict[Path, str]:
+def _best_runs(sweep: ReadSweep, prefix: str) -> dict[Path, str]:
     """Run folders of the best configurations, with what to call them."""
     record = sweep.record
     chosen = [record.trials[c.trials[0]] for c in record.configurations if c.excluded is None][:MOST_OF_A_SWEEP]
-    return {sweep.path / "runs" / trial.run: f"{record.name} trial {trial.number}" for trial in chosen}
+    return {sweep.path / "runs" / trial.run: f"{prefix}trial {trial.number}" for trial in chosen}
 
 
 def _sweep(path: Path) -> ReadSweep:
@@ -159,6 +162,6 @@ def _evaluated(folder: RunFolder, step: int, label: str, record: EvaluationRecor
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 examples = dict(stored)
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             raise CheckpointError(str(path), "is damaged", "delete it: the report does without it") from None
     return Evaluated(label, record, studies, examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def pictures(sweep: ReadSweep) -> Iterator[Picture]:
-    """All of them that the sweep has numbers for."""
+def pictures(sweep: ReadSweep, prefix: str) -> Iterator[Picture]:
+    """All of them that the sweep has numbers for, their names after the prefix."""
+    for picture in _pictures(sweep):
+        yield dataclasses.replace(picture, name=f"{prefix}-{picture.name}")
+
+
+def _pictures(sweep: ReadSweep) -> Iterator[Picture]:
     trials = [trial for trial in sweep.record.trials if trial.value is not None]
     if not trials:
         return

@@ -129,7 +129,7 @@ def kills(runs: Sequence[ReadRun]) -> Iterator[Table]:
 
 
 def costs(runs: Sequence[ReadRun]) -> Table:
-    """Time by part, and of a step."""
+    """Cost of a step in forward passes and in time, and time by part."""
     parts = list(dict.fromkeys(part for run in runs for part in run.record.seconds))
     rows = []
     for run in runs:
@@ -137,9 +137,19 @@ def costs(runs: Sequence[ReadRun]) -> Table:
         cells = [f"{seconds[part]:.1f}" if part in seconds else "" for part in parts]
         step = f"{1e3 * seconds['train'] / steps:.1f}" if "train" in seconds else ""
         devices = f"{len(run.record.devices)} x {run.record.devices[0].split(':')[0]}" if run.record.devices else ""
-        rows.append([run.name, f"{run.record.step:,}", step, *cells, f"{sum(seconds.values()):.1f}", devices])
-    headings = ["", "steps", "ms a step", *(f"{part} (s)" for part in parts), "in all (s)", "devices"]
-    note = "Wall time on the machine of each run. `llrflow plan` counts forward-equivalents, and times steps."
+        passes = run.record.forward_equivalents
+        counted = "" if passes is None else str(passes)
+        rows.append([run.name, f"{run.record.step:,}", counted, step, *cells, f"{sum(seconds.values()):.1f}", devices])
+    headings = [
+        "",
+        "steps",
+        "forward-equivalents a step",
+        "ms a step",
+        *(f"{part} (s)" for part in parts),
+        "in all (s)",
+        "devices",
+    ]
+    note = "Times are wall times on the machine of each run; a forward-equivalent is a forward pass of the batch."
     return Table("cost", "What it cost", headings, rows, note)
 
 
@@ -168,7 +178,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, value if isinstance(value, str) else json.dumps(value)
 
 
-def configurations(sweep: ReadSweep) -> Table:
+def configurations(sweep: ReadSweep, name: str) -> Table:
     """A sweep's configurations, best first."""
     record = sweep.record
     names = list(dict.fromkeys(name for one in record.configurations for name in one.parameters))
@@ -184,7 +194,9 @@ def configurations(sweep: ReadSweep) -> Table:
     counted = ("trial", "trials")[len(record.trials) != 1]
     title = f"Sweep {record.name}: {len(record.trials)} {counted}, {record.steps_trained:,} steps, {record.state}"
     headings = ["trial", record.metric, "nominal", *names, "state"]
-    return Table("configurations", title, headings, rows, "Only configurations whose trials all finished can win.")
+    return Table(
+        f"{name}-configurations", title, headings, rows, "Only configurations whose trials all finished can win."
+    )
 
 
 def _mean(values: Sequence[float | None]) -> str:

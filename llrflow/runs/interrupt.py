@@ -12,11 +12,11 @@ from llrflow.errors import LlrflowError
 
 
 class Interrupted(LlrflowError):
-    """The run was asked to stop and has saved what it had. Exit code 0 after Ctrl-C, 143 after SIGTERM."""
+    """The run was asked to stop and has saved what it had. Exit code 130 after Ctrl-C, 143 after SIGTERM."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
-        self.exit_code = 0 if signum == signal.SIGINT else 128 + signum
+        self.exit_code = 128 + signum
 
 
 class StopRequest:

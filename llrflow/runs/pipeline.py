@@ -6,30 +6,27 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
-from llrflow.data.facts import DatasetFacts
 from llrflow.data.pipelines import open_split
 from llrflow.data.split import Split
 from llrflow.errors import CheckpointError, SpecError
 from llrflow.files import sole_owner, write_atomic
 from llrflow.program.compile import Program, compile_spec, located
-from llrflow.program.devices import Devices
-from llrflow.program.state import TrainState
+from llrflow.program.cost import parts
+from llrflow.progress import say
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
 from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests
+from llrflow.runs.model import chosen_step, load_model, stored_run
 from llrflow.runs.presets import evaluate_block
 from llrflow.runs.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, versions
 from llrflow.runs.train import Trainer, begin
-from llrflow.spec.load import at, load_spec
+from llrflow.spec.load import at
 from llrflow.spec.resolve import spec_hash
 from llrflow.spec.schema import Evaluate, Spec
 from llrflow.spec.source import dump_yaml
@@ -74,7 +71,7 @@ class Session:
         self._ledger, self._stop, self._quiet = ledger, stop, quiet
         self._surrogates = _surrogates(program)
         self._trainer = Trainer(program, self._train, folder, checkpoints, ledger.record.spec_hash, quiet)
-        self._state = begin(program, folder, checkpoints, _say)
+        self._state = begin(program, folder, checkpoints, say)
 
     @property
     def step(self) -> int:
@@ -90,7 +87,7 @@ class Session:
             if self._train.corrupt:  # an earlier attempt may have met others
                 found = dict.fromkeys([*self._ledger.record.corrupt, *self._train.corrupt_names()])
                 self._ledger.update(corrupt=list(found))
-                _say(f"{len(found)} training images cannot be decoded; others took their place")
+                say(f"{len(found)} training images cannot be decoded; others took their place")
 
     def look(self, block: Evaluate) -> EvaluationRecord:
         """Evaluate the present state with a block of its own; its record is evaluation/<step>-<hash>.json."""
@@ -172,6 +169,7 @@ def evaluate_run(
     attacks: str | Mapping[str, Any] | None = None,
     export: bool = False,
     studies: Sequence[str] = (),
+    devices: int | None = None,
 ) -> Run:
     """Evaluate a checkpoint of a run folder, with its spec's attacks or others.
 
@@ -179,25 +177,26 @@ def evaluate_run(
     `attacks` names a preset or a YAML file, or is a mapping as under `evaluate.attacks` or of a whole `evaluate`
     block; its record is evaluation/<step>-<hash>.json. `export` writes the images that each attack found. Raises
     CheckpointError when no intact checkpoint is there. `studies` (strength, linearity, surface) are made besides.
+    `devices` is their number, by default all.
     """
     folder = RunFolder(Path(path))
-    overrides: dict[str, Any] = {"devices.count": None}
+    overrides: dict[str, Any] = {"devices.count": devices}
     label = ""
     if attacks is not None:
         block = evaluate_block(attacks)
         label = label_of(block)
         overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{n}": a for n, a in block.pop("attacks").items()}}
         overrides |= {f"evaluate.{name}": value for name, value in block.items()}
-    record, spec = _stored(folder, overrides)
+    record, spec = stored_run(folder, overrides)
     wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
     if wanted:
-        _, spec = _stored(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
+        _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
     program = compile_spec(spec, training=False)
     checkpoints = Checkpoints(folder.checkpoints)
     with located(spec):
         split = open_split(spec.data, "test")
     with _sole_owner(folder), stop_requests() as stop:
-        chosen = _chosen(checkpoints, _best(folder, checkpoints) if step == "best" else step)
+        chosen = chosen_step(checkpoints, _best(folder, checkpoints) if step == "best" else step)
         state = checkpoints.restore(program.abstract_state(), chosen)
         others = _surrogates(program)
         evaluator = Evaluator(
@@ -220,39 +219,6 @@ def _surrogates(program: Program) -> dict[str, Surrogate]:
             raise at(program.spec, f"evaluate.attacks.{name}.run", got, fix)
         found[name] = Surrogate(model.network, model.variables, hash_of(model.variables))
     return found
-
-
-class Model:
-    """The trained classifier of a run folder."""
-
-    def __init__(self, program: Program, state: TrainState, parameters: str) -> None:
-        self.spec, self.classes, self.step = program.spec, program.classes, int(state.step)
-        self.image_shape, self.network = program.image_shape, program.network
-        self.params = state.ema if parameters == "ema" else state.params
-        self.variables = (self.params, state.model_state)
-        self._logits = jax.jit(program.logits_fn(self.params, state.model_state))
-
-    def logits(self, x: Any) -> jax.Array:
-        """Logits [B,K] of images [B,H,W,C] in [0,1]; a JAX function, so it can be attacked and differentiated."""
-        return self._logits(x)
-
-
-def load_model(run_dir: str | Path, step: int | None = None, parameters: str | None = None) -> Model:
-    """The model of a run's newest intact checkpoint, or of `step`; needs no dataset.
-
-    `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError.
-    """
-    folder = RunFolder(Path(run_dir))
-    record, spec = _stored(folder)
-    stored = record.data
-    facts = DatasetFacts(
-        spec.data.name, "", folder.path, stored.image_shape, stored.classes, {}, stored.train, stored.test
-    )
-    program = Program(spec, facts, Devices(1))
-    checkpoints = Checkpoints(folder.checkpoints)
-    chosen = _chosen(checkpoints, "last" if step is None else step)
-    state = checkpoints.restore(program.abstract_state(), chosen)
-    return Model(program, state, parameters or program.evaluated_parameters)
 
 
 class _Ledger:
@@ -307,6 +273,7 @@ def _new_record(program: Program, spec: Spec, data: DataRecord, digest: str, bef
         git=git_state(),
         seconds={},
         origins=spec.origins(),
+        forward_equivalents=sum(part.total for part in parts(program).values()),
     )
 
 
@@ -331,20 +298,6 @@ def _difference(before: DataRecord, now: DataRecord) -> str:
     if not told:
         return f"its content has (fingerprint {before.fingerprint[:12]}, now {now.fingerprint[:12]})"
     return ", ".join(f"{name} was {getattr(before, name)}, is {getattr(now, name)}" for name in told)
-
-
-def _stored(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:
-    record = folder.record()
-    if record is None or not folder.spec.exists():
-        raise CheckpointError(str(folder.path), "is not a run folder", "name one that `llrflow run` made")
-    return record, load_spec(folder.spec, overrides or {})
-
-
-def _chosen(checkpoints: Checkpoints, step: int | Literal["last"]) -> int:
-    newest = checkpoints.newest_intact(_say) if step == "last" else step
-    if newest is None:
-        raise CheckpointError(str(checkpoints.directory), "has no intact checkpoint", "train the run again")
-    return newest
 
 
 def _best(folder: RunFolder, checkpoints: Checkpoints) -> int:
@@ -404,7 +357,3 @@ def _stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
         yield
     finally:
         seconds[name] = time.monotonic() - began
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from typing import Any, get_args
 
+from llrflow.attacks.base import Attack
 from llrflow.errors import SpecError
-from llrflow.registry import listing
+from llrflow.registry import listing, make
+from llrflow.spec.schema import Preset
 from llrflow.spec.source import read_source
 
-PRESETS = ("quick", "standard", "document", "auto_attack")
+PRESETS: tuple[str, ...] = get_args(Preset)
+
+
+def preset_attacks(preset: str) -> dict[str, Attack]:
+    """The attacks of a preset, by name."""
+    return {name: make("attack", config) for name, config in evaluate_block(preset)["attacks"].items()}
 
 
 def evaluate_block(attacks: str | Mapping[str, Any]) -> dict[str, Any]:

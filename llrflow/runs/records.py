@@ -70,6 +70,8 @@ class RunRecord(Record):
     """Wall time by part (`compile`, `train`, `evaluate`), added up over interruptions."""
     origins: dict[str, str]
     """Where each value of the spec came from (`file:line:col`, `--set path`); what is not listed is a default."""
+    forward_equivalents: int | None = None
+    """Cost of a training step in forward passes of its batch, by `llrflow plan`'s count; None in older runs."""
     error: str | None = None
     corrupt: list[str] = []
     """Training images that could not be decoded, with what is wrong with each; others took their place."""

@@ -203,6 +203,20 @@ class Budget(Component):
     """How often a trial is started again after its worker died. What fails by itself is not tried again."""
 
 
+Preset = Literal["quick", "standard", "document", "auto_attack"]
+"""Attacks that come with llrflow by name."""
+
+
+class Escalate(Component):
+    """Stronger attacks on the best configurations when all trials have ended; the best of these wins."""
+
+    top: int = Field(default=3, ge=1)
+    """Configurations, best by the metric at the last rung."""
+
+    attacks: Preset = "auto_attack"
+    """The preset; they are ranked by the worst-case accuracy that it leaves."""
+
+
 class Sweep(Component):
     """Many runs of this spec with other values: `llrflow sweep`."""
 
@@ -230,6 +244,9 @@ class Sweep(Component):
 
     rung: Rung = Rung()
     """Looks at a trial while it trains."""
+
+    escalate: Escalate | None = None
+    """Stronger attacks before a configuration wins."""
 
     concurrency: Annotated[int | None, Field(ge=1)] = None
     """Trials at a time; default as many as the cluster has room for."""

@@ -8,6 +8,7 @@ from typing import Any
 from llrflow.data.known import describe_or_known
 from llrflow.program.compile import compile_spec
 from llrflow.program.cost import Count, parts
+from llrflow.runs.presets import preset_attacks
 from llrflow.spec.schema import Spec
 from llrflow.sweep.space import kinds_of, sweep_of, trials_of
 from llrflow.sweep.storage import look_block
@@ -17,10 +18,12 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
     """Counts over all trials, none of them stopped early; a forward pass is that of one image.
 
     Looks and evaluations count their attacks on every image, as if none were changed; masking checks are left out.
+    Of finalists the dearest are counted.
     `step_seconds`, the measured time of a step of the spec itself, adds the hours of training.
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe_or_known)
     training = looks = evaluations = 0
+    stronger: list[int] = []
     kinds = kinds_of(trials)
     for same in kinds:
         trial = same[0]
@@ -28,10 +31,12 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
         step = functools.reduce(Count.plus, parts(program).values(), Count()).total
         training += sum(t.rungs[-1] for t in same) * trial.spec.train.batch_size * step
         block = look_block(trial.spec, sweep)
-        look, final = (
+        escalated = {} if sweep.escalate is None else preset_attacks(sweep.escalate.attacks)
+        look, final, finalist = (
             program.facts.test * (1 + sum(a.forwards(trial.spec.threat, program.classes) for a in attacks.values()))
-            for attacks in (block.attacks, trial.spec.evaluate.attacks)
+            for attacks in (block.attacks, trial.spec.evaluate.attacks, escalated)
         )
+        stronger += [finalist] * len(same)
         looks += sum(len(t.rungs) for t in same) * look
         evaluations += len(same) * final
     steps = sum(trial.rungs[-1] for trial in trials)
@@ -47,6 +52,9 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
         "evaluation_forwards": evaluations,
         "scheduler": sweep.scheduler.registered_as[1],
     }
+    if sweep.escalate is not None:
+        finalists = sorted(stronger)[-sweep.escalate.top * sweep.seeds :]
+        result["escalation_forwards"] = sum(finalists)
     if step_seconds is not None:
         result["training_hours"] = steps * step_seconds / 3600
     return result

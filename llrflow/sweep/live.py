@@ -48,8 +48,13 @@ class View:
             self._ended.add(record.run)
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
-        elif self._console is not None and ended and not known:
-            self._console.print(self._line(record), highlight=False, markup=False, soft_wrap=True)
+        elif ended and not known:
+            self.say(self._line(record))
+
+    def say(self, line: str) -> None:
+        """A line by itself."""
+        if self._console is not None:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, record: TrialRecord) -> str:
         where = "" if record.state == "finished" else f" at step {record.step} of {record.steps}"

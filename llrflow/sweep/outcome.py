@@ -11,13 +11,26 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from llrflow.files import write_atomic
-from llrflow.runs.records import Record, versions
-from llrflow.spec.schema import Spec
+from llrflow.runs.pipeline import label_of
+from llrflow.runs.presets import evaluate_block
+from llrflow.runs.records import Record, RunFolder, versions
+from llrflow.spec.schema import Spec, Sweep
 from llrflow.spec.source import dump_yaml, read_source
 from llrflow.sweep.space import Trial, sweep_of
-from llrflow.sweep.storage import Storage, final_of, look_at, look_label, record_of
+from llrflow.sweep.storage import Storage, evaluation_of, look_at, look_label, record_of
 
 State = Literal["waiting", "unfinished", "stopped", "finished", "failed"]
+
+
+class EscalatedRecord(Record):
+    """What stronger attacks left of a trial."""
+
+    attacks: str
+    """The preset."""
+    robust: float
+    """Worst-case accuracy."""
+    masked: list[str]
+    """Signs of gradient masking."""
 
 
 class TrialRecord(Record):
@@ -46,6 +59,8 @@ class TrialRecord(Record):
     """Mean linearity error in nats at the first attack of the last look."""
     masked: list[str]
     """Signs of gradient masking in its evaluation; with any it cannot win."""
+    escalated: EscalatedRecord | None = None
+    """Of a trial among the best."""
     seconds: dict[str, float]
     """Of run.json: compile, train, look, evaluate."""
     error: str | None
@@ -64,6 +79,8 @@ class ConfigurationRecord(Record):
     """Of the metric at the last look, over its seeds."""
     spread: float | None
     """Standard deviation over its seeds (n - 1); None of one seed."""
+    escalated: float | None = None
+    """Mean worst-case accuracy under stronger attacks, over its seeds; those that have one are before all others."""
     excluded: str | None
     """Why it cannot win."""
 
@@ -119,7 +136,7 @@ def trial_record(spec: Spec, storage: Storage, trial: Trial) -> TrialRecord:
     run, ended = record_of(folder), storage.ended(trial.name)
     step, label = 0 if run is None else run.step, look_label(trial.spec, sweep)
     looks = [found for rung in trial.rungs if rung <= step and (found := look_at(folder, rung, label))]
-    final = final_of(folder, trial.rungs[-1]) if run is not None and run.state == "finished" else None
+    final = evaluation_of(folder, trial.rungs[-1]) if run is not None and run.state == "finished" else None
     state: State = "unfinished" if run is not None else "waiting"
     if final is not None:
         state = "finished"
@@ -142,6 +159,7 @@ def trial_record(spec: Spec, storage: Storage, trial: Trial) -> TrialRecord:
         robust=last.get("worst_case.accuracy") if final is None else final.worst_case.accuracy,
         gamma=last.get(f"gamma.{next(iter(sweep.rung.attacks))}.mean"),
         masked=[] if final is None else [flag.name for flag in final.fired],
+        escalated=None if final is None else _escalated(sweep, folder, trial.rungs[-1]),
         seconds={} if run is None else run.seconds,
         error=failed and failed.error,
         traceback=failed and failed.traceback,
@@ -157,12 +175,7 @@ def outcome(
 ) -> SweepRecord:
     """The record of a sweep whose trials stand as given."""
     sweep, listed = sweep_of(spec), sorted(trials, key=lambda trial: trial.number)
-    groups: dict[int, list[TrialRecord]] = {}
-    for trial in listed:
-        groups.setdefault(trial.configuration, []).append(trial)
-    sign = 1 if sweep.best_is == "max" else -1
-    found = [_configuration(group) for group in groups.values()]
-    found.sort(key=lambda c: (c.excluded is not None, c.mean is None, -sign * (c.mean or 0.0)))
+    found = _ranked(sweep, listed)
     now = datetime.datetime.now(datetime.UTC)
     return SweepRecord(
         name=spec.name,
@@ -182,10 +195,46 @@ def outcome(
     )
 
 
+def finalists(sweep: Sweep, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The trials of the configurations that `escalate` is for: the best by the metric alone."""
+    if sweep.escalate is None:
+        return []
+    known = {trial.number: trial for trial in trials}
+    ranked = _ranked(sweep, [trial.model_copy(update={"escalated": None}) for trial in known.values()])
+    chosen = [c for c in ranked if c.excluded is None][: sweep.escalate.top]
+    return [known[number] for configuration in chosen for number in configuration.trials]
+
+
+def _ranked(sweep: Sweep, trials: list[TrialRecord]) -> list[ConfigurationRecord]:
+    """The configurations, best first."""
+    groups: dict[int, list[TrialRecord]] = {}
+    for trial in trials:
+        groups.setdefault(trial.configuration, []).append(trial)
+    sign = 1 if sweep.best_is == "max" else -1
+
+    def place(c: ConfigurationRecord) -> tuple[Any, ...]:
+        stronger = (c.escalated is None, -(c.escalated or 0.0))
+        return c.excluded is not None, *stronger, c.mean is None, -sign * (c.mean or 0.0)
+
+    return sorted((_configuration(group) for group in groups.values()), key=place)
+
+
+def _escalated(sweep: Sweep, folder: RunFolder, step: int) -> EscalatedRecord | None:
+    if sweep.escalate is None:
+        return None
+    attacks = sweep.escalate.attacks
+    found = evaluation_of(folder, step, label_of(evaluate_block(attacks)))
+    if found is None:
+        return None
+    masked = [flag.name for flag in found.fired]
+    return EscalatedRecord(attacks=attacks, robust=found.worst_case.accuracy, masked=masked)
+
+
 def _configuration(trials: list[TrialRecord]) -> ConfigurationRecord:
     values = [trial.value for trial in trials if trial.value is not None]
     finished = sum(trial.state == "finished" for trial in trials)
-    masked = sorted({flag for trial in trials for flag in trial.masked})
+    stronger = [trial.escalated for trial in trials if trial.escalated is not None]
+    masked = sorted({flag for found in (*trials, *stronger) for flag in found.masked})
     excluded = None
     if finished < len(trials):
         states = ", ".join(sorted({trial.state for trial in trials} - {"finished"}))
@@ -201,6 +250,7 @@ def _configuration(trials: list[TrialRecord]) -> ConfigurationRecord:
         finished=finished,
         mean=statistics.fmean(values) if values else None,
         spread=statistics.stdev(values) if len(values) > 1 else None,
+        escalated=statistics.fmean(e.robust for e in stronger) if len(stronger) == len(trials) else None,
         excluded=excluded,
     )
 
@@ -212,18 +262,22 @@ def write(spec: Spec, storage: Storage, record: SweepRecord) -> None:
     text = io.StringIO()
     table = csv.writer(text)
     columns = ("number", "configuration", "seed", "state", "step", "value", "nominal", "robust", "gamma")
-    table.writerow([*columns, "seconds", *names, "masked", "error", "run"])
+    table.writerow([*columns, "escalated", "seconds", *names, "masked", "error", "run"])
     for trial in record.trials:
         values = [json.dumps(trial.parameters[n]) if n in trial.parameters else "" for n in names]
         own = [getattr(trial, column) for column in columns]
         rest = [" ".join(trial.masked), trial.error or "", trial.run]
-        table.writerow([*own, round(sum(trial.seconds.values()), 3), *values, *rest])
+        stronger = None if trial.escalated is None else trial.escalated.robust
+        table.writerow([*own, stronger, round(sum(trial.seconds.values()), 3), *values, *rest])
     write_atomic(storage.table, text.getvalue().encode())
     if record.best is None:
         storage.best.unlink(missing_ok=True)
         return
     best = record.trials[record.best]
     data = {**read_source(str(storage.run(best.run).spec)).data, "devices": spec.devices.model_dump()}
-    value = f"{record.metric} = {record.configurations[0].mean:.6g} at the last rung"
+    first = record.configurations[0]
+    value = f"{record.metric} = {first.mean:.6g} at the last rung"
+    if best.escalated is not None:
+        value += f", {first.escalated:.2%} in the worst case of {best.escalated.attacks}"
     head = f"# The best of the sweep {record.name}: trial {best.number}, {value}.\n#   llrflow run best.yaml\n"
     write_atomic(storage.best, (head + dump_yaml(data)).encode())

@@ -23,6 +23,7 @@ from llrflow.optimizers import resolve_duration
 from llrflow.program.compile import compile_spec, located, static_parts
 from llrflow.registry import Component
 from llrflow.runs.pipeline import run_name
+from llrflow.runs.presets import preset_attacks
 from llrflow.spec.load import load_spec
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec, Sweep
@@ -129,7 +130,10 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
                 place = ("sweep", "rung", "attacks", name)
                 raise SpecError(spec.where(place), got, "choose an attack that knows the norms of all trials")
         try:
-            compile_spec(trial.spec, training=not (resources.gpu or resources.custom), facts_of=facts_of)
+            program = compile_spec(trial.spec, training=not (resources.gpu or resources.custom), facts_of=facts_of)
+            if sweep.escalate is not None:
+                for attack in preset_attacks(sweep.escalate.attacks).values():
+                    attack.stages(trial.spec.threat, program.classes)
         except SpecError as error:
             got = f"sweep: trial {trial.number} ({_shown(trial.parameters)}): {error.got}"
             raise SpecError(spec.where(("sweep",)), got, error.fix) from None

@@ -99,9 +99,8 @@ def look_label(spec: Spec, sweep: Sweep) -> str:
 
 def look_at(folder: RunFolder, step: int, label: str) -> dict[str, float] | None:
     """What a look measured, by the names of metrics, from the run folder's files; None where none is on record."""
-    try:
-        found = EvaluationRecord.model_validate_json((folder.evaluation / f"{step}{label}.json").read_bytes())
-    except (OSError, ValidationError):
+    found = evaluation_of(folder, step, label)
+    if found is None:
         return None
     logged = [line["objective"] for line in folder.metric_lines() if line["step"] <= step]
     return {
@@ -122,9 +121,9 @@ def record_of(folder: RunFolder) -> RunRecord | None:
         return None
 
 
-def final_of(folder: RunFolder, step: int) -> EvaluationRecord | None:
-    """The evaluation that finished a trial."""
+def evaluation_of(folder: RunFolder, step: int, label: str = "") -> EvaluationRecord | None:
+    """An evaluation of a trial, by default the one that finished it; None where there is none that can be read."""
     try:
-        return EvaluationRecord.model_validate_json((folder.evaluation / f"{step}.json").read_bytes())
+        return EvaluationRecord.model_validate_json((folder.evaluation / f"{step}{label}.json").read_bytes())
     except (OSError, ValidationError):
         return None

@@ -28,8 +28,9 @@ from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.spec.load import at
 from llrflow.spec.schema import Spec, Sweep
 from llrflow.spec.source import dump_yaml
+from llrflow.sweep.escalate import escalated
 from llrflow.sweep.live import View
-from llrflow.sweep.outcome import SweepRecord, WorkerRecord, outcome, trial_record, write
+from llrflow.sweep.outcome import SweepRecord, WorkerRecord, finalists, outcome, trial_record, write
 from llrflow.sweep.space import Trial, base_of, check_trials, sweep_of, trials_of
 from llrflow.sweep.storage import Ended, Storage, folder_of
 from llrflow.sweep.worker import TrialRunner
@@ -90,12 +91,15 @@ def run_sweep(
         watch = _Watch(spec, storage, trials, quiet)
         todo = watch.todo()
         state = "finished"
-        if todo:
+        if todo or watch.finalists():
             # What Ray has to say of dying nodes is no part of a result on standard output.
             with redirect_stdout(sys.stderr), watch.view, _cluster(spec, sweep, address), _stop_requests() as stop:
                 watch.budget.request = stop
                 try:
-                    _fit(sweep, todo, storage, watch, address)
+                    if todo:
+                        _fit(sweep, todo, storage, watch, address)
+                    if not watch.exhausted:
+                        watch.escalate(_wanted(sweep, address))
                 except BaseException:  # what was raised inside Ray's compiled code comes out as a SystemError
                     if stop.signum is None:
                         raise
@@ -114,18 +118,14 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
     scheduler = sweep.scheduler.build(max(len(trial.rungs) for trial in todo))
     rest = -WORST if sweep.best_is == "max" else WORST, sweep.scheduler.model_dump()
     tasks = [Task(str(storage.path), watch.start, t.name, t.overrides, list(t.rungs), *rest)._asdict() for t in todo]
-    wanted = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu, **sweep.resources.custom}
-    limit = sweep.concurrency
-    if address == "local" and limit is not None:
-        wanted, limit = {**wanted, SLOT: 1}, None
     tuner = tune.Tuner(
-        tune.with_resources(TrialRunner, wanted),
+        tune.with_resources(TrialRunner, _wanted(sweep, address)),
         param_space={"trial": tune.grid_search(tasks)},
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.best_is,
             scheduler=scheduler,
-            max_concurrent_trials=limit,
+            max_concurrent_trials=None if address == "local" else sweep.concurrency,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
@@ -139,6 +139,12 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
         ),
     )
     tuner.fit()
+
+
+def _wanted(sweep: Sweep, address: str) -> dict[str, float]:
+    """What a trial asks of Ray, as Tune writes it."""
+    wanted = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu, **sweep.resources.custom}
+    return {**wanted, SLOT: 1} if address == "local" and sweep.concurrency is not None else wanted
 
 
 class _Budget(tune.Stopper):
@@ -196,6 +202,20 @@ class _Watch(tune.Callback):
                 self._records[record.run] = trial_record(self._spec, self._storage, self._trials[record.run])
         alone = self._sweep.scheduler.registered_as[1] == "fifo"
         return [self._trials[r.run] for r in listed if not (alone and r.state == "finished")]
+
+    def finalists(self) -> list[Trial]:
+        """Trials among the best that have not been attacked with the stronger attacks yet."""
+        return [self._trials[r.run] for r in finalists(self._sweep, self._records.values()) if r.escalated is None]
+
+    def escalate(self, wanted: dict[str, float]) -> None:
+        """Attack these, as tasks of Ray."""
+        if self._sweep.escalate is None:
+            return
+        attacks, retries = self._sweep.escalate.attacks, self._sweep.budget.retries
+        for trial, problem in escalated(attacks, self._storage, self.finalists(), wanted, retries):
+            record = self._records[trial.name] = trial_record(self._spec, self._storage, trial)
+            left = f"failed: {problem}" if record.escalated is None else f"leaves {record.escalated.robust:.2%}"
+            self.view.say(f"trial {trial.number}: {attacks} {left}")
 
     def look_again(self) -> None:
         """Read what trials that have not ended left behind."""

@@ -23,7 +23,7 @@ from llrflow.runs.pipeline import Session, session
 from llrflow.spec.load import load_spec
 from llrflow.spec.schema import Spec
 from llrflow.sweep.space import base_of, sweep_of
-from llrflow.sweep.storage import Ended, Storage, final_of, look_at, look_block, look_label, record_of
+from llrflow.sweep.storage import Ended, Storage, evaluation_of, look_at, look_block, look_label, record_of
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -125,7 +125,7 @@ class TrialRunner(Trainable):
         last = rungs[self._reported] == rungs[-1]
         self._reported += 1
         if last:
-            if record is None or record.state != "finished" or final_of(folder, rungs[-1]) is None:
+            if record is None or record.state != "finished" or evaluation_of(folder, rungs[-1]) is None:
                 opened = self._open(trial, folder.path)
                 opened.train()
                 opened.evaluate()

@@ -187,18 +187,29 @@ def test_runs_lists_what_a_folder_holds(command, spec_file, tmp_path):
         evaluation.unlink()
     (tmp_path / "all/odd").mkdir()
     (tmp_path / "all/odd/run.json").write_text("{")
+    (tmp_path / "all/empty").mkdir()
     record = tmp_path / "all/begun/run.json"
     record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
     code, out, err = command("runs", tmp_path / "all", "--json")
     begun, done, odd = json.loads(out)
     assert code == 0 and err == ""
     assert (odd["state"], odd["name"], odd["nominal"]) == ("unreadable", "odd", None)
+    assert "odd/run.json" in odd["error"] and begun["progress"] == 1.0
     assert begun["state"] == "interrupted" and begun["nominal"] is None and begun["attacks"] == {}
     evaluation = json.loads((tmp_path / "all/done/evaluation/2.json").read_text())
     assert done["nominal"] == evaluation["nominal"]["accuracy"] and done["n"] == 360
     assert done["attacks"] == {"fgsm": evaluation["attacks"]["fgsm"]["accuracy"]}
-    out = command("runs", tmp_path / "all")[1]
-    assert "interrupted 2/2" in out and "finished 2/2" in out
+    code, out, _ = command("runs", tmp_path / "all")
+    words = [line.split() for line in out.splitlines()]
+    assert words[1][:2] == ["begun", "interrupted"] and words[2][:5] == ["done", "finished", "100%", "of", "2"]
+    assert (
+        odd["error"] in out
+        and f"no run in {tmp_path / 'all/empty'}" in out
+        and max(map(len, out.splitlines()[:4])) <= 100
+    )
+    nested = json.loads(command("runs", tmp_path, "--json")[1])  # a level deeper, as a sweep's
+    assert [row["path"] for row in nested] == [str(tmp_path / f"all/{name}") for name in ("begun", "done", "odd")]
+    assert json.loads(command("runs", tmp_path / "all/done", "--json")[1]) == [done]
     lines = command("runs", tmp_path / "all", "--markdown")[1].splitlines()
     assert lines[0] == "| run | nominal | fgsm | worst case | time |" and len(lines) == 3  # only the finished one
     assert lines[2].startswith(f"| tiny | {done['nominal']:.2%} | ")

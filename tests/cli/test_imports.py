@@ -27,6 +27,7 @@ FORBIDDEN = {
     "program": {"runs", "commands", "cli", "sweep", "report"},
     "runs": {"commands", "cli", "sweep", "report"},
     "sweep": {"commands", "cli", "report"},
+    "report": {"program", "commands", "cli"},
 }
 # Commands are part of the command line wherever they stand.
 EXEMPT = {"llrflow.data.commands"}

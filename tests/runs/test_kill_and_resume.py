@@ -121,7 +121,7 @@ def test_killed_before_a_checkpoint_in_training_and_in_evaluation(begin, unbroke
 
 def test_asked_to_stop_it_saves_tells_how_to_go_on_and_continues(begin, unbroken, tmp_path, numbers_of):
     folder, rng, trained = tmp_path / "run", random.Random(4), 0.0
-    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 0)):
+    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         before = finished_steps(folder)
         process = begin()
         wait_for(lambda before=before: set(finished_steps(folder)) - set(before), process)

@@ -97,15 +97,27 @@ def test_seeds_make_trials_of_one_configuration(trials):
 
 
 def test_the_cost_counts_the_steps_of_every_trial(sweeping):
-    def cost(values):
+    def cost(values, **more):
         steps = {"train.steps": {"type": "choice", "values": values}}
-        fields = {"parameters": steps, "search": {"type": "grid"}, "trials": None}
+        fields = {"parameters": steps, "search": {"type": "grid"}, "trials": None, **more}
         return sweep_cost(llrflow.load_spec(sweeping(**fields)))
 
     one, other, both = cost([4]), cost([40]), cost([4, 40])
     assert both["kinds"] == 1 and both["steps"] == 44 and other["training_forwards"] == 10 * one["training_forwards"]
     for part in ("training_forwards", "look_forwards", "evaluation_forwards"):
         assert both[part] == one[part] + other[part] > one[part]
+    assert "escalation_forwards" not in both
+    top = [cost([4, 8, 12], escalate={"top": n, "attacks": "quick"})["escalation_forwards"] for n in (1, 2, 5)]
+    images = llrflow.compile(llrflow.load_spec(sweeping())).facts.test
+    assert top == [n * images * (1 + 2 + 20 * 2) for n in (1, 2, 3)]  # clean, FGSM, 20 steps of PGD
+
+
+def test_a_preset_that_does_not_fit_the_data_is_refused_before_anything_runs(sweeping, tmp_path):
+    options = {"height": 4, "width": 4, "channels": 1, "classes": 2, "train": 64, "test": 8}
+    fields = {"data": {"name": "synthetic", "options": options, "dir": str(tmp_path)}}
+    spec = llrflow.load_spec({**sweeping(escalate={"attacks": "auto_attack"}), **fields})
+    with pytest.raises(SpecError, match=r"sweep: trial 0 .*classes"):
+        check_trials(spec, trials_of(spec, describe), describe)
 
 
 def test_looks_know_the_norms_of_all_trials(trials, sweeping):

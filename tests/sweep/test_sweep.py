@@ -25,9 +25,10 @@ def listed(folder):
 
 @pytest.fixture(scope="module")
 def swept(sweeping, write_spec, tmp_path_factory, llrflow_command, record_of):
-    """(folder, its record, standard error) of a sweep of four trials, one of which diverges."""
+    """(folder, its record, standard error) of a sweep of four trials, one of which diverges, with two finalists."""
     rates = {"type": "choice", "values": [0.01, 0.02, 0.03, 1e30], "path": "optimizer.learning_rate"}
-    spec = sweeping(parameters={"rate": rates}, search={"type": "grid"}, trials=None)
+    stronger = {"top": 2, "attacks": "quick"}
+    spec = sweeping(parameters={"rate": rates}, search={"type": "grid"}, trials=None, escalate=stronger)
     path = write_spec(tmp_path_factory.mktemp("sweep") / "spec.yaml", spec, COMMON)
     code, out, err = llrflow_command("sweep", path, "--out", path.parent / "out", cwd=path.parent)
     assert code == 0, err
@@ -55,7 +56,25 @@ def test_every_trial_is_accounted_for(swept):
     assert float(rows[0]["value"]) == record["trials"][0]["value"]
     lines = err.splitlines()
     assert len([line for line in lines if re.match(r"\d of 4: trial \d (finished|failed)", line)]) == 4
-    assert len(lines) == 4, "Ray is to be silent"
+    assert len([line for line in lines if re.match(r"trial \d: quick leaves \d+\.\d\d%$", line)]) == 2
+    assert len(lines) == 6, "Ray is to be silent"
+
+
+def test_the_best_two_are_attacked_with_the_preset(swept):
+    folder, record, _ = swept
+    finished = sorted(record["trials"][:3], key=lambda trial: -trial["value"])
+    assert [trial["escalated"] is not None for trial in finished] == [True, True, False]
+    for trial in finished[:2]:
+        (path,) = (
+            path
+            for path in (folder / "runs" / trial["run"] / "evaluation").glob("12-*.json")
+            if set(json.loads(path.read_text())["attacks"]) == {"fgsm", "pgd"}
+        )
+        evaluation = json.loads(path.read_text())
+        assert evaluation["attacks"]["pgd"]["attack"]["steps"] == 20
+        assert trial["escalated"]["robust"] == evaluation["worst_case"]["accuracy"]
+    table = (folder / "trials.csv").read_text()
+    assert str(finished[0]["escalated"]["robust"]) in table
 
 
 def test_one_compilation_a_worker(swept):
@@ -68,8 +87,8 @@ def test_one_compilation_a_worker(swept):
 
 def test_the_best_is_the_best_and_a_whole_spec(swept, command):
     folder, record, _ = swept
-    values = [trial["value"] for trial in record["trials"][:3]]
-    assert record["trials"][record["best"]]["value"] == max(values)
+    values = [trial["escalated"]["robust"] for trial in record["trials"] if trial["escalated"]]
+    assert record["trials"][record["best"]]["escalated"]["robust"] == max(values)
     assert record["configurations"][0]["trials"] == [record["best"]]
     program = llrflow.compile(llrflow.load_spec(folder / "best.yaml", {"devices.count": 1}))
     assert record["trials"][record["best"]]["run"] == f"tiny-{spec_hash(program.spec)}"
@@ -95,7 +114,7 @@ def test_a_finished_sweep_is_refused_and_resumed_without_running_anything(swept,
     assert code == 2 and "holds a sweep; continue it with --resume" in err
     copy = shutil.copytree(folder, tmp_path / "copy")
     before = {path: path.stat().st_mtime_ns for path in (copy / "runs").rglob("*") if path.is_file()}
-    fewer = ["--set", "sweep.parameters.rate.values=[0.01, 0.02]", "--json"]
+    fewer = ["--set", "sweep.parameters.rate.values=[0.01, 0.02]", "--set", "sweep.escalate=null", "--json"]
     code, out, err = command("sweep", spec, "--out", copy, "--resume", *fewer)
     assert code == 0, err
     assert [t["state"] for t in json.loads(out)["trials"]] == ["finished"] * 2 and json.loads(out)["workers"] == []
@@ -235,7 +254,7 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(sweeping, write_spec, sta
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 0, err
+    assert process.returncode == 130, err
     assert err.splitlines()[-1] == "the sweep was stopped; the same command with --resume continues it"
     record = record_of(folder)
     assert record["state"] == "interrupted" and record["best"] is None

@@ -1,0 +1,191 @@
+"""Two runs side by side: what differs between them, and whether their accuracies differ by more than chance."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llrflow.errors import CheckpointError
+from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunFolder, RunRecord
+from llrflow.spec.source import read_source
+
+
+def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
+    """The differences of two runs as plain data; where both have a value it stands as {a: value, b: value}.
+
+    spec, data and versions by name, where they differ; git; training: state, steps and seconds of both; evaluations:
+    those of the last step that both have, with a paired test of each accuracy (`mcnemar`) where the verdicts of the
+    same images are on disk, else `unpaired` says why not; missing: the commands that make what is not there. Raises
+    CheckpointError when one is not a run folder, or holds an evaluation of another version.
+    """
+    folders = RunFolder(Path(a)), RunFolder(Path(b))
+    runs = _run(folders[0]), _run(folders[1])
+    data = [record.data.model_dump() for record in runs]
+    training = ("state", "step", "steps", "seconds", "devices")
+    made = [
+        {label: record for (step, label), record in folder.all_evaluations().items() if step == run.step}
+        for folder, run in zip(folders, runs, strict=True)
+    ]
+    return {
+        "a": str(a),
+        "b": str(b),
+        "spec": differences(*(dict(_leaves(read_source(str(folder.spec)).data)) for folder in folders)),
+        "data": differences(*data),
+        "versions": differences(*(run.versions for run in runs)),
+        "git": differences(*({"commit": run.git} for run in runs)),
+        "training": {name: {"a": getattr(runs[0], name), "b": getattr(runs[1], name)} for name in training},
+        "evaluations": [
+            _evaluation(folders, label, *(m[label] for m in made)) for label in sorted(made[0].keys() & made[1])
+        ],
+        "missing": [line for i in (0, 1) for line in _missing(folders[i], runs[i], set(made[i]), set(made[1 - i]))],
+    }
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{name: {a: value, b: value}} of what is not the same in both; a side that lacks it has no entry."""
+    return {
+        name: {side: values[name] for side, values in (("a", a), ("b", b)) if name in values}
+        for name in dict.fromkeys([*a, *b])
+        if name not in a or name not in b or a[name] != b[name]
+    }
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """McNemar's exact test on paired correctness [N]: under the null hypothesis each discordant pair falls either way.
+
+    `only_a` and `only_b` count images that one alone classifies correctly; `p_value` is two-sided (McNemar 1947).
+    """
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
+    p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p_value": p_value}
+
+
+def correct_images(folder: RunFolder, stem: str, record: EvaluationRecord) -> dict[str, np.ndarray]:
+    """Which images [N] are still correct: `nominal`, under each attack, in the `worst case`; from verdicts on disk.
+
+    Raises CheckpointError where files are missing, or are not those that the certificate `stem` was written from.
+    """
+    correct = np.zeros(record.n, bool)
+    if record.nominal.correct:
+        correct = _read(folder, f"{stem}.random", record.n)["tried"] > 0  # the control is run on what is correct
+    standing, found = correct.copy(), {"nominal": correct}
+    for name, made in record.attacks.items():
+        attacked = standing if record.cascade and made.minimum is None else correct
+        wrong = attacked & _changed(folder, f"{stem}.{name}", made, record.n)
+        standing = standing & ~wrong
+        found[name] = standing if record.cascade else correct & ~wrong
+    found["worst case"] = standing
+    for name, share in _shares(record).items():
+        if int(found[name].sum()) != share.correct:
+            got = f"holds verdicts of {name} that are not those of the certificate"
+            raise CheckpointError(str(folder.evaluation), got, _again(folder))
+    return found
+
+
+def _changed(folder: RunFolder, stem: str, made: AttackRecord, n: int) -> np.ndarray:
+    """Images that an attack, or any of its stages, changed."""
+    wrong = np.zeros(n, bool)
+    for part, stage in made.stages.items() if made.stages else [("", made)]:
+        if stage.attacked:  # else nothing was written
+            wrong |= _read(folder, f"{stem}.{part}" if part else stem, n)["wrong"]
+    return wrong
+
+
+def _read(folder: RunFolder, stem: str, n: int) -> dict[str, np.ndarray]:
+    path = folder.evaluation / f"{stem}.npz"
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in ("tried", "wrong")}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        raise CheckpointError(str(path), "is missing or damaged", _again(folder)) from None
+    if len(arrays["tried"]) != n:
+        raise CheckpointError(str(path), f"has {len(arrays['tried'])} images, not {n}", _again(folder))
+    return arrays
+
+
+def _evaluation(
+    folders: tuple[RunFolder, RunFolder], label: str, a: EvaluationRecord, b: EvaluationRecord
+) -> dict[str, Any]:
+    """One evaluation that both have."""
+    tests: dict[str, Any] = {}
+    unpaired = None
+    if a.ids_sha256 != b.ids_sha256:
+        unpaired = "they were evaluated on different test images"
+    else:
+        try:
+            right = [
+                correct_images(folder, f"{record.checkpoint}{label}", record)
+                for folder, record in zip(folders, (a, b), strict=True)
+            ]
+            tests = {name: mcnemar(right[0][name], right[1][name]) for name in right[0] if name in right[1]}
+        except CheckpointError as error:
+            unpaired = str(error)
+    shares = _shares(a), _shares(b)
+    results = {
+        name: {
+            **{side: _short(share) for side, share in _sides(name, shares).items()},
+            **({"mcnemar": tests[name]} if name in tests else {}),
+        }
+        for name in dict.fromkeys([*shares[0], *shares[1]])
+    }
+    results["worst case"] = results.pop("worst case")  # last, also where B has attacks that A lacks
+    settings = differences(*({name: dict(made.attack) for name, made in r.attacks.items()} for r in (a, b)))
+    gammas = [{name: values.mean for name, values in record.gamma.items()} for record in (a, b)]
+    return {
+        "label": label,
+        "n": {"a": a.n, "b": b.n},
+        "threat": {"a": f"{a.threat['norm']} {a.epsilon}", "b": f"{b.threat['norm']} {b.epsilon}"},
+        "masked": {"a": [flag.name for flag in a.fired], "b": [flag.name for flag in b.fired]},
+        "results": results,
+        "unpaired": unpaired,
+        "attacks": {name: both for name, both in settings.items() if len(both) == 2},
+        "gamma": {name: _sides(name, gammas) for name in dict.fromkeys([*gammas[0], *gammas[1]])},
+    }
+
+
+def _short(share: Proportion) -> dict[str, Any]:
+    cost = {"queries": share.queries, "seconds": share.seconds} if isinstance(share, AttackRecord) else {}
+    return {"accuracy": share.accuracy, "interval": list(share.interval), **cost}
+
+
+def _sides(name: str, both: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {side: values[name] for side, values in zip("ab", both, strict=True) if name in values}
+
+
+def _shares(record: EvaluationRecord) -> dict[str, Any]:
+    return {"nominal": record.nominal, **record.attacks, "worst case": record.worst_case}
+
+
+def _run(folder: RunFolder) -> RunRecord:
+    record = folder.record()
+    if record is None or not folder.spec.exists():
+        raise CheckpointError(str(folder.path), "is not a run folder", "name one that `llrflow run` made")
+    return record
+
+
+def _missing(folder: RunFolder, run: RunRecord, here: set[str], there: set[str]) -> Iterator[str]:
+    if "" not in here and run.state in ("finished", "trained"):
+        yield f"{folder.path} has no evaluation of step {run.step}: {_again(folder)}"
+    elif "" not in here:
+        where = f"{folder.path} is {run.state} at step {run.step} of {run.steps}"
+        yield f"{where}: llrflow run {folder.spec} --out {folder.path}"
+    for label in sorted(there - here - {""}):
+        yield f"{folder.path} has no evaluation {label}: llrflow evaluate {folder.path} --attacks PRESET|FILE"
+
+
+def _again(folder: RunFolder) -> str:
+    return f"llrflow evaluate {folder.path}"
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

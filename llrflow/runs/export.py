@@ -1,0 +1,202 @@
+"""A model as files that need neither llrflow's networks nor Haiku: StableHLO, weights, and what they are.
+
+    logits.stablehlo   jax.export: (weights by name, images [b,H,W,C]) -> logits [b,K], with its gradient
+    weights.npz        parameters and statistics by name
+    model.json         ExportRecord
+
+Weights stand beside the program, not in it: XLA would fold megabytes of constants at every compilation, NumPy alone can
+read them, and all checkpoints of a run share one program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from pydantic import ValidationError
+
+from llrflow.errors import CheckpointError, SpecError, line_of
+from llrflow.files import sha256_file, write_atomic
+from llrflow.runs.classifier import Classifier, parameter_count
+from llrflow.runs.records import Record, written
+from llrflow.threat import Threat
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+PROGRAM, WEIGHTS, RECORD = "logits.stablehlo", "weights.npz", "model.json"
+
+
+class ExportRecord(Record):
+    """model.json: what the files beside it hold."""
+
+    format: Literal[1] = 1
+    name: str
+    spec_hash: str
+    step: int
+    parameters: Literal["raw", "ema"]
+    network: dict[str, Any]
+    """The model block of the spec."""
+    network_sha256: str
+    """As in the certificates of its run."""
+    classes: int
+    image_shape: tuple[int, int, int]
+    threat: dict[str, Any]
+    """The threat model that it was trained for."""
+    epsilon: str
+    """The threat's epsilon as a fraction of 255 where it is one."""
+    platforms: tuple[str, ...]
+    """What the program can run on."""
+    versions: dict[str, str]
+    """Those of the run; the export itself follows jax.export's calling convention, which later versions read."""
+    files: dict[str, str]
+    """SHA-256 of each file beside this one."""
+
+
+class Exported(Classifier):
+    """The classifier of an exported model; asks nothing of Haiku or of the network's code."""
+
+    def __init__(self, record: ExportRecord, program: Any, weights: dict[str, np.ndarray]) -> None:
+        self.record, self.name, self.step, self.classes = record, record.name, record.step, record.classes
+        self.image_shape, self.threat = record.image_shape, Threat.model_validate(record.threat)
+        self.weights = weights
+        logits = _differentiable(program, weights)
+        self._logits = jax.jit(lambda x: logits(jnp.asarray(x, jnp.float32)))
+
+    def _facts(self) -> dict[str, Any]:
+        record = self.record
+        size = f"{parameter_count(self.weights):,} with statistics ({record.parameters})"
+        return {"network": record.network["type"], "weights": size, **super()._facts()}
+
+
+def export_model(
+    run_dir: str | Path,
+    out: str | Path | None = None,
+    step: int | None = None,
+    parameters: Literal["raw", "ema"] | None = None,
+) -> tuple[Path, ExportRecord]:
+    """Write the model of a run's newest intact checkpoint, or of `step`, into a folder: `out` or RUN/export.
+
+    Gives the folder and its record. Raises CheckpointError, and SpecError when the folder holds other files.
+    """
+    from llrflow.runs.evaluate import hash_of
+    from llrflow.runs.model import load_model, stored_run
+    from llrflow.runs.records import RunFolder
+
+    model, folder = load_model(run_dir, step, parameters), Path(run_dir) / "export" if out is None else Path(out)
+    run, _ = stored_run(RunFolder(Path(run_dir)))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(model.variables)
+    names = [
+        "/".join(["params" if path[0].idx == 0 else "state", *(entry.key for entry in path[1:])]) for path, _ in leaves
+    ]
+    weights = dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
+
+    def logits(weights: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        variables = tree.unflatten([weights[name] for name in names])
+        # One image at a time, so that no network, a plugin's neither, meets a batch of unknown size.
+        return jax.vmap(lambda image: model.network.predict(variables, image[None])[0])(images)
+
+    program = _lowered(logits, weights, model.image_shape)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **weights)
+    contents = {PROGRAM: program, WEIGHTS: buffer.getvalue()}
+    record = ExportRecord(
+        name=model.name,
+        spec_hash=run.spec_hash,
+        step=model.step,
+        parameters=model.parameters,
+        network={"type": model.spec.model.registered_as[1], **model.spec.model.model_dump()},
+        network_sha256=hash_of(model.variables),
+        classes=model.classes,
+        image_shape=model.image_shape,
+        threat=model.threat.model_dump(),
+        epsilon=written(model.threat.epsilon),
+        platforms=PLATFORMS,
+        versions=run.versions,
+        files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    )
+    _prepare(folder)
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
+    record.write(folder / RECORD)  # last: it vouches for the others
+    return folder, record
+
+
+def _lowered(logits: Callable[..., jax.Array], weights: dict[str, np.ndarray], image_shape: tuple[int, ...]) -> bytes:
+    """A function of weights and of a batch of any size, serialised with its gradient for every platform."""
+    images = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), *image_shape), jnp.float32)
+    shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), weights)
+    exported = jax_export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, images)
+    return bytes(exported.serialize(vjp_order=1))
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = sorted({path.name for path in folder.iterdir()} - {PROGRAM, WEIGHTS, RECORD})
+    except OSError as error:
+        raise SpecError(str(folder), f"cannot be written: {error.strerror}", "choose another --out") from None
+    if foreign:
+        raise SpecError(
+            str(folder), f"holds {foreign[0]}, which is no part of an export", "choose an empty or new --out"
+        )
+
+
+def load_exported(path: str | Path) -> Exported:
+    """The model that `llrflow export` wrote into a folder. Raises CheckpointError for anything else."""
+    folder = Path(path)
+    record = _record(folder / RECORD)
+    for name in (PROGRAM, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(str(folder / name), "is missing", "export the run again")
+        if sha256_file(folder / name) != record.files.get(name):
+            raise CheckpointError(str(folder / name), f"is not what {RECORD} describes", "export the run again")
+    with np.load(folder / WEIGHTS, allow_pickle=False) as stored:
+        weights = {name: stored[name] for name in stored.files}
+    try:
+        program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
+    except Exception as error:  # jax promises to read what was written in the last six months
+        got = f"cannot be read by jax {jax.__version__}: {line_of(error)}"
+        raise CheckpointError(str(folder / PROGRAM), got, "export the run again with this version") from None
+    return Exported(record, program, weights)
+
+
+def _differentiable(program: Any, weights: dict[str, np.ndarray]) -> Callable[[jax.Array], jax.Array]:
+    """Images -> logits of an exported program, with its gradient, also under `vmap`, for which JAX has no rule."""
+    forward = _folded(lambda x: program.call(weights, x))
+    backward = _folded(lambda x, cotangent: jax.vjp(lambda x: program.call(weights, x), x)[1](cotangent)[0])
+    logits = jax.custom_vjp(forward)
+    # `logits(x)`, not `forward(x)`: where derivatives nest, the outer one must meet the rule too.
+    logits.defvjp(lambda x: (logits(x), x), lambda x, cotangent: (backward(x, cotangent),))
+    return logits
+
+
+def _folded(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A function of batches [B,...] that treats each example alone: what `vmap` adds becomes part of the batch."""
+    folded = jax.custom_batching.custom_vmap(function)
+
+    def rule(size: int, batched: list[bool], *arrays: jax.Array) -> tuple[jax.Array, bool]:
+        whole = [a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in zip(arrays, batched, strict=True)]
+        made = folded(*(a.reshape(-1, *a.shape[2:]) for a in whole))
+        return made.reshape(size, -1, *made.shape[1:]), True
+
+    folded.def_vmap(rule)
+    return folded
+
+
+def _record(path: Path) -> ExportRecord:
+    try:
+        return ExportRecord.model_validate_json(path.read_bytes())
+    except OSError:
+        raise CheckpointError(
+            str(path.parent), "is no exported model", "name a folder that `llrflow export` made"
+        ) from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        got = f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+        raise CheckpointError(str(path), got, "it is damaged or of another version: export the run again") from None

@@ -1,0 +1,73 @@
+"""The model of a run folder, for use in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from llrflow.data.facts import DatasetFacts
+from llrflow.errors import CheckpointError, SpecError
+from llrflow.program.compile import Program
+from llrflow.program.devices import Devices
+from llrflow.program.state import TrainState
+from llrflow.progress import say
+from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.classifier import Classifier, parameter_count
+from llrflow.runs.records import RunFolder, RunRecord
+from llrflow.spec.load import load_spec
+from llrflow.spec.schema import Spec
+
+
+class Model(Classifier):
+    """The trained classifier of a run folder."""
+
+    def __init__(self, program: Program, state: TrainState, parameters: Literal["raw", "ema"], path: Path) -> None:
+        self.spec, self.threat, self.name, self.path = program.spec, program.spec.threat, program.spec.name, path
+        self.classes, self.step = program.classes, int(state.step)
+        self.parameters: Literal["raw", "ema"] = parameters
+        self.image_shape, self.network = program.image_shape, program.network
+        self.params = state.ema if parameters == "ema" else state.params
+        self.variables = (self.params, state.model_state)
+        self._logits = jax.jit(program.logits_fn(self.params, state.model_state))
+
+    def _facts(self) -> dict[str, Any]:
+        size = f"{parameter_count(self.params):,} ({self.parameters})"
+        return {"network": self.spec.model.label(), "parameters": size, **super()._facts(), "run": self.path}
+
+
+def load_model(run_dir: str | Path, step: int | None = None, parameters: Literal["raw", "ema"] | None = None) -> Model:
+    """The model of a run's newest intact checkpoint, or of `step`; needs no dataset.
+
+    `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError, and SpecError for `ema`
+    where training kept none.
+    """
+    folder = RunFolder(Path(run_dir))
+    record, spec = stored_run(folder)
+    stored = record.data
+    facts = DatasetFacts(
+        spec.data.name, "", folder.path, stored.image_shape, stored.classes, {}, stored.train, stored.test
+    )
+    if parameters == "ema" and spec.train.ema is None:
+        raise SpecError(str(folder.path), "has no moving average of its parameters", "ask for `raw`")
+    program = Program(spec, facts, Devices(1))
+    checkpoints = Checkpoints(folder.checkpoints)
+    state = checkpoints.restore(program.abstract_state(), chosen_step(checkpoints, "last" if step is None else step))
+    return Model(program, state, parameters or program.evaluated_parameters, folder.path)
+
+
+def stored_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:
+    """The record and the spec of a run folder, some values of the spec changed. Raises CheckpointError."""
+    record = folder.record()
+    if record is None or not folder.spec.exists():
+        raise CheckpointError(str(folder.path), "is not a run folder", "name one that `llrflow run` made")
+    return record, load_spec(folder.spec, overrides or {})
+
+
+def chosen_step(checkpoints: Checkpoints, step: int | Literal["last"]) -> int:
+    """`step`, or that of the newest intact checkpoint. Raises CheckpointError."""
+    newest = checkpoints.newest_intact(say) if step == "last" else step
+    if newest is None:
+        raise CheckpointError(str(checkpoints.directory), "has no intact checkpoint", "train the run again")
+    return newest

@@ -1,0 +1,228 @@
+"""The report: what stands on its page, in its tables and files, and what it says of what is not there."""
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from llrflow.report.gallery import data_uri, png
+from llrflow.report.page import make_report, require_extra
+from llrflow.report.read import read
+from llrflow.report.sweeps import front
+from llrflow.report.tables import Table, latex, leaves, markdown
+from llrflow.runs.records import RunFolder
+
+
+def plain(page):
+    """A page's text."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def test_a_page_about_runs_has_their_numbers_pictures_and_differences(runs, command, tmp_path):
+    code, out, err = command("report", *runs, "-o", tmp_path / "page.html", "--assets", tmp_path / "assets")
+    assert code == 0 and "wrote" in out and "no study of strength, linearity, surface" in err
+    page = (tmp_path / "page.html").read_text()
+    record = RunFolder(runs[0]).evaluations()[12]
+    for share in (record.nominal, *record.attacks.values(), record.worst_case):
+        low, high = share.interval
+        assert f"{share.accuracy:.2%} ({low * 100:.1f} to {high * 100:.1f})" in page
+    text = plain(page)
+    assert "objective.terms.gamma.weight 0.2 0.3" in text and "near" in text and "(published)" in text
+    assert f"how accurate when every image may be changed by linf {record.epsilon}" in text
+    for picture in (
+        "accuracy against steps",
+        "accuracy by radius, near",
+        "linearity error",
+        "loss around images, tiny",
+    ):
+        assert f'aria-label="{picture}"' in page
+    assert page.count("data:image/png;base64") >= 2 * 8 * 3
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", page)
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    for path in (tmp_path / "assets").glob("*.svg"):
+        ElementTree.parse(path)
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert list(csv.reader(io.StringIO(path.with_suffix(".csv").read_text())))[1]
+    steps = list(csv.DictReader(io.StringIO((tmp_path / "assets" / "strength-steps.csv").read_text())))
+    study = json.loads((runs[0] / "evaluation" / "12.strength.json").read_text())
+    assert [(row["run"], int(row["steps"]), float(row["accuracy"])) for row in steps] == [
+        ("tiny", point["steps"], point["accuracy"]) for point in study["steps"]
+    ]
+    curve = list(csv.DictReader(io.StringIO((tmp_path / "assets" / "training-objective.csv").read_text())))
+    logged = [line["objective"] for line in RunFolder(runs[0]).metric_lines()]
+    assert [float(row["objective (nats)"]) for row in curve if row["run"] == "tiny"] == logged
+
+
+def test_ids_of_a_pages_pictures_are_unique_and_all_that_is_referred_to_is_there(runs, swept, command, tmp_path):
+    assert command("report", runs[0], runs[1], swept, "-o", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) <= set(ids)
+
+
+def test_the_best_is_named_with_whether_the_intervals_tell_it_apart(runs):
+    path = runs[1] / "evaluation" / "12.json"
+    record = json.loads(path.read_text())
+    n = record["n"]
+    better = {"accuracy": 1.0, "correct": n, "n": n, "interval": [0.99, 1.0]}
+    path.write_text(json.dumps({**record, "worst_case": better}))
+    for other in runs[1].glob("evaluation/12-*.json"):
+        other.unlink()
+    (answer,) = (line for line in make_report(list(runs)).answer if line.startswith("Most robust"))
+    assert "other, 100.00% in the worst case" in answer and "do not overlap" in answer
+    flag = {"name": "loss_flat", "fired": True, "measured": {"gain": 0.0}, "meaning": "flat & so on"}
+    path.write_text(json.dumps({**record, "worst_case": better, "flags": {"loss_flat": flag}}))
+    report = make_report(list(runs))
+    assert not any(line.startswith("Most robust") for line in report.answer)
+    assert "Left out for signs of gradient masking: other." in report.answer
+    assert [(name, found.name) for name, found in report.flags] == [("other", "loss_flat")]
+    table = next(t for t in report.tables if t.name == "results-1")
+    row = next(row for row in table.rows if row[0] == "other")
+    assert not row[1].startswith("≤") and all(cell.startswith("≤ ") for cell in row[2:])
+    path.write_text(json.dumps({**record, "ids_sha256": "0" * 64}))
+    assert any("different images" in line for line in make_report(list(runs)).answer)
+
+
+def test_what_is_missing_is_said_with_the_command_that_makes_it(runs, command, tmp_path):
+    folder = RunFolder(runs[1])
+    shutil.rmtree(folder.evaluation)
+    with folder.metrics.open("ab") as file:
+        file.write(b'{"step": 16, "obj')
+    lines = folder.metrics.read_bytes().split(b"\n")
+    folder.metrics.write_bytes(b"\n".join([lines[0], lines[1][:9], *lines[2:]]))
+    code, _, err = command("report", runs[1], "-o", tmp_path / "page.html")
+    assert code == 0
+    assert f"other has no evaluation; to make one: llrflow evaluate {runs[1]}" in err
+    record = json.loads(folder.run.read_text())
+    folder.run.write_text(json.dumps({**record, "state": "interrupted", "step": 8, "error": "stopped"}))
+    code, _, err = command("report", *runs, "-o", tmp_path / "page.html")
+    assert code == 0 and f"to continue: llrflow run {runs[1]}/spec.yaml --out {runs[1]}" in err
+    assert "2 half-written line(s)" in err and "interrupted at step 8 of 12 (stopped)" in plain(
+        (tmp_path / "page.html").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda run: (run / "run.json").write_text('{"format": 99}'), "format 99, and this version of llrflow reads"),
+        (lambda run: (run / "run.json").write_text("{"), "run.json"),
+        (lambda run: (run / "evaluation/12.json").write_text('{"format": 99}'), "install a newer llrflow"),
+        (lambda run: (run / "evaluation/12.npz").write_bytes(b"PK\x03\x04"), "is damaged"),
+        (lambda run: (run / "evaluation/12.surface.json").write_text("{"), "is damaged"),
+        (lambda run: (run / "spec.yaml").write_text("a: [1"), "spec.yaml"),
+        (lambda run: (run / "spec.yaml").unlink(), "spec.yaml"),
+        (lambda run: shutil.rmtree(run), "is no folder"),
+        (lambda run: [shutil.rmtree(run), run.mkdir()], "holds no run and no sweep"),
+    ],
+    ids=["newer run", "no run", "newer evaluation", "images", "study", "spec", "no spec", "no folder", "empty folder"],
+)
+def test_what_cannot_be_read_is_one_line_and_no_page(runs, command, tmp_path, harm, words):
+    harm(runs[0])
+    code, out, err = command("report", runs[0], "-o", tmp_path / "page.html")
+    assert (code, out) == (2, "") and words in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.glob("*.html*"))
+
+
+def test_a_page_that_cannot_be_written_is_one_line(runs, command, tmp_path):
+    for path, words in ((tmp_path / "no" / "page.html", "has no parent folder"), (tmp_path, "is a folder")):
+        code, out, err = command("report", runs[0], "-o", path)
+        assert (code, out) == (2, "") and words in err and len(err.splitlines()) == 1
+
+
+def test_without_its_extra_a_report_says_what_to_install(runs, command, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, err = command("report", runs[0])
+    assert code == 2 and "pip install 'llrflow[report]'" in err
+    monkeypatch.undo()
+    require_extra()
+
+
+def test_names_and_values_stay_text(runs, command, tmp_path):
+    hostile = "<script>document.title='x'</script>\"&$_#"
+    record = json.loads((runs[1] / "run.json").read_text())
+    (runs[1] / "run.json").write_text(json.dumps({**record, "name": hostile, "git": hostile}))
+    spec = (runs[1] / "spec.yaml").read_text()
+    (runs[1] / "spec.yaml").write_text(spec.replace("name: tiny", f"name: {json.dumps(hostile)}"))
+    lines = [json.dumps({"step": line["step"], hostile: line["loss"]}) for line in RunFolder(runs[1]).metric_lines()]
+    (runs[1] / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    folder = shutil.move(runs[1], runs[1].with_name("<b onload=x>"))
+    assert command("report", folder, "-o", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page and "<b onload" not in page and "&lt;script&gt;" in page
+    assert hostile in plain(page)
+    (picture,) = (picture for picture in make_report([folder]).pictures if "script" in picture.name)
+    ElementTree.fromstring(picture.svg())
+    table = Table("t", hostile, ["", "a|b"], [[hostile, "1 %"]])
+    assert r"a\|b" in markdown(table) and r"\textless{}script\textgreater{}" in latex(table)
+    assert r"\&\$\_\#" in latex(table) and r"1 \%" in latex(table)
+
+
+def test_tables_are_printed_for_papers(runs, command, tmp_path):
+    code, out, _ = command("report", *runs, "--table", "markdown")
+    nominal = RunFolder(runs[0]).evaluations()[12].nominal.accuracy
+    assert code == 0 and f"| tiny | {nominal:.2%}" in out and not list((tmp_path / "cwd").iterdir())
+    code, out, _ = command("report", *runs, "--table", "latex")
+    assert code == 0 and out.count(r"\begin{tabular}") == out.count(r"\end{tabular}") == 2
+
+
+def test_a_sweep_has_its_configurations_its_front_and_its_rungs(swept):
+    report = make_report([swept])
+    rows = {picture.name: picture.rows for picture in report.pictures}
+    assert [row["trial"] for row in rows["sweep-1-pareto"] if row["on_front"]] == [0, 1]  # the masked one cannot be
+    assert [(row["trial"], row["step"], row["worst_case.accuracy"]) for row in rows["sweep-1-rungs"]][:3] == [
+        (0, 4, 0.2),
+        (0, 8, 0.4),
+        (1, 4, 0.3),
+    ]
+    assert {"sweep-1-parameter-1", "sweep-1-parameter-2", "sweep-1-parallel"} <= set(rows)
+    table = next(table for table in report.tables if table.name == "sweep-1-configurations")
+    by_trial = {row[0]: row[-1] for row in table.rows}
+    assert list(by_trial)[:2] == ["1", "0"] and by_trial["3"] == "stopped"
+    assert by_trial["2"] == "signs of gradient masking: loss_flat"
+    runs, (sweep,) = read([swept])
+    assert [run.name for run in runs] == ["trial 1", "trial 0"] and sweep.record.best == 1
+
+
+def test_no_point_of_the_front_is_reached_by_another_in_both():
+    rng = np.random.default_rng(0)
+    points = [(float(x), float(y)) for x, y in np.round(rng.random((60, 2)), 1)]
+    edge = front(points)
+    assert edge == sorted(edge) and edge
+    for point in points:
+        better = [p for p in points if p != point and p[0] >= point[0] and p[1] >= point[1]]
+        assert (point in edge) == (not better)
+
+
+def test_runs_are_told_apart_by_folder_and_path(runs, studied):
+    assert [run.name for run in read([runs[0].parent])[0]] == ["tiny", "other"]
+    assert [run.name for run in read([runs[0], studied])[0]] == [str(runs[0]), str(studied)]
+    assert [run.name for run in read([runs[0], runs[0] / ".." / "one"])[0]] == ["tiny"]
+
+
+def test_leaves_are_dotted_paths():
+    assert dict(leaves({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": "x"})) == {
+        "a.b": "1",
+        "a.c": "{}",
+        "d": "[1, 2]",
+        "e": "x",
+    }
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_images_of_any_channels_and_size_become_small_pngs(channels):
+    from PIL import Image
+
+    image = np.linspace(0, 1, 200 * 100 * channels).reshape(200, 100, channels)
+    made = Image.open(io.BytesIO(png(image)))
+    assert made.size == (48, 96) and made.mode == ("RGB" if channels == 3 else "L")
+    small = np.array([[[0.0], [1.0]]])
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(small)))), [[0, 255]])
+    assert data_uri(small).startswith("data:image/png;base64,")
