@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help quickstart methods test test-long test-fast figures lint format install clean
+.PHONY: help quickstart methods test test-long test-fast figures lint format install docs docs-links clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,13 @@ format: $(VENV)/.installed-test  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs  ## Build the documentation site in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -q -b html -n -W --keep-going docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+
+docs-links: $(VENV)/.installed-docs  ## Check the links that lead out of the documentation; needs a network
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
+
 install: $(VENV)/.installed  ## Install llrflow in .venv
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -47,5 +54,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) -e '.[test]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
+	touch $@
+
 clean:  ## Remove .venv and caches, never runs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis docs/_build docs/reference
