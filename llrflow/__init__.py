@@ -11,12 +11,24 @@ if TYPE_CHECKING:
     from llrflow.probe import Probe
     from llrflow.program.compile import compile_spec as compile
     from llrflow.registry import make
+    from llrflow.report.page import make_report
     from llrflow.runs.export import load_exported
     from llrflow.runs.model import load_model
     from llrflow.runs.pipeline import run
     from llrflow.spec.load import load_spec
 
-__all__ = ["Probe", "SpecError", "attack", "compile", "load_exported", "load_model", "load_spec", "make", "run"]
+__all__ = [
+    "Probe",
+    "SpecError",
+    "attack",
+    "compile",
+    "load_exported",
+    "load_model",
+    "load_spec",
+    "make",
+    "make_report",
+    "run",
+]
 
 _HOMES = {
     "Probe": ("llrflow.probe", "Probe"),
@@ -27,6 +39,7 @@ _HOMES = {
     "load_model": ("llrflow.runs.model", "load_model"),
     "load_spec": ("llrflow.spec.load", "load_spec"),
     "make": ("llrflow.registry", "make"),
+    "make_report": ("llrflow.report.page", "make_report"),
     "run": ("llrflow.runs.pipeline", "run"),
 }
 

@@ -85,6 +85,8 @@ def _result(name: str, result: dict[str, Any], masked: dict[str, list[str]]) -> 
 def _training(found: dict[str, Any]) -> Iterator[list[str]]:
     yield ["state", *(found["state"][side] for side in "ab")]
     yield ["step", *(f"{found['step'][side]} of {found['steps'][side]}" for side in "ab")]
+    forwards = found["forward_equivalents"]
+    yield ["forward passes of a step", *("-" if forwards[side] is None else str(forwards[side]) for side in "ab")]
     for part in dict.fromkeys([*found["seconds"]["a"], *found["seconds"]["b"]]):
         times = (found["seconds"][side].get(part) for side in "ab")
         yield [f"seconds of {part}", *("-" if time is None else f"{time:.1f}" for time in times)]

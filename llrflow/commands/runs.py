@@ -31,6 +31,8 @@ def runs(directory: Path, markdown: bool, as_json: bool) -> None:
     from llrflow.runs.records import RunFolder
 
     found, others = _folders(directory)
+    if (directory / "sweep.json").exists():  # whose folders are known, also those without a run
+        others = []
     if not found:
         raise CheckpointError(str(directory), "holds no run folders", "name the folder that holds them")
     rows = [_row(RunFolder(path)) for path in found]

@@ -61,7 +61,7 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
     headings = ("trial", "state", "step", *sweep.parameters, record.metric, "nominal", "gamma", "worst case", "seconds")
     stronger = [] if sweep.escalate is None else [sweep.escalate.attacks]
     for heading in (*headings, *stronger):
-        table.add_column(heading, justify="left" if heading == "state" else "right")
+        table.add_column(heading, justify="left" if heading == "state" else "right", overflow="fold")
     for configuration in record.configurations:
         for trial in (record.trials[number] for number in configuration.trials):
             robust = "" if trial.robust is None else f"{trial.robust:.2%}"

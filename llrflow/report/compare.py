@@ -25,7 +25,7 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     folders = RunFolder(Path(a)), RunFolder(Path(b))
     runs = _run(folders[0]), _run(folders[1])
     data = [record.data.model_dump() for record in runs]
-    training = ("state", "step", "steps", "seconds", "devices")
+    training = ("state", "step", "steps", "forward_equivalents", "seconds", "devices")
     made = [
         {label: record for (step, label), record in folder.all_evaluations().items() if step == run.step}
         for folder, run in zip(folders, runs, strict=True)

@@ -60,9 +60,12 @@ class Report:
         return list(chain.from_iterable(section.pictures for section in self.sections))
 
 
-def make_report(paths: Sequence[Path], title: str | None = None) -> Report:
-    """The report of runs and sweeps. Raises CheckpointError where there are none that can be read."""
-    runs, swept = read(paths)
+def make_report(paths: Sequence[str | Path], title: str | None = None) -> Report:
+    """The report of runs and sweeps: of run folders, folders of sweeps, or folders that hold runs.
+
+    Raises CheckpointError where there are none that can be read.
+    """
+    runs, swept = read([Path(path) for path in paths])
     published = _published()
     datasets = {run.spec["data"]["name"] for run in runs}
     galleries = [(run.name, list(gallery(run.main, 8 if len(runs) <= 2 else 4))) for run in runs if run.main]

@@ -65,6 +65,10 @@ class Picture:
         text = text[text.index("<svg") :].replace(INK, "currentColor")
         return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
 
+    def _repr_svg_(self) -> str:
+        """What a notebook shows."""
+        return self.svg()
+
     def png(self) -> bytes:
         """As PNG on white."""
         return self._drawn("png")

@@ -22,6 +22,10 @@ class Table:
     rows: list[list[str]]
     note: str = ""
 
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return markdown(self)
+
 
 def markdown(table: Table) -> str:
     """As a GitHub-flavoured Markdown table."""

@@ -52,6 +52,7 @@ def test_two_seeds(pair, load):
     found = compare(*pair)
     assert found["spec"] == {"seed": {"a": 0, "b": 1}}
     assert (found["data"], found["versions"], found["git"]) == ({}, {}, {})
+    assert found["training"]["forward_equivalents"] == {"a": 14, "b": 14}
     assert found["training"]["step"] == {"a": 12, "b": 12} and set(found["training"]["seconds"]["a"]) > {"train"}
     (evaluation,) = found["evaluations"]
     assert evaluation["unpaired"] is None and evaluation["label"] == "" and evaluation["attacks"] == {}

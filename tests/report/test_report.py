@@ -43,6 +43,9 @@ def test_a_page_about_runs_has_their_numbers_pictures_and_differences(runs, comm
     ):
         assert f'aria-label="{picture}"' in page
     assert page.count("data:image/png;base64") >= 2 * 8 * 3
+    made = RunFolder(runs[0]).record()
+    assert made.forward_equivalents == 2 * 2 + 10  # LLR with two search steps and the clean pass shared
+    assert f"tiny 12 14 {1e3 * made.seconds['train'] / 12:.1f}" in text
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", page)
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     for path in (tmp_path / "assets").glob("*.svg"):
