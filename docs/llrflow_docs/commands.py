@@ -6,6 +6,7 @@ Small code instead of sphinx-click: docstrings are Markdown here, and the tests 
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import textwrap
 from collections.abc import Iterator
@@ -71,10 +72,19 @@ def _text(command: click.Command) -> str:
         marked, body = paragraph.startswith("\b"), paragraph.removeprefix("\b").strip("\n")
         heading, _, rest = body.partition("\n")
         if marked and re.fullmatch(r"Examples?:", heading.strip()):
-            parts.append(f"## {heading.strip().removesuffix(':')}\n\n{fence(textwrap.dedent(rest), 'console')}")
+            parts += [f"## {heading.strip().removesuffix(':')}", *_examples(rest.splitlines())]
         else:
             parts.append(fence(textwrap.dedent(body)) if marked else markdown(body))
     return "\n\n".join(parts)
+
+
+def _examples(lines: list[str]) -> Iterator[str]:
+    """Indented lines are commands; those after a line of prose are what it speaks of."""
+    language = "console"
+    for indented, group in itertools.groupby(lines, key=lambda line: line.startswith(" ")):
+        text = textwrap.dedent("\n".join(group))
+        yield fence(text, language) if indented else escape(text)
+        language = "yaml"
 
 
 def _options(context: click.Context) -> str:
@@ -83,4 +93,4 @@ def _options(context: click.Context) -> str:
         for parameter in context.command.get_params(context)
         if (record := parameter.get_help_record(context)) is not None
     ]
-    return table(("option", ""), ((f"`{name}`", escape(text)) for name, text in records))
+    return table(("option", ""), ((f"`{name}`", escape(text)) for name, text in records if text))

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llrflow.cli import COMMANDS
-
-BLOCK = re.compile(r"(?:<!-- (file|exit|needs): (.+?) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"(?:<!-- (file|exit): (.+?) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+")
 BOXES = str.maketrans(dict.fromkeys("│┃|", " "))
 
@@ -59,9 +57,6 @@ def test_the_tutorial_holds_word_for_word(repository, start, tmp_path):
         if key == "file":
             (tmp_path / value).write_text(body)
         elif language == "sh":
-            printed = None
-            if key == "needs" and value not in COMMANDS:
-                continue
             process = start(["-ec", f"PATH={Path(sys.executable).parent}:$PATH\n{body}"], tmp_path, ["bash"])
             out, err = process.communicate(timeout=240)
             assert process.returncode == (int(value) if key == "exit" else 0), f"{body}{out}{err}"
