@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llrflow.errors import CheckpointError
+from llrflow.report.tables import differing_paths, leaves
 from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunFolder, RunRecord
 from llrflow.spec.source import read_source
 
@@ -17,13 +18,15 @@ from llrflow.spec.source import read_source
 def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     """The differences of two runs as plain data; where both have a value it stands as {a: value, b: value}.
 
-    spec, data and versions by name, where they differ; git; training: state, steps and seconds of both; evaluations:
-    those of the last step that both have, with a paired test of each accuracy (`mcnemar`) where the verdicts of the
-    same images are on disk, else `unpaired` says why not; missing: the commands that make what is not there. Raises
-    CheckpointError when one is not a run folder, or holds an evaluation of another version.
+    spec (without defaults of blocks that one lacks), data and versions by name, where they differ; git; training:
+    state, steps and seconds of both; evaluations: those of the last step that both have, with a paired test of each
+    accuracy (`mcnemar`) where the verdicts of the same images are on disk, else `unpaired` says why not; missing: the commands
+    that make what is not there. Raises CheckpointError when one is not a run folder, or holds an evaluation of another
+    version.
     """
     folders = RunFolder(Path(a)), RunFolder(Path(b))
     runs = _run(folders[0]), _run(folders[1])
+    specs = [dict(leaves(read_source(str(folder.spec)).data)) for folder in folders]
     data = [record.data.model_dump() for record in runs]
     training = ("state", "step", "steps", "forward_equivalents", "seconds", "devices")
     made = [
@@ -33,7 +36,7 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     return {
         "a": str(a),
         "b": str(b),
-        "spec": differences(*(dict(_leaves(read_source(str(folder.spec)).data)) for folder in folders)),
+        "spec": {path: both for path, both in differences(*specs).items() if path in differing_paths(specs, runs)},
         "data": differences(*data),
         "versions": differences(*(run.versions for run in runs)),
         "git": differences(*({"commit": run.git} for run in runs)),
@@ -41,7 +44,7 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
         "evaluations": [
             _evaluation(folders, label, *(m[label] for m in made)) for label in sorted(made[0].keys() & made[1])
         ],
-        "missing": [line for i in (0, 1) for line in _missing(folders[i], runs[i], set(made[i]), set(made[1 - i]))],
+        "missing": [line for i in (0, 1) for line in _missing(folders[i], runs[i], made[i], made[1 - i])],
     }
 
 
@@ -169,23 +172,18 @@ def _run(folder: RunFolder) -> RunRecord:
     return record
 
 
-def _missing(folder: RunFolder, run: RunRecord, here: set[str], there: set[str]) -> Iterator[str]:
+def _missing(
+    folder: RunFolder, run: RunRecord, here: dict[str, EvaluationRecord], there: dict[str, EvaluationRecord]
+) -> Iterator[str]:
     if "" not in here and run.state in ("finished", "trained"):
         yield f"{folder.path} has no evaluation of step {run.step}: {_again(folder)}"
     elif "" not in here:
         where = f"{folder.path} is {run.state} at step {run.step} of {run.steps}"
         yield f"{where}: llrflow run {folder.spec} --out {folder.path}"
-    for label in sorted(there - here - {""}):
-        yield f"{folder.path} has no evaluation {label}: llrflow evaluate {folder.path} --attacks PRESET|FILE"
+    for label in sorted(there.keys() - here - {""}):
+        lacking = f"{folder.path} has no evaluation {label} ({', '.join(there[label].attacks)})"
+        yield f"{lacking}: llrflow evaluate {folder.path} --attacks PRESET|FILE"
 
 
 def _again(folder: RunFolder) -> str:
     return f"llrflow evaluate {folder.path}"
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value

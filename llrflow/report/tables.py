@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llrflow.report.read import ReadRun, ReadSweep
-from llrflow.runs.records import EvaluationRecord, Proportion
+from llrflow.runs.records import EvaluationRecord, Proportion, RunRecord
 
 
 @dataclass(frozen=True)
@@ -163,23 +163,32 @@ def differing(runs: Sequence[ReadRun]) -> Table | None:
     Left out are defaults of blocks that not all runs have.
     """
     flat = [dict(leaves(run.spec)) for run in runs]
-    chosen = {path for run in runs for path in run.record.origins}
-    paths = list(dict.fromkeys(path for one in flat for path in one if path != "name"))
-    differ = [path for path in paths if len({one.get(path, "") for one in flat}) > 1]
-    differ = [path for path in differ if path in chosen or all(path in one for one in flat)]
+    differ = [path for path in differing_paths(flat, [run.record for run in runs]) if path != "name"]
     if not differ:
         return None
-    rows = [[path, *(one.get(path, "") for one in flat)] for path in differ]
+    rows = [[path, *(_text(one[path]) if path in one else "" for one in flat)] for path in differ]
     return Table("differences", "What differs between the runs", ["", *(run.name for run in runs)], rows)
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted path, value as text) of everything in a spec that holds nothing further."""
+def differing_paths(specs: Sequence[Mapping[str, Any]], records: Sequence[RunRecord]) -> list[str]:
+    """Paths of the `leaves` of specs that are not the same in all, without defaults of blocks that not all have."""
+    written = {path for record in records for path in record.origins}
+    paths = dict.fromkeys(path for spec in specs for path in spec)
+    known = [path for path in paths if path in written or all(path in spec for spec in specs)]
+    return [p for p in known if any(p not in spec or spec[p] != specs[0].get(p) for spec in specs)]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything in a spec that holds nothing further."""
     if isinstance(value, Mapping) and value:
         for key, below in value.items():
             yield from leaves(below, f"{path}.{key}" if path else str(key))
     else:
-        yield path, value if isinstance(value, str) else json.dumps(value)
+        yield path, value
 
 
 def configurations(sweep: ReadSweep, name: str) -> Table:

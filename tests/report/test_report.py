@@ -15,7 +15,7 @@ from llrflow.report.gallery import data_uri, png
 from llrflow.report.page import make_report, require_extra
 from llrflow.report.read import read
 from llrflow.report.sweeps import front
-from llrflow.report.tables import Table, latex, leaves, markdown
+from llrflow.report.tables import Table, differing_paths, latex, leaves, markdown
 from llrflow.runs.records import RunFolder
 
 
@@ -211,12 +211,15 @@ def test_runs_are_told_apart_by_folder_and_path(runs, studied):
 
 
 def test_leaves_are_dotted_paths():
-    assert dict(leaves({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": "x"})) == {
-        "a.b": "1",
-        "a.c": "{}",
-        "d": "[1, 2]",
-        "e": "x",
-    }
+    spec = {"a": {"b": 1, "c": {}}, "d": [1, 2], "e": "x"}
+    assert dict(leaves(spec)) == {"a.b": 1, "a.c": {}, "d": [1, 2], "e": "x"}
+
+
+def test_defaults_of_blocks_that_one_lacks_are_no_differences(runs):
+    first, second = (RunFolder(run).record() for run in runs)
+    written = first.model_copy(update={"origins": {"term.weight": "a.yaml:1:1"}})
+    specs = [{"seed": 0, "same": 1, "term.weight": 2.0, "term.default": True}, {"seed": 1, "same": 1}]
+    assert differing_paths(specs, [written, second]) == ["seed", "term.weight"]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
