@@ -47,7 +47,7 @@ install: $(VENV)/.installed  ## Install llrflow in .venv
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[report]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
@@ -55,7 +55,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(PIP) -e '.[docs]'
+	$(PIP) -e '.[report,docs]'
 	touch $@
 
 clean:  ## Remove .venv and caches, never runs

@@ -20,9 +20,9 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
 
     spec (without defaults of blocks that one lacks), data and versions by name, where they differ; git; training:
     state, steps and seconds of both; evaluations: those of the last step that both have, with a paired test of each
-    accuracy (`mcnemar`) where the verdicts of the same images are on disk, else `unpaired` says why not; missing: the commands
-    that make what is not there. Raises CheckpointError when one is not a run folder, or holds an evaluation of another
-    version.
+    accuracy (`mcnemar`) where the verdicts of the same images are on disk, else `unpaired` says why not; missing: the
+    commands that make what is not there. Raises CheckpointError when one is not a run folder, or holds an evaluation of
+    another version.
     """
     folders = RunFolder(Path(a)), RunFolder(Path(b))
     runs = _run(folders[0]), _run(folders[1])
