@@ -9,22 +9,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Tests compile a lot and compute little: unoptimised code compiles in a quarter of the time, and what one test or
-# process has compiled the others share.
+# Tests compile a lot and compute little: unoptimised code compiles in a quarter of the time, and what one of the
+# `llrflow` processes that tests start has compiled the others share.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1 "  # the other workers have the other cores
     "--xla_disable_hlo_passes=cse_barrier_expander "  # XLA:CPU would undo rematerialisation
     "--xla_cpu_collective_call_terminate_timeout_seconds=86400",
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llrflow-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody reads where an operation of a test was written
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_enable_compilation_cache", False)  # in one process few programs come twice: writing costs more
 jax.devices()  # starts the backend, so that no test can settle on another number
 
 gc.set_threshold(100_000, 20, 100)  # tracing allocates a lot that lives for long
