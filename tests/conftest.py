@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Tests compile a lot and compute little: unoptimised code compiles in a quarter of the time, and what one of the
-# `llrflow` processes that tests start has compiled the others share.
+# Tests compile a lot and compute little: unoptimised code compiles in a quarter of the time, and what one test or
+# process has compiled the others share.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
@@ -27,7 +27,8 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_enable_compilation_cache", False)  # in one process few programs come twice: writing costs more
+# Here few small programs come twice, and writing them all would cost more.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.devices()  # starts the backend, so that no test can settle on another number
 
 gc.set_threshold(100_000, 20, 100)  # tracing allocates a lot that lives for long
