@@ -41,6 +41,10 @@ def pytest_sessionfinish():
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # so that no worker ends alone with one
+
+
 def pytest_addoption(parser):
     parser.addoption("--regenerate", action="store_true", help="Write the golden files anew instead of comparing.")
 
