@@ -14,17 +14,21 @@ from pathlib import Path
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1 "  # the other workers have the other cores
     "--xla_disable_hlo_passes=cse_barrier_expander "  # XLA:CPU would undo rematerialisation
     "--xla_cpu_collective_call_terminate_timeout_seconds=86400",
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llrflow-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody reads where an operation of a test was written
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+# Here few small programs come twice, and writing them all would cost more.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.devices()  # starts the backend, so that no test can settle on another number
 
 gc.set_threshold(100_000, 20, 100)  # tracing allocates a lot that lives for long
@@ -35,6 +39,10 @@ REPOSITORY = Path(__file__).parents[1]
 def pytest_sessionfinish():
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # so that no worker ends alone with one
 
 
 def pytest_addoption(parser):

@@ -44,10 +44,26 @@ class FromAfar(Component):
     def __call__(self, probe, delta):
         return jnp.max(probe.logits(delta), axis=-1) ** self.power
 '''
+COMMANDS = """
+import contextlib, io, json, sys
+from llrflow.cli import main
+
+done = []
+for arguments in json.load(sys.stdin):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code
+    done.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps([done, "tiny_terms_code" in sys.modules]))
+"""
+"""Runs commands one after the other in one process; also prints whether the plugin was imported."""
 
 
-def run(*command, cwd):
-    options = {"cwd": cwd, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}, "timeout": 300}
+def run(*command, cwd, **more):
+    options = {"cwd": cwd, **more, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}, "timeout": 300}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)
     return done.returncode, done.stdout, done.stderr
 
@@ -84,8 +100,18 @@ def python(tmp_path_factory, repository):
 
 @pytest.fixture
 def llrflow_there(python, tmp_path):
-    """llrflow_there(*arguments) -> (exit code, stdout, stderr) of `python -m llrflow` in the new environment."""
-    return lambda *arguments: run(python, "-m", "llrflow", *arguments, cwd=tmp_path)
+    """llrflow_there(*commands) -> ([(exit code, stdout, stderr) of each], whether the plugin was imported).
+
+    The commands are run by one process of the new environment.
+    """
+
+    def there(*commands):
+        asked = json.dumps([list(map(str, command)) for command in commands])
+        code, out, err = run(python, "-c", COMMANDS, cwd=tmp_path, input=asked)
+        assert code == 0, err
+        return json.loads(out)
+
+    return there
 
 
 @pytest.fixture
@@ -100,17 +126,19 @@ def spec(tiny, write_spec, tmp_path):
     return write_spec(tmp_path / "spec.yaml", tiny(), changes)
 
 
-def test_its_terms_are_listed_and_checked(llrflow_there):
-    code, out, err = llrflow_there("types", "term", "--plugin", "tiny_terms", "--json")
+def test_its_terms_are_listed_and_checked_and_a_spec_that_names_it_trains(llrflow_there, spec, tmp_path):
+    (listed, checked, trained), _ = llrflow_there(
+        ("types", "term", "--plugin", "tiny_terms", "--json"),
+        ("plugins", "check", "tiny_terms"),
+        ("run", spec, "--out", tmp_path / "run"),
+    )
+    code, out, err = listed
     assert code == 0, err
     (term,) = [term for term in json.loads(out)["term"] if term["type"] == "from_afar"]
     assert term["origin"] == "tiny_terms" and [field["name"] for field in term["fields"]] == ["power"]
-    code, out, err = llrflow_there("plugins", "check", "tiny_terms")
+    code, out, err = checked
     assert code == 0 and out.splitlines()[0] == "term from_afar" and "3 F" in out, err
-
-
-def test_a_spec_that_names_it_trains_with_it(llrflow_there, spec, tmp_path):
-    code, _, err = llrflow_there("run", spec, "--out", tmp_path / "run")
+    code, _, err = trained
     assert code == 0, err
     (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     total = line["loss"] + 0.2 * line["gamma"] + 0.1 * line["slope"] + 0.5 * line["far"]
@@ -120,14 +148,16 @@ def test_a_spec_that_names_it_trains_with_it(llrflow_there, spec, tmp_path):
 
 
 def test_without_its_name_nothing_of_it_is_imported(python, llrflow_there, spec, tmp_path):
-    code, out, err = llrflow_there("validate", spec, "--set", "plugins=[]")
+    (validated, listed), imported = llrflow_there(
+        ("validate", spec, "--set", "plugins=[]"), ("types", "term", "--json")
+    )
+    code, out, err = validated
     assert (code, out) == (2, "")
     assert "objective.terms.far.type = 'from_afar' is not a known term" in err
-    code, out, _ = llrflow_there("types", "term", "--json")
-    assert code == 0 and "from_afar" not in out
+    code, out, _ = listed
+    assert code == 0 and "from_afar" not in out and not imported
     looks = (
-        "import importlib.metadata, sys, llrflow.registry; llrflow.registry.load_builtins(); "
-        "points = importlib.metadata.entry_points(group='llrflow.plugins'); "
-        "print([point.name for point in points], 'tiny_terms_code' in sys.modules)"
+        "import importlib.metadata; points = importlib.metadata.entry_points(group='llrflow.plugins'); "
+        "print([point.name for point in points])"
     )
-    assert run(python, "-c", looks, cwd=tmp_path)[1] == "['tiny_terms'] False\n"
+    assert run(python, "-c", looks, cwd=tmp_path)[1] == "['tiny_terms']\n"

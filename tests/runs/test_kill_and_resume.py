@@ -18,16 +18,21 @@ LONG = {
     "checkpoint.every": 60,
     "devices.count": 2,
     "evaluate.batch_size": 60,
+    # Terms of two plugins, one of which keeps a state.
+    "objective.terms.lin": {"type": "elle_a", "sensitivity": 0.5, "decay": 0.9, "weight": 10.0},
+    "objective.terms.align": {"type": "grad_align", "weight": 0.1},
+    "objective.terms.slope": None,
     # Its verdicts must reach the disk before it ends.
-    "evaluate.attacks.slow": {"type": "pgd", "steps": 40, "restarts": 50},
+    "evaluate.attacks.slow": {"type": "pgd", "steps": 40, "restarts": 25},
 }
 SAVING_OFTEN = "import llrflow.runs.verdicts as v; v.SAVE_SECONDS = 0.2; from llrflow.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
-def long_spec(tmp_path_factory, tiny, write_spec):
+def long_spec(tmp_path_factory, tiny, write_spec, repository):
     """A spec file whose training and evaluation take seconds."""
-    return write_spec(tmp_path_factory.mktemp("spec") / "long.yaml", tiny(), LONG)
+    plugins = [str(repository / "plugins" / name / f"{name}.py") for name in ("elle", "grad_align")]
+    return write_spec(tmp_path_factory.mktemp("spec") / "long.yaml", tiny(), {"plugins": plugins, **LONG})
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +83,8 @@ def end_with(process, signum):
     return process.returncode, out, err
 
 
-def test_killed_before_a_checkpoint_in_training_and_in_evaluation(begin, unbroken, tmp_path, numbers_of):
-    folder, rng = tmp_path / "run", random.Random(2)
+def test_killed_and_asked_to_stop_in_training_and_in_evaluation(begin, unbroken, tmp_path, numbers_of):
+    folder, rng, trained = tmp_path / "run", random.Random(2), 0.0
 
     process = begin()
     wait_for((folder / "run.json").exists, process)
@@ -94,33 +99,6 @@ def test_killed_before_a_checkpoint_in_training_and_in_evaluation(begin, unbroke
     kept = finished_steps(folder)
     assert 0 < kept[-1] < 600 and record(folder)["state"] == "training"
 
-    process = begin()
-    verdicts = folder / "evaluation" / "600.slow.npz"
-    wait_for(verdicts.exists, process)
-    _, _, err = end_with(process, signal.SIGKILL)
-    assert f"continuing from step {kept[-1]} of 600" in err
-    assert record(folder)["state"] == "trained" and not (folder / "evaluation" / "600.json").exists()
-    with np.load(verdicts) as stored:
-        assert 0 < stored["tried"].max() < 50  # killed halfway through its restarts
-
-    process = begin()
-    _, err = process.communicate(timeout=90)
-    assert process.returncode == 0 and "continuing from step 600 of 600" in err
-    assert numbers_of(folder) == numbers_of(unbroken)
-    for name in ("fgsm", "pgd", "slow", "random"):
-        with (
-            np.load(folder / f"evaluation/600.{name}.npz") as ours,
-            np.load(unbroken / f"evaluation/600.{name}.npz") as other,
-        ):
-            for field in ("tried", "wrong", "value", "loss", "distance", "linearity"):
-                np.testing.assert_array_equal(ours[field], other[field], err_msg=f"{name} {field}")
-    assert record(folder)["state"] == "finished" and record(folder)["step"] == 600
-    assert record(folder)["seconds"].keys() == {"compile", "train", "evaluate"}
-    assert not [path for path in folder.rglob("*tmp*") if "orbax" in path.name or path.name.endswith(".tmp")]
-
-
-def test_asked_to_stop_it_saves_tells_how_to_go_on_and_continues(begin, unbroken, tmp_path, numbers_of):
-    folder, rng, trained = tmp_path / "run", random.Random(4), 0.0
     for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         before = finished_steps(folder)
         process = begin()
@@ -128,6 +106,7 @@ def test_asked_to_stop_it_saves_tells_how_to_go_on_and_continues(begin, unbroken
         time.sleep(rng.uniform(0, 0.2))
         returned, _, err = end_with(process, signum)
         assert returned == code, err
+        assert f"continuing from step {before[-1]} of 600" in err
         step = record(folder)["step"]
         message = f"stopped at step {step} of 600 and saved; run the same command to continue"
         assert err.splitlines()[-1] == message and "Traceback" not in err
@@ -143,10 +122,30 @@ def test_asked_to_stop_it_saves_tells_how_to_go_on_and_continues(begin, unbroken
     assert record(folder)["state"] == "interrupted"
 
     process = begin()
+    verdicts = folder / "evaluation" / "600.slow.npz"
+    wait_for(verdicts.exists, process)
+    _, _, err = end_with(process, signal.SIGKILL)
+    assert "continuing from step 600 of 600" in err
+    assert record(folder)["state"] == "trained" and not (folder / "evaluation" / "600.json").exists()
+    with np.load(verdicts) as stored:
+        assert 0 < stored["tried"].max() < 25  # killed halfway through its restarts
+
+    process = begin()
     _, err = process.communicate(timeout=90)
-    assert process.returncode == 0, err
+    assert process.returncode == 0 and "continuing from step 600 of 600" in err
     assert numbers_of(folder) == numbers_of(unbroken)
-    assert record(folder)["state"] == "finished" and record(folder)["error"] is None
+    for name in ("fgsm", "pgd", "slow", "random"):
+        with (
+            np.load(folder / f"evaluation/600.{name}.npz") as ours,
+            np.load(unbroken / f"evaluation/600.{name}.npz") as other,
+        ):
+            for field in ("tried", "wrong", "value", "loss", "distance", "linearity"):
+                np.testing.assert_array_equal(ours[field], other[field], err_msg=f"{name} {field}")
+    factor = [json.loads(line)["lin.factor"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert min(factor[kept[-1] // LONG["train.log_every"] :]) > 0, "the state of the term would not matter"
+    assert record(folder)["state"] == "finished" and record(folder)["step"] == 600 and not record(folder)["error"]
+    assert record(folder)["seconds"].keys() == {"compile", "train", "evaluate"}
+    assert not [path for path in folder.rglob("*tmp*") if "orbax" in path.name or path.name.endswith(".tmp")]
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(begin, tmp_path, command, long_spec):

@@ -544,7 +544,7 @@ texts = (
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | texts
 values = st.recursive(leaves, lambda v: st.lists(v, max_size=4) | st.dictionaries(texts | st.integers(), v, max_size=4))
 mappings = st.dictionaries(texts.filter(lambda key: key != "extends") | st.integers(), values, max_size=5)
-in_one_folder = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_one_folder = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def exact(value):
