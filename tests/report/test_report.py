@@ -137,6 +137,13 @@ def test_what_cannot_be_read_is_one_line_and_no_page(runs, command, tmp_path, ha
     assert not list(tmp_path.glob("*.html*"))
 
 
+def test_a_sweep_that_cannot_be_read_is_one_line(swept, command):
+    for content, words in (('{"format": 99}', "install a newer llrflow"), ("{", "--resume")):
+        (swept / "sweep.json").write_text(content)
+        code, out, err = command("report", swept)
+        assert (code, out) == (2, "") and words in err and len(err.splitlines()) == 1
+
+
 def test_a_page_that_cannot_be_written_is_one_line(runs, command, tmp_path):
     for path, words in ((tmp_path / "no" / "page.html", "has no parent folder"), (tmp_path, "is a folder")):
         code, out, err = command("report", runs[0], "-o", path)
