@@ -1,5 +1,6 @@
 """The report: what stands on its page, in its tables and files, and what it says of what is not there."""
 
+import base64
 import csv
 import html
 import io
@@ -16,6 +17,7 @@ import pytest
 
 from llrflow.report.gallery import data_uri, png
 from llrflow.report.page import make_report, require_extra
+from llrflow.report.pictures import curves
 from llrflow.report.read import read
 from llrflow.report.sweeps import front
 from llrflow.report.tables import Table, differing_paths, latex, leaves, markdown
@@ -123,12 +125,24 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(runs, command, t
         (lambda run: (run / "evaluation/12.json").write_text('{"format": 99}'), "install a newer llrflow"),
         (lambda run: (run / "evaluation/12.npz").write_bytes(b"PK\x03\x04"), "is damaged"),
         (lambda run: (run / "evaluation/12.surface.json").write_text("{"), "is damaged"),
+        (lambda run: (run / "evaluation/12.strength.json").write_text("{}"), "is damaged"),
         (lambda run: (run / "spec.yaml").write_text("a: [1"), "spec.yaml"),
         (lambda run: (run / "spec.yaml").unlink(), "spec.yaml"),
         (lambda run: shutil.rmtree(run), "is no folder"),
         (lambda run: [shutil.rmtree(run), run.mkdir()], "holds no run and no sweep"),
     ],
-    ids=["newer run", "no run", "newer evaluation", "images", "study", "spec", "no spec", "no folder", "empty folder"],
+    ids=[
+        "newer run",
+        "no run",
+        "newer evaluation",
+        "images",
+        "study",
+        "no study",
+        "spec",
+        "no spec",
+        "no folder",
+        "empty folder",
+    ],
 )
 def test_what_cannot_be_read_is_one_line_and_no_page(runs, command, tmp_path, harm, words):
     harm(runs[0])
@@ -264,3 +278,157 @@ def test_images_of_any_channels_and_size_become_small_pngs(channels):
     small = np.array([[[0.0], [1.0]]])
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(small)))), [[0, 255]])
     assert data_uri(small).startswith("data:image/png;base64,")
+
+
+def rewritten(path, change):
+    """Replace a JSON file by change(its content)."""
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def pictures_of(*paths):
+    return {picture.name: picture.rows for picture in make_report(list(paths)).pictures}
+
+
+def test_cells_stand_under_their_attack_whatever_the_order(runs):
+    def turned(record):
+        return {**record, "attacks": dict(reversed(record["attacks"].items()))}
+
+    rewritten(runs[1] / "evaluation" / "12.json", turned)
+    table = next(table for table in make_report(list(runs)).tables if table.name == "results-1")
+    assert len(table.rows) == 2 and table.rows[0][1:] == table.rows[1][1:] and len(set(table.rows[0])) > 3
+
+    def cascaded(record):
+        return {**record, "cascade": True}
+
+    for run in runs:
+        rewritten(run / "evaluation" / "12.json", cascaded)
+    tables = [table for table in make_report(list(runs)).tables if table.name.startswith("results")]
+    assert [len(table.rows) for table in tables] == [1, 2, 1], "the order of a cascade matters"
+
+
+def test_numbers_are_those_of_the_files(runs):
+    first = runs[0] / "evaluation"
+    record = RunFolder(runs[0]).evaluations()[12]
+    report = make_report([runs[0]])
+    table = next(table for table in report.tables if table.name == "kills")
+    pgd = next(row for row in table.rows if row[0] == "tiny, pgd")
+    made = record.attacks["pgd"]
+    each = [f"{spent / made.attacked:,.1f}" for spent in (made.queries, made.gradients)]
+    assert pgd[1:5] == [str(made.attacked), str(made.kills), *each] and float(each[0]) > 1
+    results = next(table for table in report.tables if table.name == "results-1").rows[0]
+    assert results[1].startswith(f"{record.nominal.accuracy:.2%}")
+    assert results[-1].startswith(f"{record.worst_case.accuracy:.2%}") and results[1] != results[-1]
+
+    rows = {picture.name: picture.rows for picture in report.pictures}
+    study = json.loads((first / "12.linearity.json").read_text())["perturbations"]
+    assert {row["adversary"] for row in rows["linearity"]} == set(study)
+    for row in rows["linearity"]:
+        largest = study[row["adversary"]][-1]["gamma"]
+        assert row["mean"] == largest["mean"] and row["q0.5"] == largest["quantiles"]["0.5"]
+        assert row["q0.95"] == largest["quantiles"]["0.95"]
+    (near,) = (e for (_, label), e in RunFolder(runs[0]).all_evaluations().items() if label)
+    curve = [(point.epsilon, point.accuracy) for point in near.attacks["near"].minimum.curve]
+    assert [(row["radius"], row["accuracy"]) for row in rows["radius-near"]] == curve and curve[0][1] > 0
+    surface = json.loads((first / "12.surface.json").read_text())
+    image, axis = surface["images"][0], surface["axis"]
+    found = {(row["attack"], row["random"]): row["loss"] for row in rows["surface-1"] if row["image"] == image["id"]}
+    assert found[axis[-1], axis[0]] == image["loss"][-1][0] != image["loss"][0][-1]
+
+
+def test_a_gallery_shows_what_was_kept(runs):
+    from PIL import Image
+
+    with np.load(runs[0] / "evaluation" / "12.npz", allow_pickle=False) as stored:
+        kept = dict(stored)
+    (name, shown), *_ = make_report([runs[0]]).galleries
+    assert name == "tiny" and [image.id for image in shown] == kept["ids"].tolist()
+    for i, image in enumerate(shown):
+        assert image.changed == bool(kept["changed"][i]) and image.label == kept["labels"][i]
+        assert image.clean_says.startswith(f"{kept['clean'][i].argmax()} (")
+        assert image.adversarial_says == f"{kept['attacked'][i].argmax()} ({kept['attacked'][i].max():.0%})"
+        for uri, pixels in (
+            (image.clean, kept["images"][i]),
+            (image.adversarial, kept["images"][i] + kept["delta"][i]),
+        ):
+            drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+            np.testing.assert_array_equal(drawn, np.round(np.clip(pixels[..., 0], 0, 1) * 255))
+        difference = np.asarray(Image.open(io.BytesIO(base64.b64decode(image.difference.split(",")[1]))))
+        np.testing.assert_array_equal(difference > 128, kept["delta"][i][..., 0] > 0.005)
+    third = shutil.copytree(runs[0], runs[0].parent / "three")
+    spread = make_report([*runs, third]).galleries[0][1]
+    assert [image.id for image in spread] == kept["ids"][[0, 2, 4, 7]].tolist()
+
+
+def test_only_the_last_evaluated_checkpoint_counts(runs):
+    earlier = runs[0] / "evaluation" / "4.json"
+    shutil.copy(runs[0] / "evaluation" / "12.json", earlier)
+    rewritten(
+        earlier, lambda record: {**record, "checkpoint": 4, "worst_case": {**record["worst_case"], "accuracy": 0.0}}
+    )
+    ((run,), _, _) = read([runs[0]])
+    assert {evaluated.record.checkpoint for evaluated in run.evaluations} == {12}
+
+
+def test_signs_of_masking_in_any_evaluation_leave_a_run_out_of_the_answer(runs):
+    (other,) = runs[0].glob("evaluation/12-????????.json")
+    flag = {"name": "loss_flat", "fired": True, "measured": {}, "meaning": "flat"}
+    rewritten(other, lambda record: {**record, "flags": {"loss_flat": flag}})
+    report = make_report(list(runs))
+    assert [name for name, _ in report.flags] == ["tiny"]
+    assert "Left out for signs of gradient masking: tiny." in report.answer
+    assert not any(line.startswith("Most robust") for line in report.answer)
+
+
+def test_the_lowest_worst_case_of_a_run_is_told(runs):
+    (other,) = runs[0].glob("evaluation/12-????????.json")
+    lower = {"accuracy": 0.0125, "correct": 0, "n": 360, "interval": [0.0, 0.1]}
+    rewritten(other, lambda record: {**record, "worst_case": lower})
+    assert any("tiny" in line and "1.25% in the worst case, under near" in line for line in make_report([*runs]).answer)
+
+
+def test_the_front_is_of_trials_that_finished_without_signs_of_masking(swept):
+    def changed(record):
+        trials = [dict(trial) for trial in record["trials"]]
+        trials[3] |= {"nominal": 0.99, "robust": 0.99}  # stopped: measured with other attacks
+        trials[2] |= {"nominal": 0.80, "robust": 0.60}  # masked, where another is that is not
+        return {**record, "trials": trials}
+
+    rewritten(swept / "sweep.json", changed)
+    rows = pictures_of(swept)["sweep-1-pareto"]
+    assert {row["trial"]: row["on_front"] for row in rows} == {0: True, 1: True, 2: False, 3: False}
+
+
+def test_stronger_attacks_of_a_sweep_have_a_column(swept):
+    def changed(record):
+        escalated = {"attacks": "quick", "robust": 0.5, "masked": []}
+        trials = [{**trial, "escalated": escalated if trial["number"] == 1 else None} for trial in record["trials"]]
+        first = {**record["configurations"][0], "escalated": 0.5}
+        return {**record, "trials": trials, "configurations": [first, *record["configurations"][1:]]}
+
+    rewritten(swept / "sweep.json", changed)
+    table = next(table for table in make_report([swept]).tables if table.name == "sweep-1-configurations")
+    assert table.headings[2] == "quick" and [row[2] for row in table.rows] == ["50.00%", "", "", ""]
+
+
+def test_what_cannot_be_read_among_others_is_left_out_and_told(runs, swept):
+    (runs[1] / "run.json").write_text('{"format": 99}')
+    report = make_report([runs[0].parent])
+    assert any("left out" in line and "format 99" in line for line in report.missing)
+    assert [name for name, _ in report.specs] == ["tiny"]
+    shutil.rmtree(swept / "runs" / "trial-0")
+    assert any("left out" in line for line in make_report([swept]).missing)
+
+
+def test_names_that_matplotlib_would_take_for_something_else(runs, tmp_path):
+    for run, name in zip(runs, ("_x", "r$x_$"), strict=True):
+        rewritten(run / "run.json", lambda record, name=name: {**record, "name": name})
+    picture = next(p for p in make_report(list(runs)).pictures if p.name == "training-accuracy")
+    text = " ".join(ElementTree.fromstring(picture.svg()).itertext())
+    assert "_x" in text and "r$x_$" in text
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    points = [(float(i), float(i % 7)) for i in range(650)]
+    svg = curves("c", "c", "", {"a": points}, "x", "y").svg()
+    path = max(re.findall(r' d="([^"]*)"', svg), key=len)
+    assert 250 < path.count("L") + path.count("M") <= 300
