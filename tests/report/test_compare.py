@@ -96,6 +96,23 @@ def test_other_test_images_are_not_paired(copies):
     assert not any("mcnemar" in result for result in evaluation["results"].values())
 
 
+def test_only_what_was_attacked_alike_is_tested(copies):
+    path = copies[1] / "evaluation" / "12.json"
+    record = json.loads(path.read_text())
+
+    def compared(**changes):
+        path.write_text(json.dumps({**record, **changes}))
+        (evaluation,) = (e for e in compare(*copies)["evaluations"] if not e["label"])
+        return evaluation["unpaired"], {n for n, result in evaluation["results"].items() if "mcnemar" in result}
+
+    assert compared() == (None, {"nominal", "fgsm", "pgd", "worst case"})
+    told, tested = compared(threat={**record["threat"], "epsilon": 0.05})
+    assert "different threat models" in told and tested == {"nominal"}
+    stronger = {**record["attacks"], "pgd": {**record["attacks"]["pgd"], "attack": {"type": "pgd", "steps": 50}}}
+    told, tested = compared(attacks=stronger)
+    assert "worst cases" in told and tested == {"nominal", "fgsm", "pgd"}
+
+
 def test_what_is_missing_is_named_with_its_remedy(command, copies):
     a, b = copies
     verdicts = b / "evaluation/12.pgd.npz"

@@ -431,4 +431,4 @@ def test_long_curves_are_thinned_and_keep_their_ends():
     points = [(float(i), float(i % 7)) for i in range(650)]
     svg = curves("c", "c", "", {"a": points}, "x", "y").svg()
     path = max(re.findall(r' d="([^"]*)"', svg), key=len)
-    assert 250 < path.count("L") + path.count("M") <= 300
+    assert 100 < path.count("L") + path.count("M") <= 300  # matplotlib leaves out what lies on a line
