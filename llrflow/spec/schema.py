@@ -158,11 +158,18 @@ class ParameterEntry(Component):
 class Search(Component):
     """Which combinations of values are tried."""
 
-    type: Literal["grid", "random"] = "random"
-    """`grid`: every combination of listed values. `random`: `trials` draws; a larger sweep begins with the same."""
+    type: Literal["grid", "random", "optuna"] = "random"
+    """`grid`: every combination of listed values. `random`: `trials` draws; a larger sweep begins with the same.
+    `optuna`: `trials` draws in rounds, each by what the trials of the rounds before came to."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the draws."""
+
+    round: Annotated[int | None, Field(ge=1)] = None
+    """Draws of `optuna` in a round, whose trials run side by side; default 4."""
+
+    startup: Annotated[int | None, Field(ge=1)] = None
+    """Draws that `optuna` makes at random before it learns; default 10."""
 
 
 class Rung(Component):
@@ -224,10 +231,10 @@ class Sweep(Component):
     """What is varied, by the path of its value in the spec, or by a name and with `path:`."""
 
     search: Search = Search()
-    """Grid or random."""
+    """Grid, random, or by what earlier trials came to."""
 
     trials: Annotated[int | None, Field(ge=1)] = None
-    """Draws of a random search."""
+    """Draws of a search that is no grid."""
 
     seeds: int = Field(default=1, ge=1)
     """Runs of each configuration, with the seeds `seed`, `seed` + 1, ...; they are compared by their mean."""

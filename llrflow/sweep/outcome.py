@@ -175,7 +175,7 @@ def outcome(
 ) -> SweepRecord:
     """The record of a sweep whose trials stand as given."""
     sweep, listed = sweep_of(spec), sorted(trials, key=lambda trial: trial.number)
-    found = _ranked(sweep, listed)
+    found = configurations_of(sweep, listed)
     now = datetime.datetime.now(datetime.UTC)
     return SweepRecord(
         name=spec.name,
@@ -200,12 +200,12 @@ def finalists(sweep: Sweep, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     if sweep.escalate is None:
         return []
     known = {trial.number: trial for trial in trials}
-    ranked = _ranked(sweep, [trial.model_copy(update={"escalated": None}) for trial in known.values()])
+    ranked = configurations_of(sweep, [trial.model_copy(update={"escalated": None}) for trial in known.values()])
     chosen = [c for c in ranked if c.excluded is None][: sweep.escalate.top]
     return [known[number] for configuration in chosen for number in configuration.trials]
 
 
-def _ranked(sweep: Sweep, trials: list[TrialRecord]) -> list[ConfigurationRecord]:
+def configurations_of(sweep: Sweep, trials: Iterable[TrialRecord]) -> list[ConfigurationRecord]:
     """The configurations, best first."""
     groups: dict[int, list[TrialRecord]] = {}
     for trial in trials:

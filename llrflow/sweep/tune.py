@@ -31,6 +31,7 @@ from llrflow.spec.source import dump_yaml
 from llrflow.sweep.escalate import escalated
 from llrflow.sweep.live import View
 from llrflow.sweep.outcome import SweepRecord, WorkerRecord, finalists, outcome, trial_record, write
+from llrflow.sweep.rounds import Queue, Rounds
 from llrflow.sweep.space import Trial, base_of, check_trials, sweep_of, trials_of
 from llrflow.sweep.storage import Ended, Storage, folder_of
 from llrflow.sweep.worker import TrialRunner
@@ -75,6 +76,7 @@ def run_sweep(
     Raises SpecError and DataError before Ray starts, Interrupted after Ctrl-C or SIGTERM with everything on record.
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe)
+    learns = sweep.search.type == "optuna"
     if address != "local" and sweep.concurrency and sweep.scheduler.registered_as[1] == "hyperband":
         got = "would keep hyperband on a cluster from letting trials wait for each other"
         raise at(spec, "sweep.concurrency", got, "delete it, or set `resources` so that fewer trials fit")
@@ -88,15 +90,16 @@ def run_sweep(
     with storage.owned():
         assert spec._source is not None
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": spec._source.data["sweep"]}).encode())
-        watch = _Watch(spec, storage, trials, quiet)
+        rounds = Rounds(spec, storage) if learns else None
+        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds)
         todo = watch.todo()
         state = "finished"
-        if todo or watch.finalists():
+        if todo or watch.left or watch.finalists():
             # What Ray has to say of dying nodes is no part of a result on standard output.
             with redirect_stdout(sys.stderr), watch.view, _cluster(spec, sweep, address), _stop_requests() as stop:
                 watch.budget.request = stop
                 try:
-                    if todo:
+                    if todo or watch.left:
                         _fit(sweep, todo, storage, watch, address)
                     if not watch.exhausted:
                         watch.escalate(_wanted(sweep, address))
@@ -115,16 +118,24 @@ def run_sweep(
 
 
 def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, address: str) -> None:
-    scheduler = sweep.scheduler.build(max(len(trial.rungs) for trial in todo))
     rest = -WORST if sweep.best_is == "max" else WORST, sweep.scheduler.model_dump()
-    tasks = [Task(str(storage.path), watch.start, t.name, t.overrides, list(t.rungs), *rest)._asdict() for t in todo]
+
+    def tasks_of(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        return [Task(str(storage.path), watch.start, t.name, t.overrides, [*t.rungs], *rest)._asdict() for t in trials]
+
+    trials, queue = todo, None
+    if watch.left:
+        trials = todo or watch.more()
+        queue = Queue(tasks_of(trials), lambda: tasks_of(watch.more()))
     tuner = tune.Tuner(
         tune.with_resources(TrialRunner, _wanted(sweep, address)),
-        param_space={"trial": tune.grid_search(tasks)},
+        param_space={} if queue else {"trial": tune.grid_search(tasks_of(trials))},
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.best_is,
-            scheduler=scheduler,
+            scheduler=sweep.scheduler.build(max(len(trial.rungs) for trial in trials)),
+            search_alg=queue,
+            num_samples=-1 if queue else 1,
             max_concurrent_trials=None if address == "local" else sweep.concurrency,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -139,6 +150,8 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
         ),
     )
     tuner.fit()
+    if queue is not None and queue.problem is not None:
+        raise queue.problem
 
 
 def _wanted(sweep: Sweep, address: str) -> dict[str, float]:
@@ -168,7 +181,10 @@ class _Budget(tune.Stopper):
 class _Watch(tune.Callback):
     """Follows a sweep in the driver: notes who was stopped, keeps sweep.json up to date, shows how it goes."""
 
-    def __init__(self, spec: Spec, storage: Storage, trials: Sequence[Trial], quiet: bool) -> None:
+    def __init__(
+        self, spec: Spec, storage: Storage, trials: Sequence[Trial], quiet: bool, rounds: Rounds | None
+    ) -> None:
+        self._rounds = rounds
         self._spec, self._storage, self._sweep = spec, storage, sweep_of(spec)
         self._trials = {trial.name: trial for trial in trials}
         self._records = {trial.name: trial_record(spec, storage, trial) for trial in trials}
@@ -184,7 +200,22 @@ class _Watch(tune.Callback):
     @property
     def exhausted(self) -> bool:
         """Whether the sweep ended before its trials did."""
-        return self.budget.exhausted and any(r.state in ("waiting", "unfinished") for r in self._records.values())
+        open_ = any(record.state in ("waiting", "unfinished") for record in self._records.values())
+        return self.budget.exhausted and (open_ or self.left > 0)
+
+    @property
+    def left(self) -> int:
+        """Configurations that are still to be drawn."""
+        return 0 if self._rounds is None else self._rounds.left
+
+    def more(self) -> list[Trial]:
+        """The trials of another round, now that all others have ended; none when all are drawn, or the budget spent."""
+        if self._rounds is None or self.budget.exhausted:
+            return []
+        found = self._rounds.more(self._records.values())
+        self._trials |= {trial.name: trial for trial in found}
+        self._records |= {trial.name: trial_record(self._spec, self._storage, trial) for trial in found}
+        return found
 
     def todo(self) -> list[Trial]:
         """The trials that Tune must hear of, those with the most on record first.
