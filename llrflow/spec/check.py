@@ -183,6 +183,8 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
         if attack.needs_surrogate or spec.threat.norm not in attack.norms:
             got = f"({attack.label()}) cannot look at a trial under {spec.threat.norm}"
             yield Problem(f"sweep.rung.attacks.{name}", got, "choose a cheap attack on the trial itself")
+    if sweep.rung.guard is not None and sweep.rung.guard.share is None and sweep.rung.guard.gamma is None:
+        yield Problem("sweep.rung.guard", "watches nothing", "set `share` or `gamma`, or delete it")
     if sweep.metric not in sweep.metrics:
         got = f"= {sweep.metric!r} is not measured at a rung"
         yield Problem("sweep.metric", got, suggest(sweep.metric, sweep.metrics))

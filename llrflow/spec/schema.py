@@ -172,6 +172,22 @@ class Search(Component):
     """Draws that `optuna` makes at random before it learns; default 10."""
 
 
+class Guard(Component):
+    """Stops a trial whose robustness breaks down: catastrophic overfitting (Wong et al. 2020, arXiv:2001.03994)."""
+
+    share: Annotated[float | None, Field(gt=0, lt=1)] = 0.5
+    """Stop where the worst-case accuracy is below this share of its best at an earlier rung, while the accuracy under
+    the one-step attack `fgsm` of the rung, or the nominal one where there is none, is not."""
+
+    gamma: Annotated[float | None, Field(gt=1)] = None
+    """Stop where the mean linearity error at the first attack is more than so many times its highest at an earlier
+    rung."""
+
+    floor: float = Field(default=0.2, ge=0, lt=1)
+    """Worst-case accuracy that a trial must have had before it is watched: one that answers every image alike has that
+    of chance, and loses it when it begins to learn."""
+
+
 class Rung(Component):
     """When and how a trial is looked at while it trains: what a scheduler decides by."""
 
@@ -182,6 +198,14 @@ class Rung(Component):
         default_factory=lambda: {"pgd": make("attack", {"type": "pgd", "steps": 10})}
     )
     """Named cheap attacks."""
+
+    guard: Guard | None = None
+    """Stop trials whose robustness breaks down; off by default."""
+
+    @property
+    def gamma(self) -> str:
+        """The linearity error that is followed: that at the first attack."""
+        return f"gamma.{next(iter(self.attacks))}.mean"
 
 
 class Resources(Component):

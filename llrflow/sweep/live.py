@@ -59,7 +59,7 @@ class View:
 
     def _line(self, record: TrialRecord) -> str:
         where = "" if record.state == "finished" else f" at step {record.step} of {record.steps}"
-        why = f": {record.error}" if record.error else ""
+        why = "".join(f": {reason}" for reason in (record.error, record.stopped) if reason)
         values = ", ".join(f"{name} {_short(value)}" for name, value in record.parameters.items())
         measured = "" if record.value is None else f", {self._sweep.metric} {record.value:.4g}"
         head = f"{len(self._ended)} of {self._total}: trial {record.number} {record.state}{where}{why}"

@@ -33,9 +33,15 @@ class Ended(Record):
     state: Literal["stopped", "failed"]
     step: int
     by: dict[str, Any] = {}
-    """The scheduler that stopped it: under another one it goes on."""
+    """The scheduler or guard that stopped it: under another one it goes on."""
     error: str = ""
+    """Why it failed, or what the guard saw."""
     traceback: str = ""
+
+    def holds(self, sweep: Sweep) -> bool:
+        """Whether the trial is still to end there."""
+        guard = sweep.rung.guard
+        return self.state == "failed" or self.by in (sweep.scheduler.model_dump(), guard and guard.model_dump())
 
 
 class Draws(Record):
