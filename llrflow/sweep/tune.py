@@ -346,7 +346,7 @@ def _cluster(spec: Spec, sweep: Sweep, address: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
             ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        fix = "start it with `ray start --head`, or use --address local"
+        fix = "start it with `ray start --head`; if it wants a token, set RAY_AUTH_MODE=token; or use --address local"
         raise SpecError("--address", f"no Ray cluster answers at {address!r}: {line_of(error)}", fix) from None
     try:
         _check_room(spec, sweep, 0.0 if address == "local" else PATIENCE)
