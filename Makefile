@@ -16,7 +16,7 @@ methods: $(VENV)/.installed  ## Train and attack every method on digits; prints 
 	$(BIN)/llrflow runs runs/methods --markdown
 
 test: $(VENV)/.installed-test  ## Run all tests, slow ones included, but for long ones and those that time something
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone and not long"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not alone and not long"
 
 test-long: $(VENV)/.installed-test  ## Run the rest: sweeps whose processes die, networks and data of some size
 	$(BIN)/python -m pytest -m "long and not alone"
@@ -25,7 +25,7 @@ figures: $(VENV)/.installed-test  ## Time what is promised: steps, start-up, qui
 	$(BIN)/python -m pytest -m alone
 
 test-fast: $(VENV)/.installed-test  ## Run the tests that take less than 20 s each
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone and not long"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not alone and not long"
 
 lint: $(VENV)/.installed-test  ## Check style and types
 	$(BIN)/ruff check .

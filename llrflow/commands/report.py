@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from llrflow.cli import json_option, print_json
+
 
 @click.command()
 @click.argument("paths", metavar="RUN|SWEEP|DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -21,8 +23,15 @@ import click
 @click.option("--table", "form", type=click.Choice(["markdown", "latex"]), help="Print the result tables in this form.")
 @click.option("--title", help="Of the page; default the names of the runs.")
 @click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
+@json_option
 def report(
-    paths: tuple[Path, ...], out: Path | None, assets: Path | None, form: str | None, title: str | None, show: bool
+    paths: tuple[Path, ...],
+    out: Path | None,
+    assets: Path | None,
+    form: str | None,
+    title: str | None,
+    show: bool,
+    as_json: bool,
 ) -> None:
     """Write one self-contained HTML page about runs, sweeps, or all runs in a folder.
 
@@ -35,7 +44,10 @@ def report(
       llrflow report runs/methods -o methods.html --assets figures/
       llrflow report sweeps/digits --open
       llrflow report runs/methods --table latex > table.tex
+      llrflow report runs/methods --json
     """
+    if as_json and form is not None:
+        raise click.UsageError("--json and --table both print: choose one")
     from llrflow.report.page import make_report, require_extra, write_assets, write_report
     from llrflow.report.tables import latex, markdown
 
@@ -50,8 +62,13 @@ def report(
     if form is None or out is not None or show:
         path = out or Path("report.html")
         write_report(made, path)
-        for line in made.missing:
-            click.echo(line, err=True)
-        click.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", err=form is not None)
+        if as_json:
+            print_json(
+                {"page": str(path), "bytes": path.stat().st_size, "answer": made.answer, "missing": made.missing}
+            )
+        else:
+            for line in made.missing:
+                click.echo(line, err=True)
+            click.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", err=form is not None)
         if show:
             click.launch(path.absolute().as_uri())

@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from llrflow.errors import CheckpointError, SpecError
-from llrflow.runs.records import EvaluationRecord, RunFolder, RunRecord
+from llrflow.runs.records import EvaluationRecord, RunFolder, RunRecord, refuse_newer
 from llrflow.spec.source import read_source
-from llrflow.sweep.outcome import SweepRecord
+from llrflow.sweep.outcome import SWEEP_FORMAT, SweepRecord
 
 STUDIES = ("strength", "linearity", "surface")
 
@@ -124,9 +124,11 @@ def _best_runs(sweep: ReadSweep, prefix: str) -> dict[Path, str]:
 
 
 def _sweep(path: Path) -> ReadSweep:
+    content = (path / "sweep.json").read_bytes()
     try:
-        return ReadSweep(path, SweepRecord.model_validate_json((path / "sweep.json").read_bytes()))
+        return ReadSweep(path, SweepRecord.model_validate_json(content))
     except ValidationError:
+        refuse_newer(path / "sweep.json", content, SWEEP_FORMAT)
         fix = f"write it anew with `llrflow sweep {path / 'sweep.yaml'} --out {path} --resume`"
         raise CheckpointError(str(path / "sweep.json"), "is no sweep that this version can read", fix) from None
 

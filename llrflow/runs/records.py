@@ -222,7 +222,7 @@ class RunFolder:
         try:
             return RunRecord.model_validate_json(content)
         except ValidationError as error:
-            _refuse_newer(self.run, content, FORMAT)
+            refuse_newer(self.run, content, FORMAT)
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"]))
             fix = "it was written by another version of llrflow, or damaged: use that version or another folder"
@@ -267,12 +267,12 @@ def _read_evaluation(path: Path) -> EvaluationRecord:
     try:
         return EvaluationRecord.model_validate_json(content)
     except ValidationError:
-        _refuse_newer(path, content, EVALUATION_FORMAT)
+        refuse_newer(path, content, EVALUATION_FORMAT)
         fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
         raise CheckpointError(str(path), "is no evaluation that this version can read", fix) from None
 
 
-def _refuse_newer(path: Path, content: bytes, known: int) -> None:
+def refuse_newer(path: Path, content: bytes, known: int) -> None:
     """Raise CheckpointError when a JSON file says that its format is newer than the `known` one."""
     try:
         number = json.loads(content)["format"]

@@ -19,6 +19,9 @@ from llrflow.spec.source import dump_yaml, read_source
 from llrflow.sweep.space import Trial, sweep_of
 from llrflow.sweep.storage import Storage, evaluation_of, look_at, look_label, record_of
 
+SWEEP_FORMAT = 1
+"""Of sweep.json."""
+
 State = Literal["waiting", "unfinished", "stopped", "finished", "failed"]
 
 
@@ -105,7 +108,7 @@ class WorkerRecord(Record):
 class SweepRecord(Record):
     """sweep.json."""
 
-    format: Literal[1] = 1
+    format: Literal[1] = SWEEP_FORMAT
     name: str
     metric: str
     mode: Literal["max", "min"]

@@ -34,12 +34,12 @@ PUBLISHED = [
 OURS = [
     ({"type": "wide_resnet", "depth": 28, "width": 8}, *CIFAR, 23_354_842),
     ({"type": "wide_resnet", "depth": 40, "width": 8}, *CIFAR, 35_748_314),
-    pytest.param({"type": "wide_resnet", "depth": 70, "width": 16}, *CIFAR, 266_796_506, marks=pytest.mark.long),
-    pytest.param({"type": "preact_resnet", "depth": 34}, *CIFAR, 21_280_330, marks=pytest.mark.long),
+    ({"type": "wide_resnet", "depth": 70, "width": 16}, *CIFAR, 266_796_506),
+    ({"type": "preact_resnet", "depth": 34}, *CIFAR, 21_280_330),
     ({"type": "preact_resnet", "depth": 50}, *CIFAR, 23_513_162),
-    pytest.param({"type": "resnet_v2", "depth": 18}, *IMAGENET, 11_687_720, marks=pytest.mark.long),
+    ({"type": "resnet_v2", "depth": 18}, *IMAGENET, 11_687_720),
     ({"type": "resnet_v2", "depth": 50}, *IMAGENET, 25_549_352),
-    pytest.param({"type": "resnet_v2", "depth": 152}, *IMAGENET, 60_185_128, marks=pytest.mark.long),
+    ({"type": "resnet_v2", "depth": 152}, *IMAGENET, 60_185_128),
     ({"type": "convnext", "depths": [2, 2, 6, 2], "widths": [40, 80, 160, 320]}, *IMAGENET, 3_695_520),
     ({"type": "convnext", "depths": [2, 2, 6, 2], "widths": [48, 96, 192, 384]}, *IMAGENET, 5_217_784),
 ]

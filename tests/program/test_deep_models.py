@@ -1,7 +1,6 @@
 """Every published model type trains: LLR, whose gradient is reverse-over-forward, on small images.
 
-preact_resnet is resnet_v2 with other defaults. `make test` leaves out two whose blocks another network has: the blocks
-of resnet_v1 are those of denoise_resnet, and those of resnet_v2 are those of wide_resnet.
+preact_resnet is resnet_v2 with other defaults.
 """
 
 from pathlib import Path
@@ -14,7 +13,6 @@ from llrflow.registry import entries
 
 SPECS = Path(__file__).parents[2] / "specs" / "models"
 TRAINED = sorted(path.stem for path in SPECS.glob("*.yaml") if path.stem not in ("all_of_training", "preact_resnet"))
-TWINS = ("resnet_v1", "resnet_v2")
 SMALL = {"height": 16, "width": 16, "train": 64, "test": 32}
 
 
@@ -36,7 +34,7 @@ def test_every_published_model_has_a_spec():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in TWINS)) for n in TRAINED])
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_loss_falls_on_a_fixed_batch(name, synthetic, batch_of):
     # No search, which would double the time to compile: the slope alone has every kind of derivative.
     changes = {"objective.perturbations.llr.steps": 0, "objective.terms.gamma": None, "data.options": SMALL}

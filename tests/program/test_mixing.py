@@ -29,11 +29,7 @@ def whole(load, train):
     return program, *train(program, 60)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"devices.count": 2, "train.accumulate": 2}, pytest.param({"devices.count": 4}, marks=pytest.mark.long)],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", [{"devices.count": 2, "train.accumulate": 2}, {"devices.count": 4}], ids=str)
 def test_partners_do_not_depend_on_devices_or_parts(changes, load, train, whole):
     _, states, metrics = whole
     others, made = train(llrflow.compile(load({**CHANGES, **changes})), 4)

@@ -24,9 +24,7 @@ def compiled(load, **changes) -> Program:
     return llrflow.compile(load({"model": CNN, "optimizer": SGD, **changes}))
 
 
-@pytest.mark.parametrize(
-    "model", [CNN, pytest.param(RESNET, marks=pytest.mark.long)], ids=["without a norm", "batch norm"]
-)
+@pytest.mark.parametrize("model", [CNN, RESNET], ids=["without a norm", "batch norm"])
 def test_bfloat16_changes_loss_and_linearity_error_little(load, train, batch_of, model):
     # Of a network that has learnt something: what is left of gamma at initialisation is rounding.
     changes = {"model": model, "optimizer": {"type": "adam", "learning_rate": 0.02}, "train.steps": 60}

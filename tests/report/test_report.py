@@ -6,6 +6,9 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from xml.etree import ElementTree
 
 import numpy as np
@@ -134,6 +137,13 @@ def test_what_cannot_be_read_is_one_line_and_no_page(runs, command, tmp_path, ha
     assert not list(tmp_path.glob("*.html*"))
 
 
+def test_a_sweep_that_cannot_be_read_is_one_line(swept, command):
+    for content, words in (('{"format": 99}', "install a newer llrflow"), ("{", "--resume")):
+        (swept / "sweep.json").write_text(content)
+        code, out, err = command("report", swept)
+        assert (code, out) == (2, "") and words in err and len(err.splitlines()) == 1
+
+
 def test_a_page_that_cannot_be_written_is_one_line(runs, command, tmp_path):
     for path, words in ((tmp_path / "no" / "page.html", "has no parent folder"), (tmp_path, "is a folder")):
         code, out, err = command("report", runs[0], "-o", path)
@@ -174,6 +184,25 @@ def test_tables_are_printed_for_papers(runs, command, tmp_path):
     assert code == 0 and f"| tiny | {nominal:.2%}" in out and not list((tmp_path / "cwd").iterdir())
     code, out, _ = command("report", *runs, "--table", "latex")
     assert code == 0 and out.count(r"\begin{tabular}") == out.count(r"\end{tabular}") == 2
+
+
+def test_what_was_written_is_told_as_json(runs, command, tmp_path):
+    code, out, err = command("report", *runs, "--json")
+    told, page = json.loads(out), tmp_path / "cwd" / "report.html"
+    assert (code, err) == (0, "") and told["page"] == "report.html" and told["bytes"] == page.stat().st_size
+    assert told["answer"][0].startswith("How accurate is mlp on digits") and len(told["missing"]) == 1
+    code, out, err = command("report", *runs, "--json", "--table", "latex")
+    assert code == 2 and out == "" and "choose one" in err
+
+
+@pytest.mark.alone
+def test_a_report_of_six_runs_takes_no_more_than_ten_seconds(studied, tmp_path, repository):
+    for number in range(6):
+        shutil.copytree(studied, tmp_path / "runs" / f"run-{number}")
+    began = time.monotonic()
+    command = [sys.executable, "-m", "llrflow", "report", tmp_path / "runs", "-o", tmp_path / "page.html"]
+    subprocess.run(command, check=True, cwd=repository, capture_output=True, timeout=60)
+    assert time.monotonic() - began <= 10 and (tmp_path / "page.html").stat().st_size <= 5e6
 
 
 def test_a_sweep_has_its_configurations_its_front_and_its_rungs(swept):
