@@ -81,11 +81,11 @@ def test_under_another_guard_a_trial_goes_on(sweeping, tmp_path):
 
 
 @pytest.mark.long
-def test_a_trial_that_breaks_down_is_stopped_and_says_so(sweeping, write_spec, tmp_path, command, record_of):
+def test_a_trial_that_breaks_down_is_stopped_and_says_so(sweeping, write_spec, tmp_path, llrflow_command, record_of):
     """A real one: the linearity error of the tiny network grows as it learns."""
     rung = {"every": 4, "attacks": FGSM, "guard": {"share": None, "gamma": 1.05, "floor": 0}}
     path = write_spec(tmp_path / "spec.yaml", sweeping(trials=2, rung=rung))
-    code, out, err = command("sweep", path, "--out", tmp_path / "out", "--strict")
+    code, out, err = llrflow_command("sweep", path, "--out", tmp_path / "out", "--strict", cwd=tmp_path)
     record = record_of(tmp_path / "out")
     stopped = [trial for trial in record["trials"] if trial["stopped"]]
     assert code == 0 and stopped, (err, [trial["rungs"] for trial in record["trials"]])
@@ -100,5 +100,5 @@ def test_a_trial_that_breaks_down_is_stopped_and_says_so(sweeping, write_spec, t
         assert excluded == f"stopped: {reason}"
         assert not list((tmp_path / "out" / "runs" / trial["run"] / "evaluation").glob(f"{trial['step']}.json"))
     before = json.dumps(record["trials"])
-    code, _, err = command("sweep", path, "--out", tmp_path / "out", "--resume")
+    code, _, err = llrflow_command("sweep", path, "--out", tmp_path / "out", "--resume", cwd=tmp_path)
     assert code == 0 and json.dumps(record_of(tmp_path / "out")["trials"]) == before

@@ -174,12 +174,12 @@ def test_without_optuna_it_says_what_to_install(sweeping, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_sweep_in_rounds_is_resumed_with_the_same_trials(sweeping, write_spec, tmp_path, command, record_of):
+def test_a_sweep_in_rounds_is_resumed_with_the_same_trials(sweeping, write_spec, tmp_path, llrflow_command, record_of):
     pytest.importorskip("optuna")
     spec = sweeping(trials=5, search={"type": "optuna", "round": 2, "startup": 2}, scheduler="asha")
     path = write_spec(tmp_path / "spec.yaml", spec, {"evaluate.attacks.pgd": None})
     folder = tmp_path / "out"
-    code, _, err = command("sweep", path, "--out", folder, "--json")
+    code, _, err = llrflow_command("sweep", path, "--out", folder, "--json", cwd=tmp_path)
     assert code == 0, err
     whole = record_of(folder)
     assert whole["state"] == "finished" and len(whole["trials"]) == 5 and whole["best"] is not None
@@ -188,7 +188,9 @@ def test_a_sweep_in_rounds_is_resumed_with_the_same_trials(sweeping, write_spec,
     lost = whole["trials"][1]["run"]  # as if it had never been run
     shutil.rmtree(folder / "runs" / lost)
     (folder / "ended" / f"{lost}.json").unlink(missing_ok=True)
-    code, _, err = command("sweep", path, "--out", folder, "--resume", "--json", "--set", "sweep.trials=7")
+    code, _, err = llrflow_command(
+        "sweep", path, "--out", folder, "--resume", "--json", "--set", "sweep.trials=7", cwd=tmp_path
+    )
     assert code == 0, err
     again = record_of(folder)
     assert [t["run"] for t in again["trials"]][:5] == [t["run"] for t in whole["trials"]] and len(again["trials"]) == 7
