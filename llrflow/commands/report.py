@@ -57,10 +57,8 @@ def report(
         write = markdown if form == "markdown" else latex
         shown = [t for t in made.tables if t.name.startswith(("results", "sweep"))]
         click.echo("\n".join(map(write, shown)), nl=False)
-    if assets is not None:
-        write_assets(made, assets)
+    path = out or Path("report.html")
     if form is None or out is not None or show:
-        path = out or Path("report.html")
         write_report(made, path)
         if as_json:
             print_json(
@@ -70,5 +68,7 @@ def report(
             for line in made.missing:
                 click.echo(line, err=True)
             click.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", err=form is not None)
-        if show:
-            click.launch(path.absolute().as_uri())
+    if assets is not None:
+        write_assets(made, assets)
+    if show:
+        click.launch(path.absolute().as_uri())

@@ -11,6 +11,8 @@ import numpy as np
 
 from llrflow.errors import CheckpointError
 from llrflow.report.tables import differing_paths, leaves
+from llrflow.runs.pipeline import label_of
+from llrflow.runs.presets import PRESETS, evaluate_block
 from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunFolder, RunRecord
 from llrflow.spec.source import read_source
 
@@ -19,7 +21,7 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     """The differences of two runs as plain data; where both have a value it stands as {a: value, b: value}.
 
     spec (without defaults of blocks that one lacks), data and versions by name, where they differ; git; training:
-    state, steps and seconds of both; evaluations: those of the last step that both have, with a paired test of each
+    state, steps and seconds of both; evaluations: those of the last evaluated step of each, with a paired test of each
     accuracy (`mcnemar`) where the verdicts of the same images are on disk, else `unpaired` says why not; missing: the
     commands that make what is not there. Raises CheckpointError when one is not a run folder, or holds an evaluation of
     another version.
@@ -30,8 +32,8 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     data = [record.data.model_dump() for record in runs]
     training = ("state", "step", "steps", "forward_equivalents", "seconds", "devices")
     made = [
-        {label: record for (step, label), record in folder.all_evaluations().items() if step == run.step}
-        for folder, run in zip(folders, runs, strict=True)
+        {label: record for (step, label), record in found.items() if step == max(s for s, _ in found)}
+        for found in (folder.all_evaluations() for folder in folders)
     ]
     return {
         "a": str(a),
@@ -79,8 +81,7 @@ def correct_images(folder: RunFolder, stem: str, record: EvaluationRecord) -> di
         correct = _read(folder, f"{stem}.random", record.n)["tried"] > 0  # the control is run on what is correct
     standing, found = correct.copy(), {"nominal": correct}
     for name, made in record.attacks.items():
-        attacked = standing if record.cascade and made.minimum is None else correct
-        wrong = attacked & _changed(folder, f"{stem}.{name}", made, record.n)
+        wrong = _changed(folder, f"{stem}.{name}", made, record.n)
         standing = standing & ~wrong
         found[name] = standing if record.cascade else correct & ~wrong
     found["worst case"] = standing
@@ -127,6 +128,11 @@ def _evaluation(
                 for folder, record in zip(folders, (a, b), strict=True)
             ]
             tests = {name: mcnemar(right[0][name], right[1][name]) for name in right[0] if name in right[1]}
+            if a.threat != b.threat:
+                unpaired, tests = "they were attacked under different threat models", {"nominal": tests["nominal"]}
+            elif _attacks(a) != _attacks(b):
+                del tests["worst case"]
+                unpaired = "of the worst cases, which are of different attacks"
         except CheckpointError as error:
             unpaired = str(error)
     shares = _shares(a), _shares(b)
@@ -152,6 +158,12 @@ def _evaluation(
     }
 
 
+def _attacks(record: EvaluationRecord) -> list[Any]:
+    """What decides of which attacks a worst case is: in a cascade their order, too."""
+    made = [(name, attack.attack) for name, attack in record.attacks.items()]
+    return [record.cascade, made if record.cascade else sorted(made, key=lambda pair: pair[0])]
+
+
 def _short(share: Proportion) -> dict[str, Any]:
     cost = {"queries": share.queries, "seconds": share.seconds} if isinstance(share, AttackRecord) else {}
     return {"accuracy": share.accuracy, "interval": list(share.interval), **cost}
@@ -175,6 +187,9 @@ def _run(folder: RunFolder) -> RunRecord:
 def _missing(
     folder: RunFolder, run: RunRecord, here: dict[str, EvaluationRecord], there: dict[str, EvaluationRecord]
 ) -> Iterator[str]:
+    late = {record.checkpoint for record in here.values()} - {run.step}
+    if late:
+        yield f"{folder.path} was evaluated at step {max(late)} of {run.step}: {_again(folder)}"
     if "" not in here and run.state in ("finished", "trained"):
         yield f"{folder.path} has no evaluation of step {run.step}: {_again(folder)}"
     elif "" not in here:
@@ -182,7 +197,8 @@ def _missing(
         yield f"{where}: llrflow run {folder.spec} --out {folder.path}"
     for label in sorted(there.keys() - here - {""}):
         lacking = f"{folder.path} has no evaluation {label} ({', '.join(there[label].attacks)})"
-        yield f"{lacking}: llrflow evaluate {folder.path} --attacks PRESET|FILE"
+        preset = next((name for name in PRESETS if label_of(evaluate_block(name)) == label), "FILE-WITH-THESE.yaml")
+        yield f"{lacking}: llrflow evaluate {folder.path} --attacks {preset}"
 
 
 def _again(folder: RunFolder) -> str:

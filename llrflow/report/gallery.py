@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,10 @@ class Shown:
 
 
 def gallery(evaluated: Evaluated, most: int) -> Iterator[Shown]:
-    """At most so many images of an evaluation."""
+    """At most so many images of an evaluation, evenly spread over those that it kept."""
     found, threat = evaluated.examples, evaluated.record.threat
-    for i in range(min(most, len(found.get("ids", ())))):
+    kept = len(found.get("ids", ()))
+    for i in map(int, np.linspace(0, kept - 1, min(most, kept))):
         image, delta = found["images"][i], found["delta"][i]
         size = np.abs(delta).max() if threat["norm"] == "linf" else np.sqrt((delta**2).sum())
         yield Shown(
@@ -53,7 +54,7 @@ def gallery(evaluated: Evaluated, most: int) -> Iterator[Shown]:
         )
 
 
-def _says(probabilities: Sequence[float]) -> str:
+def _says(probabilities: np.ndarray) -> str:
     label = int(np.argmax(probabilities))
     return f"{label} ({probabilities[label]:.0%})"
 

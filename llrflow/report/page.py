@@ -15,8 +15,8 @@ from llrflow.report import pictures, sweeps
 from llrflow.report.gallery import Shown, gallery
 from llrflow.report.pictures import Picture
 from llrflow.report.read import STUDIES, ReadRun, ReadSweep, read
-from llrflow.report.tables import Table, configurations, costs, differing, kills, latex, markdown, results
-from llrflow.runs.records import FlagRecord, written
+from llrflow.report.tables import Table, alike, configurations, costs, differing, kills, latex, markdown, results
+from llrflow.runs.records import EvaluationRecord, FlagRecord, written
 from llrflow.spec.source import dump_yaml, read_source
 
 
@@ -65,15 +65,15 @@ def make_report(paths: Sequence[str | Path], title: str | None = None) -> Report
 
     Raises CheckpointError where there are none that can be read.
     """
-    runs, swept = read([Path(path) for path in paths])
+    runs, swept, unread = read([Path(path) for path in paths])
     published = _published()
     datasets = {run.spec["data"]["name"] for run in runs}
     galleries = [(run.name, list(gallery(run.main, 8 if len(runs) <= 2 else 4))) for run in runs if run.main]
     return Report(
         title=title or _title(runs, swept),
         answer=list(_answer(runs)),
-        missing=[*chain.from_iterable(run.missing() for run in runs), *_without_studies(runs)],
-        flags=[(run.name, flag) for run in runs for flag in (run.main.record.fired if run.main else ())],
+        missing=[*unread, *chain.from_iterable(run.missing() for run in runs), *_without_studies(runs)],
+        flags=[(run.name, flag) for run in runs for flag in run.fired],
         sections=[section for section in _sections(runs, swept) if section.tables or section.pictures],
         galleries=[(name, shown) for name, shown in galleries if shown],
         published=published,
@@ -99,7 +99,9 @@ def write_report(report: Report, path: Path) -> None:
         raise SpecError(str(path), "has no parent folder", f"create {path.parent} first")
     if path.is_dir():
         raise SpecError(str(path), "is a folder", "name a file, for example report.html in it")
-    write_atomic(path, html(report).encode())
+    if path.exists() and not path.is_file():
+        raise SpecError(str(path), "is no ordinary file", "name another")
+    write_atomic(path.resolve(), html(report).encode())
 
 
 def write_assets(report: Report, folder: Path) -> None:
@@ -133,33 +135,35 @@ def _title(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> str:
 def _answer(runs: Sequence[ReadRun]) -> Iterator[str]:
     """What was asked, and which run is the most robust, as far as the intervals tell."""
     yield from dict.fromkeys(_where(run) for run in runs)
-    found = [(run, run.main.record) for run in runs if run.main is not None]
-    masked = [run.name for run, record in found if record.fired]
-    if len({(record.ids_sha256, str(record.threat)) for _, record in found}) > 1:
-        yield "The runs were attacked on different images or under different threat models: accuracies do not compare."
-        return
-    if len({str({n: a.attack for n, a in record.attacks.items()}) for _, record in found}) > 1:
-        yield "The runs were attacked by different attacks: compare columns, not worst cases."
-        return
-    honest = sorted((pair for pair in found if not pair[1].fired), key=lambda pair: -pair[1].worst_case.accuracy)
-    if len(honest) > 1:
-        (run, best), (second, next_best) = honest[:2]
-        low, high = best.worst_case.interval[0], next_best.worst_case.interval[1]
-        apart = (
-            "the intervals do not overlap"
-            if low > high
-            else "the intervals overlap; llrflow compare makes a paired test"
-        )
-        yield (
-            f"Most robust under these attacks: {run.name}, {best.worst_case.accuracy:.2%} in the worst case at "
-            f"{best.nominal.accuracy:.2%} nominal; next {second.name}, {next_best.worst_case.accuracy:.2%} ({apart})."
-        )
-    elif honest:
-        record = honest[0][1]
-        worst = f"{record.worst_case.accuracy:.2%} in the worst case of these attacks"
-        yield f"{record.nominal.accuracy:.2%} nominal, {worst}."
+    masked = [run.name for run in runs if run.fired]
+    attacked = [run for run in runs if run.main is not None]
+    groups = [[pair for pair in group if not pair[0].fired] for group in alike(runs)]
+    for group in groups:
+        if len(group) > 1:
+            yield _best(group)
+    if len(attacked) > 1 and not any(len(group) == len(attacked) for group in alike(runs)):
+        yield "Not all runs were attacked on the same images with the same attacks: only rows of one table compare."
+    for run in attacked:
+        lowest = min((e.record for e in run.evaluations), key=lambda record: record.worst_case.accuracy)
+        alone = not any(run is other and len(group) > 1 for group in groups for other, _ in group)
+        if not run.fired and (alone or lowest is not run.main.record):  # pyright: ignore[reportOptionalMemberAccess]
+            yield (
+                f"{run.name}: {lowest.nominal.accuracy:.2%} nominal, at the lowest {lowest.worst_case.accuracy:.2%} "
+                f"in the worst case, under {', '.join(lowest.attacks)}."
+            )
     if masked:
         yield f"Left out for signs of gradient masking: {', '.join(masked)}."
+
+
+def _best(group: list[tuple[ReadRun, EvaluationRecord]]) -> str:
+    """The most robust of runs that compare, and the next."""
+    (run, best), (second, other), *_ = sorted(group, key=lambda pair: -pair[1].worst_case.accuracy)
+    overlap = best.worst_case.interval[0] <= other.worst_case.interval[1]
+    apart = "the intervals overlap; llrflow compare makes a paired test" if overlap else "the intervals do not overlap"
+    return (
+        f"Most robust under {', '.join(best.attacks)}: {run.name}, {best.worst_case.accuracy:.2%} in the worst case at "
+        f"{best.nominal.accuracy:.2%} nominal; next {second.name}, {other.worst_case.accuracy:.2%} ({apart})."
+    )
 
 
 def _without_studies(runs: Sequence[ReadRun]) -> Iterator[str]:
@@ -198,7 +202,7 @@ def _sections(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[S
     yield Section("linearity", "Linearity of the loss", linear, pictures=list(pictures.linearity(runs)))
     yield Section("surfaces", "Loss surfaces", pictures=list(pictures.loss_surfaces(runs)))
     yield Section("training", "Training", pictures=list(pictures.training(runs)))
-    yield Section("cost", "Cost", tables=[costs(runs)])
+    yield Section("cost", "Cost", tables=list(costs(runs)))
 
 
 def _provenance(runs: Sequence[ReadRun]) -> Table:

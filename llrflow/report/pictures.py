@@ -6,9 +6,11 @@ import csv
 import functools
 import io
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from llrflow.report.read import ReadRun
 from llrflow.runs.pictures import surfaces
@@ -40,6 +42,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -106,12 +109,14 @@ def axes(**labels: Any) -> tuple[Figure, Axes]:
     return figure, place
 
 
-def legend(figure: Figure, names: Collection[str]) -> Figure:
+def legend(figure: Figure, handles: Mapping[str, Any]) -> Figure:
     """The figure, with a legend below where there is more than one run to tell apart."""
-    if len(names) > 1:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        cut = [label if len(label) <= 32 else f"{label[:31]}…" for label in labels]
-        figure.legend(handles, cut, loc="outside lower center", ncols=3 if max(map(len, cut)) <= 14 else 1)
+    if len(handles) > 1:
+        cut = [label if len(label) <= 32 else f"{label[:31]}…" for label in handles]
+        columns = 3 if max(map(len, cut)) <= 14 else 1
+        # A space before, since a label that begins with an underscore would be left out.
+        labels = [f" {label}" for label in cut]
+        figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -133,12 +138,13 @@ def curves(
 
     def draw() -> Figure:
         figure, place = axes(title=title, xlabel=x, ylabel=y, **kind)
+        handles = {}
         for number, (label, points) in enumerate(series.items()):
-            every = max(1, len(points) // POINTS)
-            few = len(points) <= 20
-            if points:
-                place.plot(*zip(*points[::every], strict=True), label=label, marker="." if few else "", **look(number))
-        return legend(figure, series)
+            shown = [points[i] for i in np.linspace(0, len(points) - 1, min(len(points), POINTS)).astype(int)]
+            if shown:
+                marker = "." if len(shown) <= 20 else ""
+                (handles[label],) = place.plot(*zip(*shown, strict=True), marker=marker, **look(number))
+        return legend(figure, handles)
 
     rows = [{"run": label, x: at, y: value} for label, points in series.items() for at, value in points]
     return Picture(name, title, caption, draw, rows)
@@ -160,6 +166,7 @@ def training(runs: Sequence[ReadRun]) -> Iterator[Picture]:
             "objective": "What is minimised: loss and weighted terms.",
             "loss": "The loss of training batches, where the spec takes it.",
             "accuracy": "Accuracy on training batches, where the spec takes the loss.",
+            "gradient_norm": "The l2 norm of the objective's gradient.",
         }.get(name, "As logged in training, before its weight.")
         yield curves(
             f"training-{_file(name)}", f"{name} in training", caption, series, "step", f"{name}{unit}",
@@ -237,19 +244,20 @@ def _distributions(name: str, title: str, caption: str, found: Mapping[str, Mapp
     def draw() -> Figure:
         figure, place = axes(title=title, ylabel="nats", yscale="log")
         width = 0.8 / len(found)
+        handles = {}
         for number, (run, by) in enumerate(found.items()):
-            colour, label = COLOURS[number % len(COLOURS)], run
+            colour = COLOURS[number % len(COLOURS)]
             for at, key in enumerate(adversaries):
                 if key in by:
                     x = at + (number - (len(found) - 1) / 2) * width
                     quantiles = {q: max(v, FLOOR) for q, v in by[key]["quantiles"].items()}
                     place.plot([x, x], [quantiles["0.05"], quantiles["0.95"]], color=colour, linewidth=1)
-                    place.plot([x, x], [quantiles["0.25"], quantiles["0.75"]], color=colour, linewidth=4, label=label)
+                    box = [quantiles["0.25"], quantiles["0.75"]]
+                    (handles[run],) = place.plot([x, x], box, color=colour, linewidth=4)
                     place.plot(x, quantiles["0.5"], "o", color=colour, markersize=4, markeredgecolor=INK)
                     place.plot(x, max(by[key]["mean"], FLOOR), "x", color=colour, markersize=5)
-                    label = None
         place.set_xticks(range(len(adversaries)), adversaries)
-        return legend(figure, found)
+        return legend(figure, handles)
 
     return Picture(name, title, caption, draw, rows)
 
@@ -275,4 +283,5 @@ def loss_surfaces(runs: Sequence[ReadRun]) -> Iterator[Picture]:
 
 
 def _file(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    """A name as a part of file names, of no other name."""
+    return re.sub(r"[^A-Za-z0-9_-]", lambda found: f"_{ord(found[0]):x}", name)

@@ -14,11 +14,19 @@ import numpy as np
 from pydantic import ValidationError
 
 from llrflow.errors import CheckpointError, SpecError
-from llrflow.runs.records import EvaluationRecord, RunFolder, RunRecord, refuse_newer
+from llrflow.files import has_owner
+from llrflow.runs.records import EvaluationRecord, FlagRecord, RunFolder, RunRecord, refuse_newer
 from llrflow.spec.source import read_source
 from llrflow.sweep.outcome import SWEEP_FORMAT, SweepRecord
 
-STUDIES = ("strength", "linearity", "surface")
+KEYS = {
+    "strength": {"steps", "restarts", "epsilon"},
+    "linearity": {"perturbations"},
+    "surface": {"axis", "images", "threat"},
+}
+"""What each study's file must hold."""
+
+STUDIES = tuple(KEYS)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,12 @@ class ReadRun:
         """The evaluation that a report's tables begin with."""
         return self.evaluations[0] if self.evaluations else None
 
+    @property
+    def fired(self) -> list[FlagRecord]:
+        """The signs of gradient masking that any evaluation found, each once."""
+        found = {flag.name: flag for evaluated in self.evaluations for flag in evaluated.record.fired}
+        return list(found.values())
+
     def study(self, title: str) -> dict[str, Any] | None:
         """A study of the checkpoint, from whichever evaluation it was made with."""
         return next((e.studies[title] for e in self.evaluations if title in e.studies), None)
@@ -60,7 +74,9 @@ class ReadRun:
     def missing(self) -> Iterator[str]:
         """What a complete report needs and the folder lacks, each with the command that makes it."""
         step, steps = self.record.step, self.record.steps
-        if self.record.state != "finished" and step < steps:
+        if has_owner(self.path):
+            yield f"{self.name} is under way, at step {step} of {steps}"
+        elif self.record.state != "finished" and step < steps:
             again = f"llrflow run {self.path / 'spec.yaml'} --out {self.path}"
             why = f" ({self.record.error})" if self.record.error else ""
             yield f"{self.name} is {self.record.state} at step {step} of {steps}{why}; to continue: {again}"
@@ -84,10 +100,11 @@ class ReadSweep:
     record: SweepRecord
 
 
-def read(paths: Sequence[Path]) -> tuple[list[ReadRun], list[ReadSweep]]:
+def read(paths: Sequence[Path]) -> tuple[list[ReadRun], list[ReadSweep], list[str]]:
     """The runs and sweeps of folders: of run folders, of sweeps (with their best runs), or of folders that hold runs.
 
-    Raises CheckpointError where there is nothing, or what this version cannot read.
+    What cannot be read among others is left out, and told in the third list. Raises CheckpointError where there is
+    nothing, or where what was named by itself cannot be read.
     """
     folders: dict[Path, str] = {}
     sweeps: list[ReadSweep] = []
@@ -105,11 +122,18 @@ def read(paths: Sequence[Path]) -> tuple[list[ReadRun], list[ReadSweep]]:
     for sweep in sweeps:
         folders |= _best_runs(sweep, "" if len(sweeps) == 1 else f"{sweep.path.name} ")
     folders = dict({path.resolve(): (path, name) for path, name in folders.items()}.values())
-    runs = [_run(path, name) for path, name in folders.items()]
+    runs, unread = [], []
+    for path, name in folders.items():
+        try:
+            runs.append(_run(path, name))
+        except CheckpointError as error:
+            if path in paths or len(folders) == 1:
+                raise
+            unread.append(f"left out: {error}")
     for called in (lambda run: run.path.name, lambda run: str(run.path)):
         names = [run.name for run in runs]
         runs = [dataclasses.replace(run, name=called(run)) if names.count(run.name) > 1 else run for run in runs]
-    return runs, sweeps
+    return runs, sweeps, unread
 
 
 MOST_OF_A_SWEEP = 4
@@ -157,7 +181,9 @@ def _evaluated(folder: RunFolder, step: int, label: str, record: EvaluationRecor
         if path.exists():
             try:
                 studies[title] = json.loads(path.read_bytes())
-            except ValueError:
+                if not studies[title].keys() >= KEYS[title]:
+                    raise ValueError
+            except (ValueError, AttributeError):
                 raise CheckpointError(str(path), "is damaged", "delete it, and make the study again") from None
     path = folder.evaluation / f"{step}{label}.npz"
     if path.exists():

@@ -44,28 +44,31 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _front(sweep: ReadSweep, trials: list[TrialRecord]) -> Iterator[Picture]:
     shown = [(t, t.nominal, t.robust) for t in trials if t.nominal is not None and t.robust is not None]
-    edge = front([(nominal, robust) for trial, nominal, robust in shown if not trial.masked])
+    # What was stopped was measured with other attacks than what finished.
+    honest = {t.number: (x, y) for t, x, y in shown if t.state == "finished" and not t.masked}
+    edge = front(list(honest.values()))
     if not edge:
         return
+    on_front = {number for number, at in honest.items() if at in edge}
 
     def draw() -> Figure:
         figure, place = axes(
             title="nominal and robust accuracy", xlabel="nominal accuracy", ylabel="worst-case accuracy"
         )
-        for honest, marker, colour in ((True, "o", COLOURS[0]), (False, "x", COLOURS[6])):
-            chosen = [(x, y) for t, x, y in shown if (t.state == "finished" and not t.masked) == honest]
+        for counts, marker, colour in ((True, "o", COLOURS[0]), (False, "x", COLOURS[6])):
+            chosen = [(x, y) for t, x, y in shown if (t.number in honest) == counts]
             if chosen:
-                label = "finished" if honest else "stopped early, or masked"
+                label = "finished" if counts else "stopped early, or masked"
                 place.plot(*zip(*chosen, strict=True), marker, color=colour, label=label)
         place.plot(*zip(*edge, strict=True), color=COLOURS[1], label="Pareto front")
         for trial, x, y in shown:
-            if (x, y) in edge:
+            if trial.number in on_front:
                 place.annotate(str(trial.number), (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
         place.legend()
         return figure
 
-    rows = [{"trial": t.number, "nominal": x, "robust": y, "on_front": (x, y) in edge} for t, x, y in shown]
-    caption = "Each point is a trial; on the front no other trial is better in both. Numbers are those of trials."
+    rows = [{"trial": t.number, "nominal": x, "robust": y, "on_front": t.number in on_front} for t, x, y in shown]
+    caption = "Each point is a trial; on the front none that finished is better in both. Numbers are those of trials."
     yield Picture("pareto", "nominal and robust accuracy", caption, draw, rows)
 
 
@@ -95,7 +98,7 @@ def _by_parameter(sweep: ReadSweep, trials: list[TrialRecord]) -> Iterator[Pictu
             return figure
 
         rows = [
-            {"trial": t.number, name: short(v), sweep.record.metric: t.value}
+            {"trial": t.number, name: _number(v), sweep.record.metric: t.value}
             for t, v in zip(having, values, strict=True)
         ]
         caption = "Crosses are trials that did not finish: their value is that of an earlier rung."
@@ -131,13 +134,18 @@ def _parallel(sweep: ReadSweep, trials: list[TrialRecord]) -> Picture:
         return figure
 
     rows = [
-        {"trial": t.number, **{n: short(t.parameters.get(n, "")) for n in names}, sweep.record.metric: t.value}
+        {"trial": t.number, **{n: _number(t.parameters.get(n, "")) for n in names}, sweep.record.metric: t.value}
         for t in trials
     ]
     caption = (
         "A line is a trial, from its parameters (each from lowest to highest) to the metric; pale ones did not finish."
     )
     return Picture("parallel", "parallel coordinates", caption, draw, rows)
+
+
+def _number(value: Any) -> Any:
+    """A value as CSV takes it: numbers in full."""
+    return value if isinstance(value, int | float) else short(value)
 
 
 def _unit(values: list[Any]) -> list[float | None]:

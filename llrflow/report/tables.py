@@ -34,8 +34,17 @@ def markdown(table: Table) -> str:
     return f"**{_plain(table.title)}**\n\n{body}\n" + (f"\n{_plain(table.note)}\n" if table.note else "")
 
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-          ">": r"\textgreater{}", **{c: f"\\{c}" for c in "&%$#_{}"}}  # fmt: skip
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "≤": r"$\le$",
+    "±": r"$\pm$",
+    "[": "{[}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
 
 
 def latex(table: Table) -> str:
@@ -73,39 +82,43 @@ def percent(share: Proportion, bound: str = "") -> str:
     return f"{bound}{share.accuracy:.2%} ({low * 100:.1f} to {high * 100:.1f})"
 
 
-def results(runs: Sequence[ReadRun]) -> Iterator[Table]:
-    """Methods x attacks with 95 % intervals: a table for each list of attacks that runs were evaluated with."""
+def alike(runs: Sequence[ReadRun]) -> list[list[tuple[ReadRun, EvaluationRecord]]]:
+    """Evaluations in groups whose accuracies compare: of the same images, threat and attacks."""
     groups: dict[str, list[tuple[ReadRun, EvaluationRecord]]] = {}
     for run in runs:
         for evaluated in run.evaluations:
             record = evaluated.record
-            key = [record.threat, record.cascade, record.n, {n: a.attack for n, a in record.attacks.items()}]
+            attacks: list[Any] = [[name, made.attack] for name, made in record.attacks.items()]
+            if not record.cascade:  # else their order matters
+                attacks.sort(key=lambda pair: pair[0])
+            key = [record.threat, record.cascade, record.ids_sha256, attacks]
             groups.setdefault(json.dumps(key, sort_keys=True), []).append((run, record))
-    for number, group in enumerate(groups.values()):
+    return list(groups.values())
+
+
+def results(runs: Sequence[ReadRun]) -> Iterator[Table]:
+    """Methods x attacks with 95 % intervals: a table for each group of evaluations that compare."""
+    for number, group in enumerate(alike(runs)):
         first = group[0][1]
         title = f"Accuracy on {first.n:,} test images, {first.threat['norm']} {first.epsilon}"
-        how = (
-            "Each attack saw only what those to its left had left correct: a column is what still stood after it."
-            if first.cascade
-            else "Each attack saw every image that is classified correctly."
-        )
+        how = "Each attack saw every image that is classified correctly."
+        if first.cascade:
+            how = "A column is what still stood after its attack: each saw only what those to its left had left correct"
+            how += (
+                " (minimum-norm attacks saw every correct image)."
+                if any(m.minimum for m in first.attacks.values())
+                else "."
+            )
         rows = []
         for run, record in group:
             mark = "≤ " if record.fired else ""
-            cells = [percent(attack, mark) for attack in record.attacks.values()]
+            cells = [percent(record.attacks[name], mark) for name in first.attacks]
             rows.append([run.name, percent(record.nominal), *cells, percent(record.worst_case, mark)])
         described = "; ".join(f"{name}: {description(attack.attack)}" for name, attack in first.attacks.items())
-        bound = (
-            " ≤ marks an upper bound: signs of gradient masking were found." if any(r.fired for _, r in group) else ""
-        )
-        headings = ["", "nominal", *first.attacks, "worst case"]
-        yield Table(
-            f"results-{number + 1}",
-            title,
-            headings,
-            rows,
-            f"In brackets 95 % intervals (Wilson). {how}{bound} {described}.",
-        )
+        masked = any(record.fired for _, record in group)
+        bound = " ≤ marks an upper bound: signs of gradient masking were found." if masked else ""
+        note = f"In brackets 95 % intervals (Wilson). {how}{bound} {described}."
+        yield Table(f"results-{number + 1}", title, ["", "nominal", *first.attacks, "worst case"], rows, note)
 
 
 def description(config: Mapping[str, Any]) -> str:
@@ -132,7 +145,7 @@ def kills(runs: Sequence[ReadRun]) -> Iterator[Table]:
         yield Table("kills", "What each attack did", headings, rows)
 
 
-def costs(runs: Sequence[ReadRun]) -> Table:
+def costs(runs: Sequence[ReadRun]) -> Iterator[Table]:
     """Cost of a step in forward passes and in time, and time by part."""
     parts = list(dict.fromkeys(part for run in runs for part in run.record.seconds))
     rows = []
@@ -154,7 +167,8 @@ def costs(runs: Sequence[ReadRun]) -> Table:
         "devices",
     ]
     note = "Times are wall times on the machine of each run; a forward-equivalent is a forward pass of the batch."
-    return Table("cost", "What it cost", headings, rows, note)
+    if rows:
+        yield Table("cost", "What it cost", headings, rows, note)
 
 
 def differing(runs: Sequence[ReadRun]) -> Table | None:
@@ -195,21 +209,23 @@ def configurations(sweep: ReadSweep, name: str) -> Table:
     """A sweep's configurations, best first."""
     record = sweep.record
     names = list(dict.fromkeys(name for one in record.configurations for name in one.parameters))
+    presets = dict.fromkeys(trial.escalated.attacks for trial in record.trials if trial.escalated is not None)
     rows = []
     for one in record.configurations:
         values = [short(one.parameters.get(name, "")) for name in names]
         spread = "" if one.spread is None else f" ± {one.spread:.4f}"
         mean = "" if one.mean is None else f"{one.mean:.4f}{spread}"
-        trials = [record.trials[number] for number in one.trials]
-        nominal = _mean([trial.nominal for trial in trials])
-        state = one.excluded or "finished"
-        rows.append([", ".join(map(str, one.trials)), mean, nominal, *values, state])
+        nominal = _mean([record.trials[number].nominal for number in one.trials])
+        stronger = ["" if one.escalated is None else f"{one.escalated:.2%}"] if presets else []
+        numbers = ", ".join(map(str, one.trials))
+        rows.append([numbers, mean, *stronger, nominal, *values, one.excluded or "finished"])
     counted = ("trial", "trials")[len(record.trials) != 1]
     title = f"Sweep {record.name}: {len(record.trials)} {counted}, {record.steps_trained:,} steps, {record.state}"
-    headings = ["trial", record.metric, "nominal", *names, "state"]
-    return Table(
-        f"{name}-configurations", title, headings, rows, "Only configurations whose trials all finished can win."
-    )
+    headings = ["trial", record.metric, *([", ".join(presets)] if presets else []), "nominal", *names, "state"]
+    note = "Only what finished with every seed can win."
+    if presets:
+        note += " Those that were attacked again with stronger attacks are ranked by what these left."
+    return Table(f"{name}-configurations", title, headings, rows, note)
 
 
 def _mean(values: Sequence[float | None]) -> str:
