@@ -77,6 +77,7 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
     console.print(table)
     failed = record.of_state("failed")
     lines = [f"trial {trial.number} failed: {trial.error} (traceback: {folder}/sweep.json)" for trial in failed]
+    lines += [f"trial {t.number} stopped at step {t.step}: {t.stopped}" for t in record.trials if t.stopped]
     for worker in record.workers:
         most = max(worker.step_compilations.values(), default=0)
         lines.append(

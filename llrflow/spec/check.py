@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from llrflow.answer import is_stateful
 from llrflow.objective import CLEAN
 from llrflow.registry import Component, first_problem, suggest
-from llrflow.spec.schema import Spec
+from llrflow.spec.schema import Spec, Sweep
 from llrflow.threat import Threat
 from llrflow.traced import components, numbers
 
@@ -139,6 +139,23 @@ def _evaluation(spec: Spec) -> Iterator[Problem]:
         yield Problem("evaluate.parameters", "= 'ema' but training keeps no moving average", "set train.ema")
 
 
+def _rounds(sweep: Sweep) -> Iterator[Problem]:
+    """What a search in rounds does not go with, and what goes with no other."""
+    search = sweep.search
+    if search.type != "optuna":
+        for name in ("round", "startup"):
+            if getattr(search, name) is not None:
+                yield Problem(f"sweep.search.{name}", f"has no effect on {search.type}", "delete it, or use optuna")
+        return
+    for name, domain in sweep.parameters.items():
+        if domain.crossed:
+            got = f"({domain.label()}) has every value with every draw, which is nothing to learn from"
+            yield Problem(f"sweep.parameters.{name}", got, "use choice")
+    if sweep.scheduler.registered_as[1] == "hyperband":
+        got = "waits for more trials than a round of optuna has"
+        yield Problem("sweep.scheduler", f"({sweep.scheduler.label()}) {got}", "use asha")
+
+
 def _sweep(spec: Spec) -> Iterator[Problem]:
     sweep, seen = spec.sweep, {}
     if sweep is None:
@@ -157,7 +174,8 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
     if grid and sweep.trials is not None:
         yield Problem("sweep.trials", "has no effect on a grid, which tries everything", "delete it")
     if not grid and sweep.trials is None:
-        yield Problem("sweep", "has no `trials`", "give the number of random draws, or `search: {type: grid}`")
+        yield Problem("sweep", "has no `trials`", "give the number of draws, or `search: {type: grid}`")
+    yield from _rounds(sweep)
     for name in sweep.rung.attacks:
         if name == "random":
             yield Problem("sweep.rung.attacks.random", "is the name of the noise control", "rename the attack")
@@ -165,6 +183,8 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
         if attack.needs_surrogate or spec.threat.norm not in attack.norms:
             got = f"({attack.label()}) cannot look at a trial under {spec.threat.norm}"
             yield Problem(f"sweep.rung.attacks.{name}", got, "choose a cheap attack on the trial itself")
+    if sweep.rung.guard is not None and sweep.rung.guard.share is None and sweep.rung.guard.gamma is None:
+        yield Problem("sweep.rung.guard", "watches nothing", "set `share` or `gamma`, or delete it")
     if sweep.metric not in sweep.metrics:
         got = f"= {sweep.metric!r} is not measured at a rung"
         yield Problem("sweep.metric", got, suggest(sweep.metric, sweep.metrics))

@@ -158,11 +158,34 @@ class ParameterEntry(Component):
 class Search(Component):
     """Which combinations of values are tried."""
 
-    type: Literal["grid", "random"] = "random"
-    """`grid`: every combination of listed values. `random`: `trials` draws; a larger sweep begins with the same."""
+    type: Literal["grid", "random", "optuna"] = "random"
+    """`grid`: every combination of listed values. `random`: `trials` draws; a larger sweep begins with the same.
+    `optuna`: `trials` draws in rounds, each by what the trials of the rounds before came to."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the draws."""
+
+    round: Annotated[int | None, Field(ge=1)] = None
+    """Draws of `optuna` in a round, whose trials run side by side; default 4."""
+
+    startup: Annotated[int | None, Field(ge=1)] = None
+    """Draws that `optuna` makes at random before it learns; default 10."""
+
+
+class Guard(Component):
+    """Stops a trial whose robustness breaks down: catastrophic overfitting (Wong et al. 2020, arXiv:2001.03994)."""
+
+    share: Annotated[float | None, Field(gt=0, lt=1)] = 0.5
+    """Stop where the worst-case accuracy is below this share of its best at an earlier rung, while the accuracy under
+    the one-step attack `fgsm` of the rung, or the nominal one where there is none, is not."""
+
+    gamma: Annotated[float | None, Field(gt=1)] = None
+    """Stop where the mean linearity error at the first attack is more than so many times its highest at an earlier
+    rung."""
+
+    floor: float = Field(default=0.2, ge=0, lt=1)
+    """Worst-case accuracy that a trial must have had before it is watched: one that answers every image alike has that
+    of chance, and loses it when it begins to learn."""
 
 
 class Rung(Component):
@@ -175,6 +198,14 @@ class Rung(Component):
         default_factory=lambda: {"pgd": make("attack", {"type": "pgd", "steps": 10})}
     )
     """Named cheap attacks."""
+
+    guard: Guard | None = None
+    """Stop trials whose robustness breaks down; off by default."""
+
+    @property
+    def gamma(self) -> str:
+        """The linearity error that is followed: that at the first attack."""
+        return f"gamma.{next(iter(self.attacks))}.mean"
 
 
 class Resources(Component):
@@ -224,10 +255,10 @@ class Sweep(Component):
     """What is varied, by the path of its value in the spec, or by a name and with `path:`."""
 
     search: Search = Search()
-    """Grid or random."""
+    """Grid, random, or by what earlier trials came to."""
 
     trials: Annotated[int | None, Field(ge=1)] = None
-    """Draws of a random search."""
+    """Draws of a search that is no grid."""
 
     seeds: int = Field(default=1, ge=1)
     """Runs of each configuration, with the seeds `seed`, `seed` + 1, ...; they are compared by their mean."""

@@ -21,6 +21,9 @@ class Domain(Component):
     crossed: ClassVar[bool] = False
     """Whether every search combines each of its values with all other parameters."""
 
+    learnt: ClassVar[bool] = False
+    """Whether a search that learns suggests its values; else they are drawn."""
+
     def listed(self) -> list[Any] | None:
         """All values, for a grid search; None where there are infinitely many."""
         return None
@@ -29,8 +32,17 @@ class Domain(Component):
         """The value at u, uniform in [0,1); `value_of(path)` is what the trial has there so far."""
         raise NotImplementedError
 
+    def suggest(self, trial: Any, name: str) -> Any:
+        """The value that Optuna suggests for one of its trials."""
+        raise NotImplementedError
+
+    def suggestion(self, value: Any) -> Any:
+        """What Optuna suggested for the value to come. Raises ValueError where nothing leads to it."""
+        return value
+
 
 class _Listed(Domain):
+    learnt: ClassVar[bool] = True
     values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
     """The values: numbers, text, or whole components such as `{type: mlp, widths: [16]}`."""
 
@@ -40,10 +52,16 @@ class _Listed(Domain):
     def draw(self, u: float, value_of: Callable[[str], Any]) -> Any:
         return self.values[int(u * len(self.values))]
 
+    def suggest(self, trial: Any, name: str) -> Any:
+        return self.values[trial.suggest_categorical(name, range(len(self.values)))]
+
+    def suggestion(self, value: Any) -> int:
+        return self.values.index(value)
+
 
 @register("domain", "choice")
 class Choice(_Listed):
-    """One of a list; a grid search takes each, a random search draws one."""
+    """One of a list; a grid search takes each, other searches draw one."""
 
 
 @register("domain", "grid")
@@ -54,6 +72,7 @@ class Grid(_Listed):
 
 
 class _Interval(Domain):
+    learnt: ClassVar[bool] = True
     low: float
     """Smallest value."""
 
@@ -83,6 +102,10 @@ class Uniform(_Interval):
         """low + u (high - low)."""
         return self._rounded(self.low + u * (self.high - self.low))
 
+    def suggest(self, trial: Any, name: str) -> float:
+        """Rounded only now, since Optuna's multiples begin at `low`."""
+        return self._rounded(trial.suggest_float(name, self.low, self.high))
+
 
 @register("domain", "loguniform")
 class LogUniform(_Interval):
@@ -98,10 +121,16 @@ class LogUniform(_Interval):
         """low (high / low)^u."""
         return self._rounded(self.low * (self.high / self.low) ** u)
 
+    def suggest(self, trial: Any, name: str) -> float:
+        """Likewise, in the logarithm."""
+        return self._rounded(trial.suggest_float(name, self.low, self.high, log=True))
+
 
 @register("domain", "integer")
 class Integer(Domain):
     """A whole number from `low` to `high`, both included."""
+
+    learnt: ClassVar[bool] = True
 
     low: int
     """Smallest value."""
@@ -129,6 +158,10 @@ class Integer(Domain):
         ends = self.low, self.high + 1
         found = self.low * (ends[1] / ends[0]) ** u if self.log else self.low + u * (ends[1] - ends[0])
         return min(math.floor(found), self.high)
+
+    def suggest(self, trial: Any, name: str) -> int:
+        """Itself."""
+        return trial.suggest_int(name, self.low, self.high, log=self.log)
 
 
 _FROM = "Path of the other number: of a parameter written above this one, or of the spec."

@@ -22,6 +22,7 @@ class View:
         from rich.live import Live
 
         self._sweep, self._records = sweep, {record.run: record for record in records}
+        self._total = (sweep.trials or 0) * sweep.seeds if sweep.search.type == "optuna" else len(records)
         self._running: dict[str, None] = {}
         self._ended = {record.run for record in records if record.state in ("finished", "stopped")}
         self._before, self._began = len(self._ended), time.monotonic()
@@ -58,10 +59,10 @@ class View:
 
     def _line(self, record: TrialRecord) -> str:
         where = "" if record.state == "finished" else f" at step {record.step} of {record.steps}"
-        why = f": {record.error}" if record.error else ""
+        why = "".join(f": {reason}" for reason in (record.error, record.stopped) if reason)
         values = ", ".join(f"{name} {_short(value)}" for name, value in record.parameters.items())
         measured = "" if record.value is None else f", {self._sweep.metric} {record.value:.4g}"
-        head = f"{len(self._ended)} of {len(self._records)}: trial {record.number} {record.state}{where}{why}"
+        head = f"{len(self._ended)} of {self._total}: trial {record.number} {record.state}{where}{why}"
         return f"{head} ({values}){measured}; {self._best_text()}, {self._left()}"
 
     def _sorted(self) -> list[TrialRecord]:
@@ -75,7 +76,7 @@ class View:
         return f"best so far {eligible[0].value:.4g} (trial {eligible[0].number})" if eligible else "none finished yet"
 
     def _left(self) -> str:
-        done, total = len(self._ended) - self._before, len(self._records) - self._before
+        done, total = len(self._ended) - self._before, self._total - self._before
         if done <= 0:
             return "time left unknown"
         return f"about {(time.monotonic() - self._began) / done * (total - done):.0f} s left"
@@ -85,7 +86,7 @@ class View:
 
         states = [record.state for name, record in self._records.items() if name in self._ended]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))) or "none ended"
-        title = f"{len(self._ended)} of {len(self._records)} trials ({counts}); {self._best_text()}, {self._left()}"
+        title = f"{len(self._ended)} of {self._total} trials ({counts}); {self._best_text()}, {self._left()}"
         table = Table(title=title, title_justify="left", box=None)
         for heading in ("trial", "state", "step", *self._sweep.parameters, self._sweep.metric, "nominal", "gamma"):
             table.add_column(heading, justify="left" if heading == "state" else "right")

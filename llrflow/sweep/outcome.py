@@ -69,6 +69,8 @@ class TrialRecord(Record):
     error: str | None
     """Why it failed."""
     traceback: str | None
+    stopped: str | None = None
+    """What the guard saw, where it stopped the trial; None where a scheduler did."""
 
 
 class ConfigurationRecord(Record):
@@ -143,7 +145,7 @@ def trial_record(spec: Spec, storage: Storage, trial: Trial) -> TrialRecord:
     state: State = "unfinished" if run is not None else "waiting"
     if final is not None:
         state = "finished"
-    elif ended is not None and (ended.state == "failed" or ended.by == sweep.scheduler.model_dump()):
+    elif ended is not None and ended.holds(sweep):
         state = ended.state
     last = looks[-1] if looks else {}
     failed = ended if state == "failed" else None
@@ -160,12 +162,13 @@ def trial_record(spec: Spec, storage: Storage, trial: Trial) -> TrialRecord:
         value=last.get(sweep.metric),
         nominal=last.get("nominal.accuracy") if final is None else final.nominal.accuracy,
         robust=last.get("worst_case.accuracy") if final is None else final.worst_case.accuracy,
-        gamma=last.get(f"gamma.{next(iter(sweep.rung.attacks))}.mean"),
+        gamma=last.get(sweep.rung.gamma),
         masked=[] if final is None else [flag.name for flag in final.fired],
         escalated=None if final is None else _escalated(sweep, folder, trial.rungs[-1]),
         seconds={} if run is None else run.seconds,
         error=failed and failed.error,
         traceback=failed and failed.traceback,
+        stopped=(ended.error or None) if ended is not None and state == "stopped" else None,
     )
 
 
@@ -178,7 +181,7 @@ def outcome(
 ) -> SweepRecord:
     """The record of a sweep whose trials stand as given."""
     sweep, listed = sweep_of(spec), sorted(trials, key=lambda trial: trial.number)
-    found = _ranked(sweep, listed)
+    found = configurations_of(sweep, listed)
     now = datetime.datetime.now(datetime.UTC)
     return SweepRecord(
         name=spec.name,
@@ -203,12 +206,12 @@ def finalists(sweep: Sweep, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     if sweep.escalate is None:
         return []
     known = {trial.number: trial for trial in trials}
-    ranked = _ranked(sweep, [trial.model_copy(update={"escalated": None}) for trial in known.values()])
+    ranked = configurations_of(sweep, [trial.model_copy(update={"escalated": None}) for trial in known.values()])
     chosen = [c for c in ranked if c.excluded is None][: sweep.escalate.top]
     return [known[number] for configuration in chosen for number in configuration.trials]
 
 
-def _ranked(sweep: Sweep, trials: list[TrialRecord]) -> list[ConfigurationRecord]:
+def configurations_of(sweep: Sweep, trials: Iterable[TrialRecord]) -> list[ConfigurationRecord]:
     """The configurations, best first."""
     groups: dict[int, list[TrialRecord]] = {}
     for trial in trials:
@@ -242,6 +245,7 @@ def _configuration(trials: list[TrialRecord]) -> ConfigurationRecord:
     if finished < len(trials):
         states = ", ".join(sorted({trial.state for trial in trials} - {"finished"}))
         excluded = states if len(trials) == 1 else f"{finished} of {len(trials)} seeds finished ({states})"
+        excluded = ": ".join([excluded, *[trial.stopped for trial in trials if trial.stopped][:1]])
     elif len(values) < len(trials):
         excluded = "the metric is not on record at the last rung"
     elif masked:
@@ -265,11 +269,11 @@ def write(spec: Spec, storage: Storage, record: SweepRecord) -> None:
     text = io.StringIO()
     table = csv.writer(text)
     columns = ("number", "configuration", "seed", "state", "step", "value", "nominal", "robust", "gamma")
-    table.writerow([*columns, "escalated", "seconds", *names, "masked", "error", "run"])
+    table.writerow([*columns, "escalated", "seconds", *names, "masked", "error", "stopped", "run"])
     for trial in record.trials:
         values = [json.dumps(trial.parameters[n]) if n in trial.parameters else "" for n in names]
         own = [getattr(trial, column) for column in columns]
-        rest = [" ".join(trial.masked), trial.error or "", trial.run]
+        rest = [" ".join(trial.masked), trial.error or "", trial.stopped or "", trial.run]
         stronger = None if trial.escalated is None else trial.escalated.robust
         table.writerow([*own, stronger, round(sum(trial.seconds.values()), 3), *values, *rest])
     write_atomic(storage.table, text.getvalue().encode())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from llrflow.runs.presets import preset_attacks
 from llrflow.spec.load import load_spec
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec, Sweep
+from llrflow.sweep.domains import Domain
 from llrflow.traced import numbers
 
 MAX_TRIALS = 100_000
@@ -76,16 +78,23 @@ def base_of(spec: Spec) -> dict[str, Any]:
     return data
 
 
-def trials_of(spec: Spec, facts_of: Callable[[Data], DatasetFacts]) -> list[Trial]:
+def trials_of(
+    spec: Spec,
+    facts_of: Callable[[Data], DatasetFacts],
+    drawn: Iterable[tuple[int, dict[str, Any]]] | None = None,
+    before: Sequence[Trial] = (),
+) -> list[Trial]:
     """Every trial of a spec's sweep, in order and without repetitions; a larger random sweep begins with the same.
 
+    A search that learns has `drawn` the number and overrides of some configurations; their trials come after those
+    of `before`. Without them as many are drawn at random, which cost as much and are as good to check.
     `facts_of` finds the dataset of a `data` block. Raises SpecError, at the parameter that a trial's spec does not
     take, and DataError.
     """
-    sweep, base, found, names = sweep_of(spec), base_of(spec), [], set()
+    sweep, base, found, names = sweep_of(spec), base_of(spec), [], {trial.name for trial in before}
     facts = functools.cache(lambda text: facts_of(known[text]))
     known: dict[str, Any] = {}
-    for configuration, overrides in enumerate(_configurations(spec, sweep)):
+    for configuration, overrides in enumerate(_configurations(spec, sweep)) if drawn is None else drawn:
         for seed in range(spec.seed, spec.seed + sweep.seeds):
             whole = {**overrides, "seed": seed, **_devices(spec, sweep)}
             loaded = _load(spec, base, whole, overrides)
@@ -100,7 +109,8 @@ def trials_of(spec: Spec, facts_of: Callable[[Data], DatasetFacts]) -> list[Tria
             names.add(name)
             shown = {n: overrides[p.path or n] for n, p in sweep.parameters.items() if (p.path or n) in overrides}
             rungs = _rungs(sweep, epoch, resolved.train.steps or 0)
-            found.append(Trial(len(found), configuration, seed, whole, shown, resolved, name, rungs))
+            number = len(before) + len(found)
+            found.append(Trial(number, configuration, seed, whole, shown, resolved, name, rungs))
     return found
 
 
@@ -122,6 +132,8 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
     Where trials ask for accelerators, which this machine need not have, the batch is not divided over devices.
     """
     sweep = sweep_of(spec)
+    if sweep.search.type == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise SpecError(spec.where(("sweep", "search")), "sweep.search: needs optuna", "pip install 'llrflow[optuna]'")
     resources = sweep.resources
     for trial, *_ in kinds_of(trials):
         for name, attack in sweep.rung.attacks.items():
@@ -184,10 +196,23 @@ def _configurations(spec: Spec, sweep: Sweep) -> Iterator[dict[str, Any]]:
         raise SpecError(spec.where(("sweep",)), got, f"make fewer than {MAX_TRIALS} trials")
     for draw in range(draws):
         for combination in itertools.product(*whole.values()):
-            yield _configuration(spec, sweep, draw, dict(zip(whole, combination, strict=True)))
+            yield _drawn(spec, sweep, draw, dict(zip(whole, combination, strict=True)))
 
 
-def _configuration(spec: Spec, sweep: Sweep, draw: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def _drawn(spec: Spec, sweep: Sweep, draw: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    def value_for(name: str, domain: Domain, value_of: Callable[[str], Any]) -> Any:
+        return fixed[name] if name in fixed else domain.draw(uniform(sweep, name, draw), value_of)
+
+    return configuration_of(spec, sweep, value_for)
+
+
+def configuration_of(
+    spec: Spec, sweep: Sweep, value_for: Callable[[str, Any, Callable[[str], Any]], Any]
+) -> dict[str, Any]:
+    """The overrides of a configuration, by path, with `value_for(name, domain, value_of)` for each that applies.
+
+    `value_of(path)` is what the configuration has there so far. Raises SpecError at the parameter.
+    """
     chosen: dict[str, Any] = {}
 
     def value_of(path: str) -> Any:
@@ -199,8 +224,7 @@ def _configuration(spec: Spec, sweep: Sweep, draw: int, fixed: Mapping[str, Any]
     for name, domain in sweep.parameters.items():
         try:
             if all(value_of(path) == value for path, value in domain.when.items()):
-                value = fixed[name] if name in fixed else domain.draw(_uniform(sweep, name, draw), value_of)
-                chosen[domain.path or name] = value
+                chosen[domain.path or name] = value_for(name, domain, value_of)
         except (PydanticCustomError, SpecError) as error:
             got = error.message() if isinstance(error, PydanticCustomError) else error.got
             where = spec.where(("sweep", "parameters", name))
@@ -208,7 +232,7 @@ def _configuration(spec: Spec, sweep: Sweep, draw: int, fixed: Mapping[str, Any]
     return chosen
 
 
-def _uniform(sweep: Sweep, name: str, draw: int) -> float:
+def uniform(sweep: Sweep, name: str, draw: int) -> float:
     """A number in [0,1) that depends on nothing but the seed of the search, the parameter's name and the draw."""
     # Raw bits, because NumPy promises them for ever, unlike what its generators make of them (NEP 19).
     bits = np.random.Philox(np.random.SeedSequence([sweep.search.seed, zlib.crc32(name.encode()), draw])).random_raw()

@@ -4,6 +4,7 @@
 - sweep.json: SweepRecord, the outcome so far
 - trials.csv: the same trials as a table
 - best.yaml: a complete spec that runs the winner again
+- draws.json: Draws, the configurations that a search which learns has drawn so far
 - runs/: a run folder for each trial, <name>-<hash>
 - ended/: <name>-<hash>.json for each trial that a scheduler stopped or that failed
 - cache/: what XLA compiled, for workers that start later
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from llrflow.errors import CheckpointError, SpecError
+from llrflow.errors import CheckpointError, DataError, SpecError, line_of
 from llrflow.files import sole_owner
 from llrflow.runs.pipeline import label_of
 from llrflow.runs.records import EvaluationRecord, Record, RunFolder, RunRecord
@@ -32,9 +33,22 @@ class Ended(Record):
     state: Literal["stopped", "failed"]
     step: int
     by: dict[str, Any] = {}
-    """The scheduler that stopped it: under another one it goes on."""
+    """The scheduler or guard that stopped it: under another one it goes on."""
     error: str = ""
+    """Why it failed, or what the guard saw."""
     traceback: str = ""
+
+    def holds(self, sweep: Sweep) -> bool:
+        """Whether the trial is still to end there."""
+        guard = sweep.rung.guard
+        return self.state == "failed" or self.by in (sweep.scheduler.model_dump(), guard and guard.model_dump())
+
+
+class Draws(Record):
+    """draws.json: configurations as overrides by path, in order."""
+
+    format: Literal[1] = 1
+    draws: list[dict[str, Any]] = []
 
 
 def folder_of(spec: Spec, out: str | Path | None) -> Path:
@@ -47,8 +61,8 @@ class Storage:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self.spec, self.record, self.table, self.best = (
-            self.path / name for name in ("sweep.yaml", "sweep.json", "trials.csv", "best.yaml")
+        self.spec, self.record, self.table, self.best, self._draws = (
+            self.path / name for name in ("sweep.yaml", "sweep.json", "trials.csv", "best.yaml", "draws.json")
         )
         self.runs, self.ray, self.cache = (self.path / name for name in ("runs", "ray", "cache"))
         self._ended = self.path / "ended"
@@ -71,6 +85,20 @@ class Storage:
     def forget_end(self, name: str) -> None:
         """Take such a note back: the trial is tried again."""
         (self._ended / f"{name}.json").unlink(missing_ok=True)
+
+    def draws(self) -> list[dict[str, Any]]:
+        """The configurations that were drawn. Raises DataError."""
+        try:
+            return Draws.model_validate_json(self._draws.read_bytes()).draws
+        except FileNotFoundError:
+            return []
+        except (OSError, ValidationError) as error:
+            fix = "delete it; the same trials are drawn again as long as the spec has not changed"
+            raise DataError(str(self._draws), f"cannot be read: {line_of(error)}", fix) from None
+
+    def draw(self, draws: list[dict[str, Any]]) -> None:
+        """Put all of them on record."""
+        Draws(draws=draws).write(self._draws)
 
     @contextmanager
     def owned(self) -> Iterator[None]:

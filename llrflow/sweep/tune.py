@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ray
 from ray import tune
 
 from llrflow.data.facts import describe
-from llrflow.errors import SpecError, line_of
+from llrflow.errors import SpecError
 from llrflow.files import write_atomic
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.spec.load import at
 from llrflow.spec.schema import Spec, Sweep
 from llrflow.spec.source import dump_yaml
+from llrflow.sweep.cluster import SLOT, cluster
 from llrflow.sweep.escalate import escalated
 from llrflow.sweep.live import View
 from llrflow.sweep.outcome import SweepRecord, WorkerRecord, finalists, outcome, trial_record, write
+from llrflow.sweep.rounds import Queue, Rounds
 from llrflow.sweep.space import Trial, base_of, check_trials, sweep_of, trials_of
 from llrflow.sweep.storage import Ended, Storage, folder_of
 from llrflow.sweep.worker import TrialRunner
-
-OBJECT_STORE = 100 * 2**20
-"""Bytes of Ray's object store: trials exchange numbers, no arrays."""
-
-SLOT = "llrflow_trial"
-"""A resource of a Ray of our own, one for each trial at a time. Tune's own limit lets no trial wait for another, which
-HyperBand needs."""
-
-PATIENCE = 30.0
-"""Seconds to wait for the nodes of a named cluster to have what a trial asks for."""
 
 WORST = 1e9
 """A metric worse than any; not infinite, because schedulers take means."""
@@ -75,6 +63,7 @@ def run_sweep(
     Raises SpecError and DataError before Ray starts, Interrupted after Ctrl-C or SIGTERM with everything on record.
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe)
+    learns = sweep.search.type == "optuna"
     if address != "local" and sweep.concurrency and sweep.scheduler.registered_as[1] == "hyperband":
         got = "would keep hyperband on a cluster from letting trials wait for each other"
         raise at(spec, "sweep.concurrency", got, "delete it, or set `resources` so that fewer trials fit")
@@ -88,15 +77,16 @@ def run_sweep(
     with storage.owned():
         assert spec._source is not None
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": spec._source.data["sweep"]}).encode())
-        watch = _Watch(spec, storage, trials, quiet)
+        rounds = Rounds(spec, storage) if learns else None
+        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds)
         todo = watch.todo()
         state = "finished"
-        if todo or watch.finalists():
+        if todo or watch.left or watch.finalists():
             # What Ray has to say of dying nodes is no part of a result on standard output.
-            with redirect_stdout(sys.stderr), watch.view, _cluster(spec, sweep, address), _stop_requests() as stop:
+            with redirect_stdout(sys.stderr), watch.view, cluster(spec, sweep, address), _stop_requests() as stop:
                 watch.budget.request = stop
                 try:
-                    if todo:
+                    if todo or watch.left:
                         _fit(sweep, todo, storage, watch, address)
                     if not watch.exhausted:
                         watch.escalate(_wanted(sweep, address))
@@ -115,16 +105,24 @@ def run_sweep(
 
 
 def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, address: str) -> None:
-    scheduler = sweep.scheduler.build(max(len(trial.rungs) for trial in todo))
     rest = -WORST if sweep.best_is == "max" else WORST, sweep.scheduler.model_dump()
-    tasks = [Task(str(storage.path), watch.start, t.name, t.overrides, list(t.rungs), *rest)._asdict() for t in todo]
+
+    def tasks_of(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        return [Task(str(storage.path), watch.start, t.name, t.overrides, [*t.rungs], *rest)._asdict() for t in trials]
+
+    trials, queue = todo, None
+    if watch.left:
+        trials = todo or watch.more()
+        queue = Queue(tasks_of(trials), lambda: tasks_of(watch.more()))
     tuner = tune.Tuner(
         tune.with_resources(TrialRunner, _wanted(sweep, address)),
-        param_space={"trial": tune.grid_search(tasks)},
+        param_space={} if queue else {"trial": tune.grid_search(tasks_of(trials))},
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.best_is,
-            scheduler=scheduler,
+            scheduler=sweep.scheduler.build(max(len(trial.rungs) for trial in trials)),
+            search_alg=queue,
+            num_samples=-1 if queue else 1,
             max_concurrent_trials=None if address == "local" else sweep.concurrency,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -139,6 +137,8 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
         ),
     )
     tuner.fit()
+    if queue is not None and queue.problem is not None:
+        raise queue.problem
 
 
 def _wanted(sweep: Sweep, address: str) -> dict[str, float]:
@@ -168,7 +168,10 @@ class _Budget(tune.Stopper):
 class _Watch(tune.Callback):
     """Follows a sweep in the driver: notes who was stopped, keeps sweep.json up to date, shows how it goes."""
 
-    def __init__(self, spec: Spec, storage: Storage, trials: Sequence[Trial], quiet: bool) -> None:
+    def __init__(
+        self, spec: Spec, storage: Storage, trials: Sequence[Trial], quiet: bool, rounds: Rounds | None
+    ) -> None:
+        self._rounds = rounds
         self._spec, self._storage, self._sweep = spec, storage, sweep_of(spec)
         self._trials = {trial.name: trial for trial in trials}
         self._records = {trial.name: trial_record(spec, storage, trial) for trial in trials}
@@ -184,7 +187,22 @@ class _Watch(tune.Callback):
     @property
     def exhausted(self) -> bool:
         """Whether the sweep ended before its trials did."""
-        return self.budget.exhausted and any(r.state in ("waiting", "unfinished") for r in self._records.values())
+        open_ = any(record.state in ("waiting", "unfinished") for record in self._records.values())
+        return self.budget.exhausted and (open_ or self.left > 0)
+
+    @property
+    def left(self) -> int:
+        """Configurations that are still to be drawn."""
+        return 0 if self._rounds is None else self._rounds.left
+
+    def more(self) -> list[Trial]:
+        """The trials of another round, now that all others have ended; none when all are drawn, or the budget spent."""
+        if self._rounds is None or self.budget.exhausted:
+            return []
+        found = self._rounds.more(self._records.values())
+        self._trials |= {trial.name: trial for trial in found}
+        self._records |= {trial.name: trial_record(self._spec, self._storage, trial) for trial in found}
+        return found
 
     def todo(self) -> list[Trial]:
         """The trials that Tune must hear of, those with the most on record first.
@@ -298,56 +316,3 @@ def _stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _cluster(spec: Spec, sweep: Sweep, address: str) -> Iterator[None]:
-    """Ray, started or joined, with room for a trial. Raises SpecError."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        options |= {} if sweep.concurrency is None else {"resources": {SLOT: sweep.concurrency}}
-    elif address != "auto":
-        _check_listening(address)
-    try:
-        with warnings.catch_warnings():
-            # Ray forks to start its processes. JAX warns of its threads, which have nothing to do in this process.
-            warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-            ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        fix = "start it with `ray start --head`, or use --address local"
-        raise SpecError("--address", f"no Ray cluster answers at {address!r}: {line_of(error)}", fix) from None
-    try:
-        _check_room(spec, sweep, 0.0 if address == "local" else PATIENCE)
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_listening(address: str) -> None:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise SpecError("--address", f"{address!r} is no address", "give local, auto or HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        fix = "start it with `ray start --head`, or use --address local"
-        raise SpecError("--address", f"nobody listens at {address} ({error.strerror or error})", fix) from None
-
-
-def _check_room(spec: Spec, sweep: Sweep, patience: float) -> None:
-    """Raise SpecError unless some node has what one trial asks for, within so many seconds."""
-    wanted = {"CPU": sweep.resources.cpu, "GPU": sweep.resources.gpu, **sweep.resources.custom}
-    end = time.monotonic() + patience
-    while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
-            return
-        if time.monotonic() >= end:
-            break
-        time.sleep(1)
-    largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in wanted}
-    lacking = [n for n, amount in wanted.items() if largest[n] < amount]
-    got = ", ".join(f"{wanted[n]:g} {n} a trial, the largest node has {largest[n]:g}" for n in lacking or wanted)
-    waited = f" (waited {patience:.0f} s)" if patience else ""
-    raise SpecError(spec.where(("sweep", "resources")), f"sweep.resources: {got}{waited}", "ask for less, or add nodes")

@@ -20,8 +20,10 @@ from ray.tune import Trainable
 from llrflow.errors import DataError, line_of
 from llrflow.runs.interrupt import Interrupted
 from llrflow.runs.pipeline import Session, session
+from llrflow.runs.records import RunFolder
 from llrflow.spec.load import load_spec
-from llrflow.spec.schema import Spec
+from llrflow.spec.schema import Spec, Sweep
+from llrflow.sweep.guard import broken_down
 from llrflow.sweep.space import base_of, sweep_of
 from llrflow.sweep.storage import Ended, Storage, evaluation_of, look_at, look_block, look_label, record_of
 
@@ -123,9 +125,15 @@ class TrialRunner(Trainable):
             report = look_at(folder, opened.step, label)
             assert report is not None
         last = rungs[self._reported] == rungs[-1]
+        finished = record is not None and record.state == "finished"
         self._reported += 1
+        if not finished and (seen := self._broken_down(sweep, folder, label)):
+            assert sweep.rung.guard is not None
+            step, by = int(report["step"]), sweep.rung.guard.model_dump()
+            storage.end(folder.path.name, Ended(state="stopped", step=step, by=by, error=seen))
+            return {**report, "done": True, "state": "stopped"}
         if last:
-            if record is None or record.state != "finished" or evaluation_of(folder, rungs[-1]) is None:
+            if not finished or evaluation_of(folder, rungs[-1]) is None:
                 opened = self._open(trial, folder.path)
                 opened.train()
                 opened.evaluate()
@@ -134,6 +142,11 @@ class TrialRunner(Trainable):
         if ended is not None and ended.by == self._config["scheduler"] and rungs[self._reported] > ended.step:
             return {**report, "done": True, "state": "stopped"}
         return {**report, "state": "running"}
+
+    def _broken_down(self, sweep: Sweep, folder: RunFolder, label: str) -> str | None:
+        """What the guard says of the rungs that were reported."""
+        looks = [look_at(folder, step, label) for step in self._config["rungs"][: self._reported]]
+        return broken_down(sweep.rung, [look for look in looks if look is not None])
 
     def _trial(self, spec: Spec) -> Spec:
         return load_spec(base_of(spec), self._config["overrides"])
