@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import ray
@@ -13,14 +13,22 @@ from llrflow.runs.pipeline import evaluate_run
 from llrflow.sweep.space import Trial
 from llrflow.sweep.storage import Storage
 
+PAUSE = 2.0
+"""Seconds between two looks at the clock."""
+
 
 def escalated(
-    attacks: str, storage: Storage, trials: Sequence[Trial], wanted: dict[str, float], retries: int
+    attacks: str,
+    storage: Storage,
+    trials: Sequence[Trial],
+    wanted: dict[str, float],
+    retries: int,
+    late: Callable[[], bool],
 ) -> Iterator[tuple[Trial, str]]:
     """Attack the runs of `trials` with a preset, and yield each as it ends, with what went wrong, or nothing.
 
-    A task asks for what a trial `wanted`. What it finds is in the run folder, and an evaluation that was interrupted
-    goes on there.
+    Ends early when it is `late`. A task asks for what a trial `wanted`. What it finds is in the run folder, and an
+    evaluation that was interrupted goes on there.
     """
     custom = {name: amount for name, amount in wanted.items() if name not in ("cpu", "gpu")}
     options = {"num_cpus": wanted["cpu"], "num_gpus": wanted["gpu"], "resources": custom, "max_retries": retries}
@@ -30,7 +38,12 @@ def escalated(
         run, devices = str(storage.run(trial.name).path), trial.spec.devices.count
         waiting[attack.remote(run, attacks, devices, cache)] = trial
     while waiting:
-        (ready, *_), _ = ray.wait(list(waiting))
+        ended, _ = ray.wait(list(waiting), timeout=PAUSE)
+        if late():
+            return
+        if not ended:
+            continue
+        (ready,) = ended
         trial = waiting.pop(ready)
         try:
             ray.get(ready)

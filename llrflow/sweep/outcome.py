@@ -222,7 +222,12 @@ def configurations_of(sweep: Sweep, trials: Iterable[TrialRecord]) -> list[Confi
         stronger = (c.escalated is None, -(c.escalated or 0.0))
         return c.excluded is not None, *stronger, c.mean is None, -sign * (c.mean or 0.0)
 
-    return sorted((_configuration(group) for group in groups.values()), key=place)
+    found = sorted((_configuration(group) for group in groups.values()), key=place)
+    if not any(c.escalated is not None for c in found):
+        return found
+    left_out = {"excluded": "not among those that stronger attacks were made on"}
+    open_ = [c.excluded is None and c.escalated is None for c in found]
+    return [c.model_copy(update=left_out) if other else c for c, other in zip(found, open_, strict=True)]
 
 
 def _escalated(sweep: Sweep, folder: RunFolder, step: int) -> EscalatedRecord | None:
@@ -284,7 +289,7 @@ def write(spec: Spec, storage: Storage, record: SweepRecord) -> None:
     data = {**read_source(str(storage.run(best.run).spec)).data, "devices": spec.devices.model_dump()}
     first = record.configurations[0]
     value = f"{record.metric} = {first.mean:.6g} at the last rung"
-    if best.escalated is not None:
+    if first.escalated is not None and best.escalated is not None:
         value += f", {first.escalated:.2%} in the worst case of {best.escalated.attacks}"
     head = f"# The best of the sweep {record.name}: trial {best.number}, {value}.\n#   llrflow run best.yaml\n"
     write_atomic(storage.best, (head + dump_yaml(data)).encode())

@@ -188,7 +188,7 @@ class _Watch(tune.Callback):
     def exhausted(self) -> bool:
         """Whether the sweep ended before its trials did."""
         open_ = any(record.state in ("waiting", "unfinished") for record in self._records.values())
-        return self.budget.exhausted and (open_ or self.left > 0)
+        return self.budget.exhausted and (open_ or self.left > 0 or bool(self.finalists()))
 
     @property
     def left(self) -> int:
@@ -230,7 +230,8 @@ class _Watch(tune.Callback):
         if self._sweep.escalate is None:
             return
         attacks, retries = self._sweep.escalate.attacks, self._sweep.budget.retries
-        for trial, problem in escalated(attacks, self._storage, self.finalists(), wanted, retries):
+        late = self.budget.stop_all
+        for trial, problem in escalated(attacks, self._storage, self.finalists(), wanted, retries, late):
             record = self._records[trial.name] = trial_record(self._spec, self._storage, trial)
             left = f"failed: {problem}" if record.escalated is None else f"leaves {record.escalated.robust:.2%}"
             self.view.say(f"trial {trial.number}: {attacks} {left}")

@@ -4,8 +4,10 @@ import datetime
 
 import pytest
 
-from llrflow.sweep.outcome import EscalatedRecord, TrialRecord, finalists, outcome
+from llrflow.runs.records import RunFolder
+from llrflow.sweep.outcome import EscalatedRecord, TrialRecord, finalists, outcome, write
 from llrflow.sweep.space import sweep_of
+from llrflow.sweep.storage import Storage
 
 
 def trial(number, value, escalated=None, masked=(), stronger_masked=(), state="finished", configuration=None, seed=0):
@@ -64,10 +66,12 @@ def test_the_best_by_the_metric_are_attacked_again_and_the_best_of_these_wins(sw
     assert ranked(spec, found) == ([2, 1, 0, 3, 4], 2)
     found[2] = trial(2, 0.6, escalated=0.4, stronger_masked=["black_box_wins"])
     assert ranked(spec, found)[1] == 1
+    found[1] = trial(1, 0.7, escalated=0.3, stronger_masked=["loss_flat"])
+    assert ranked(spec, found)[1] is None, "what was not attacked with the preset cannot win in their place"
     assert finalists(sweep_of(sweep()), found) == []
 
 
-def test_a_configuration_is_attacked_with_all_its_seeds(sweep):
+def test_a_configuration_is_attacked_with_all_its_seeds(sweep, tmp_path):
     spec = sweep(escalate={"top": 1}, seeds=2)
     found = [
         trial(0, 0.6, configuration=0),
@@ -80,6 +84,12 @@ def test_a_configuration_is_attacked_with_all_its_seeds(sweep):
     assert ranked(spec, found) == ([1, 0], 2)
     record = outcome(spec, found, "finished", datetime.datetime.now(datetime.UTC), [])
     assert record.configurations[0].escalated is None  # of one seed only
+    for part in found:
+        folder = RunFolder(Storage(tmp_path).run(part.run).path)
+        folder.path.mkdir(parents=True)
+        folder.spec.write_text("llrflow: 1\n")
+    write(spec, Storage(tmp_path), record)
+    assert "worst case of" not in Storage(tmp_path).best.read_text()
     found[3] = trial(3, 0.5, escalated=0.4, configuration=1, seed=1)
     record = outcome(spec, found, "finished", datetime.datetime.now(datetime.UTC), [])
     assert record.configurations[0].escalated == pytest.approx(0.3)
