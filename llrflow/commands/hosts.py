@@ -146,7 +146,6 @@ def _work(place: Place, work: Callable[[int], None], parent: socket.socket) -> N
 
 def _own_streams(place: Place, verbose: bool) -> None:
     """Keep what C++ prints (Gloo its ranks, JAX its stack trace) out of the output, and all but errors of process 0."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if verbose:
         return
     sys.stdout.flush()
@@ -180,7 +179,6 @@ def _join(place: Place, parent: socket.socket) -> None:
         place.coordinator,
         place.processes,
         place.process,
-        local_device_ids=None,
         cluster_detection_method="deactivate",
         initialization_timeout=WAIT,
         heartbeat_timeout_seconds=SILENCE,
