@@ -97,19 +97,26 @@ def main(arguments: list[str] | None = None) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if PATIENCE not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}=86400".strip()
-    try:
+    with exit_status("--verbose" in given):
         with _sigterm_as_exit():
-            code = cli.main(arguments, prog_name="llrflow", standalone_mode=False)
+            code = cli.main(arguments, prog_name="llrflow", standalone_mode=False, obj=given)
         if isinstance(code, int):  # of click's own Exit
             sys.exit(code)
+
+
+@contextmanager
+def exit_status(verbose: bool) -> Iterator[None]:
+    """End with the exit status of whatever the block raises on purpose, and a line about it."""
+    try:
+        yield
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:  # click has caught a KeyboardInterrupt
+    except (click.Abort, KeyboardInterrupt):  # click makes the one of the other
         click.echo("stopped", err=True)
         sys.exit(130)
     except LlrflowError as error:
-        if "--verbose" in given:
+        if verbose:
             traceback.print_exception(error)
         label = "error: " if isinstance(error, InputError) or error.exit_code == 1 else ""
         click.echo(f"{label}{' '.join(str(error).split())}", err=True)

@@ -17,25 +17,53 @@ MASKED = 3
 @spec_argument
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/NAME-HASH.")
 @click.option("--fresh", is_flag=True, help="Start over, deleting what the folder named by --out holds.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Train with other processes; process 0 listens there.")
+@click.option("--process", type=int, metavar="I", help="Which of the processes this is, from 0.")
+@click.option("--processes", type=int, metavar="N", help="How many processes train the model together.")
 @json_option
-def run(spec: Path, changes: dict[str, Any], out: Path | None, fresh: bool, as_json: bool) -> None:
+def run(
+    spec: Path,
+    changes: dict[str, Any],
+    out: Path | None,
+    fresh: bool,
+    coordinator: str | None,
+    process: int | None,
+    processes: int | None,
+    as_json: bool,
+) -> None:
     """Train SPEC and evaluate the result; the same command continues an unfinished run.
 
     Ctrl-C and SIGTERM save and stop. A run that was killed goes on from its newest intact checkpoint
     and reaches the same numbers.
 
+    With --coordinator, --process and --processes several processes, on one host or many, train one model
+    on the devices of all; process 0 writes the run folder.
+
     \b
     Examples:
       llrflow run specs/quickstart.yaml
       llrflow run specs/quickstart.yaml --set objective.terms.gamma.weight=2 --out runs/weaker
+      llrflow run specs/quickstart.yaml --coordinator node1:7654 --process 1 --processes 4
     """
-    from llrflow.runs.pipeline import run as run_spec
-    from llrflow.spec.load import load_spec
 
-    loaded = load_spec(str(spec), changes)
-    if loaded.sweep is not None:
-        click.echo(f"this runs {spec} with its own values; its sweep is started by: llrflow sweep {spec}", err=True)
-    _print(run_spec(loaded, out, fresh, quiet=as_json), as_json)
+    def train(index: int) -> None:
+        from llrflow.runs.pipeline import assist
+        from llrflow.runs.pipeline import run as run_spec
+        from llrflow.spec.load import load_spec
+
+        loaded = load_spec(str(spec), changes)
+        if index:
+            return assist(loaded)
+        if loaded.sweep is not None:
+            click.echo(f"this runs {spec} with its own values; its sweep is started by: llrflow sweep {spec}", err=True)
+        return _print(run_spec(loaded, out, fresh, quiet=as_json), as_json)
+
+    if (coordinator, process, processes) == (None, None, None):
+        train(0)
+        return
+    from llrflow.commands.hosts import Place, run_in_group
+
+    run_in_group(Place.of(coordinator, process, processes), train)
 
 
 @click.command()

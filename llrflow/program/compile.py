@@ -82,7 +82,10 @@ class Program:
         return self._compiled.init(self._seed, self._numbers(0))
 
     def train_step(self, state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """Finish step number `step` (from 0). `state` is given up; metrics are device arrays, equal on all devices."""
+        """Finish step number `step` (from 0) with this process's part of its batch.
+
+        `state` is given up; metrics are device arrays, equal on all devices.
+        """
         return self._compiled.train(state, self.devices.shard(batch), self._seed, self._numbers(step))
 
     def logits(self, variables: Any, images: np.ndarray) -> np.ndarray:
@@ -161,7 +164,7 @@ class Program:
         if network is not None:
             init = self.devices.pmap(partial(self._compiled.initialise, network=network))
         state = jax.eval_shape(init, self._seed, self._numbers(0))
-        size = (len(self.devices), self.spec.train.batch_size // len(self.devices))
+        size = (len(self.devices.own), self.spec.train.batch_size // len(self.devices))
         batch = Batch(
             jax.ShapeDtypeStruct((*size, *self.image_shape), np.uint8),
             jax.ShapeDtypeStruct(size, np.int32),
@@ -176,20 +179,23 @@ class Program:
 def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], DatasetFacts] = describe) -> Program:
     """Resolve a spec against its dataset and devices, and prepare its programs (compiled when first run).
 
-    Without `devices.count` it takes all devices, on CPU as many as the batch divides over if that leaves less
-    than half of the cores idle. Raises DataError when the dataset is not prepared, SpecError when spec, data
-    and devices do not fit; without `training` the training batch may be any. `facts_of` finds the dataset.
+    With `training` the devices are those of all processes of a group. Without `devices.count` it takes all, on CPU as
+    many as the batch divides over if that leaves less than half of the cores idle. Raises DataError when the dataset
+    is not prepared, SpecError when spec, data and devices do not fit; without `training` the training batch may be
+    any. `facts_of` finds the dataset.
     """
     with located(spec):
         facts = facts_of(spec.data)
         for role in get_args(Role):
             choose(spec.data, facts, role)  # which raises where it cannot
         resolved = resolve(spec, facts)
-        devices = Devices(spec.devices.count)
+        devices = Devices(spec.devices.count, together=training)
     size, count = spec.train.batch_size, len(devices)
     if training and size % count and spec.devices.count is None and devices.platform == "cpu":
-        fitting = max(n for n in range(1, count + 1) if size % n == 0)
-        devices, count = (Devices(fitting), fitting) if fitting > count / 2 else (devices, count)
+        own, processes = len(devices.own), count // len(devices.own)
+        fitting = max((n for n in range(1, own + 1) if size % (n * processes) == 0), default=0)
+        if fitting > own / 2:
+            devices, count = Devices(fitting, together=True), fitting * processes
     if training and size % count:
         raise undivided(spec, count)
     if training and (size // count) % (parts := spec.train.accumulate):
@@ -299,7 +305,7 @@ class _Compiled:
         self.network = network_of(spec.model, facts.classes)
         self.attacked = Network(partial(_predict, self.network))
         copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
-        self.lanes = Lanes(*copies, devices.platform, (len(devices),))
+        self.lanes = Lanes(*copies, devices.platform, (len(devices.own),))
         tracing = Tracing(spec.train.remat, in_parts=devices.platform == "cpu")
         trained = network_of(spec.model, facts.classes, spec.train.precision, tracing)
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)

@@ -106,7 +106,14 @@ class Checkpoints:
 
     def _manager(self) -> Any:
         # Retention is ours: Orbax would delete a step before its successor's manifest is written.
-        options = self._ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+        alone = self._ocp.options.MultiprocessingOptions()
+        if jax.process_count() > 1:  # Orbax would wait for the other processes, which save nothing
+            mine = jax.process_index()
+            alone = self._ocp.options.MultiprocessingOptions(primary_host=mine, active_processes={mine})
+        self.directory.mkdir(parents=True, exist_ok=True)
+        options = self._ocp.CheckpointManagerOptions(
+            create=False, enable_async_checkpointing=False, multiprocessing_options=alone
+        )
         return self._ocp.CheckpointManager(self.directory, options=options)
 
     def _step(self, step: int) -> Path:

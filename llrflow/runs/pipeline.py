@@ -18,6 +18,7 @@ from llrflow.errors import CheckpointError, SpecError
 from llrflow.files import sole_owner, write_atomic
 from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.cost import parts
+from llrflow.program.group import Group
 from llrflow.progress import say
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
@@ -25,7 +26,7 @@ from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests
 from llrflow.runs.model import chosen_step, load_model, stored_run
 from llrflow.runs.presets import evaluate_block
 from llrflow.runs.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, versions
-from llrflow.runs.train import Trainer, begin
+from llrflow.runs.train import Log, Trainer, begin, receive
 from llrflow.spec.load import at
 from llrflow.spec.resolve import spec_hash
 from llrflow.spec.schema import Evaluate, Spec
@@ -59,6 +60,7 @@ class Session:
     def __init__(
         self,
         program: Program,
+        group: Group,
         splits: tuple[Split, Split],
         folder: RunFolder,
         checkpoints: Checkpoints,
@@ -66,12 +68,13 @@ class Session:
         stop: StopRequest,
         quiet: bool,
     ) -> None:
-        self.program, self.folder = program, folder
+        self.program, self.group, self.folder = program, group, folder
         self._train, self._test = splits
         self._ledger, self._stop, self._quiet = ledger, stop, quiet
         self._surrogates = _surrogates(program)
-        self._trainer = Trainer(program, self._train, folder, checkpoints, ledger.record.spec_hash, quiet)
-        self._state = begin(program, folder, checkpoints, say)
+        log = Log(folder, checkpoints, ledger.record.spec_hash)
+        self._trainer = Trainer(program, group, self._train, log, quiet)
+        self._state = begin(program, group, folder, checkpoints, say)
 
     @property
     def step(self) -> int:
@@ -92,18 +95,22 @@ class Session:
     def look(self, block: Evaluate) -> EvaluationRecord:
         """Evaluate the present state with a block of its own; its record is evaluation/<step>-<hash>.json."""
         spec = self.program.spec.model_copy(update={"evaluate": block})
-        program = Program(spec, self.program.facts, self.program.devices)
-        return self._evaluate(program, "look", label_of(block.model_dump()))
+        return self._evaluate(spec, "look", label_of(block.model_dump()))
 
     def evaluate(self) -> Run:
-        """Evaluate the trained state as the spec says, and finish the run."""
+        """Evaluate the trained state as the spec says, and finish the run.
+
+        This process does so alone: the group ends.
+        """
         if self._ledger.record.state != "finished":
             self._ledger.update(state="trained")
-        evaluation = self._evaluate(self.program, "evaluate")
+        self.group.leave()
+        evaluation = self._evaluate(self.program.spec, "evaluate")
         self._ledger.update(state="finished")
         return Run(self.folder.path, self._ledger.record, evaluation)
 
-    def _evaluate(self, program: Program, part: str, label: str = "") -> EvaluationRecord:
+    def _evaluate(self, spec: Spec, part: str, label: str = "") -> EvaluationRecord:
+        program = Program(spec, self.program.facts, self.program.devices.alone())
         seconds: dict[str, float] = {}
         with self._ledger.timing(seconds), _stopwatch(seconds, part):
             evaluator = Evaluator(
@@ -126,6 +133,7 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
     if fresh and out is None:
         raise SpecError("--fresh", "deletes what a run folder holds", "name the folder with --out DIR")
     program = compile_spec(spec)
+    group = Group(program.devices)
     with located(spec):
         splits = open_split(spec.data, "train"), open_split(spec.data, "test")
     data = DataRecord(
@@ -136,6 +144,7 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
         test=len(splits[1]),
     )
     digest = spec_hash(program.spec)
+    group.agree(agreed(digest, splits[0]))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
     with _sole_owner(folder), stop_requests() as stop:
         before = None if fresh else _earlier(folder, digest, data)
@@ -146,10 +155,30 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
         ledger = _Ledger(folder, checkpoints, _new_record(program, spec, data, digest, before))
         write_atomic(folder.spec, dump_yaml(_storable(program.spec)).encode())
         with ledger.keeping():
-            yield Session(program, splits, folder, checkpoints, ledger, stop, quiet)
+            yield Session(program, group, splits, folder, checkpoints, ledger, stop, quiet)
             if ledger.record.state != "finished":
                 left = f"left at step {ledger.record.step} of {program.steps}; run the same spec to continue"
                 ledger.update(state="interrupted", error=left)
+
+
+def assist(spec: Spec) -> None:
+    """Train in a process of a group besides its first, which does `run`; it writes nothing and ends before evaluation.
+
+    Raises as `run`.
+    """
+    program = compile_spec(spec)
+    group = Group(program.devices)
+    with located(spec):
+        split = open_split(spec.data, "train")
+    group.agree(agreed(spec_hash(program.spec), split))
+    with stop_requests() as stop:
+        Trainer(program, group, split, None, quiet=True).train(receive(program, group), stop)
+        group.leave()
+
+
+def agreed(digest: str, split: Split) -> dict[str, str]:
+    """What must be the same in all processes of a group."""
+    return {"spec": digest, "dataset": split.fingerprint, "set of versions": json.dumps(versions())}
 
 
 def run_name(spec: Spec, digest: str) -> str:

@@ -7,16 +7,17 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
 
 from llrflow.data.split import Split
 from llrflow.errors import NonFiniteError
 from llrflow.files import sync
 from llrflow.program.compile import Program
+from llrflow.program.group import Group
 from llrflow.program.state import Batch, TrainState
 from llrflow.progress import progress
 from llrflow.runs.checkpoint import Checkpoints
@@ -24,25 +25,70 @@ from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.records import RunFolder
 
 
-def begin(program: Program, folder: RunFolder, checkpoints: Checkpoints, report: Callable[[str], None]) -> TrainState:
-    """The state to train on from: the newest intact checkpoint, or a fresh one. Undoes whatever came after it."""
+def begin(
+    program: Program, group: Group, folder: RunFolder, checkpoints: Checkpoints, report: Callable[[str], None]
+) -> TrainState:
+    """The state to train on from: the newest intact checkpoint, or a fresh one. Undoes whatever came after it.
+
+    The other processes of the group get it by `receive`.
+    """
     step = checkpoints.newest_intact(report)
     checkpoints.discard_after(-1 if step is None else step)
     folder.rewind_metrics(step or 0)
+    group.share(np.bool_(step is not None))
     if step is None:
         return program.init()
     report(f"continuing from step {step} of {program.steps}")
-    return program.devices.replicate(checkpoints.restore(program.abstract_state(), step))
+    return program.devices.replicate(group.share(checkpoints.restore(program.abstract_state(), step)))
+
+
+def receive(program: Program, group: Group) -> TrainState:
+    """The state that process 0 begins with."""
+    if not group.share(np.bool_(False)):
+        return program.init()
+    return program.devices.replicate(group.share(program.abstract_state()))
+
+
+class Log:
+    """What training leaves in a run folder: metric lines, events and checkpoints."""
+
+    def __init__(self, folder: RunFolder, checkpoints: Checkpoints, spec_hash: str) -> None:
+        self.checkpoints = checkpoints
+        self._folder, self._spec_hash = folder, spec_hash
+
+    @contextlib.contextmanager
+    def opened(self, first: int) -> Iterator[None]:
+        """Append lines, and events from step `first` on, while the block runs."""
+        from tensorboardX import SummaryWriter
+
+        with (
+            self._folder.metrics.open("a") as self._lines,
+            SummaryWriter(str(self._folder.events), purge_step=first + 1) as self._events,
+        ):
+            yield
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """The values of a step."""
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(f"train/{name}", value, step)
+
+    def flush(self) -> None:
+        """Let readers see the lines."""
+        self._lines.flush()
+
+    def save(self, state: TrainState) -> None:
+        """Save an unreplicated state."""
+        sync(self._folder.metrics)  # the lines up to a checkpoint must outlive it
+        self.checkpoints.save(state, self._spec_hash)
 
 
 class Trainer:
     """The training loop, from a state to the last step or to one before it."""
 
-    def __init__(
-        self, program: Program, split: Split, folder: RunFolder, checkpoints: Checkpoints, spec_hash: str, quiet: bool
-    ) -> None:
-        self.program, self.split, self.folder, self.checkpoints = program, split, folder, checkpoints
-        self.spec_hash, self.quiet = spec_hash, quiet
+    def __init__(self, program: Program, group: Group, split: Split, log: Log | None, quiet: bool) -> None:
+        """Without a log nothing is written: so train the processes of a group besides its first."""
+        self.program, self.group, self.split, self.log, self.quiet = program, group, split, log, quiet
         self.seconds = {"compile": 0.0, "train": 0.0}  # of the last call
         self._warm = False
         self._pending: deque[tuple[int, dict[str, Any]]] = deque()
@@ -50,14 +96,18 @@ class Trainer:
 
     def train(self, state: TrainState, stop: StopRequest, until: int | None = None) -> TrainState:
         """Train to step `until` (default the last) and save. Raises Interrupted after saving, NonFiniteError when the
-        objective stops being finite."""
-        from tensorboardX import SummaryWriter
+        objective stops being finite; then all processes of the group do, and it has ended."""
+        try:
+            return self._train(state, stop, until)
+        except (Interrupted, NonFiniteError):
+            self.group.leave()
+            raise
 
-        program, spec = self.program, self.program.spec
+    def _train(self, state: TrainState, stop: StopRequest, until: int | None) -> TrainState:
+        program, group, spec = self.program, self.group, self.program.spec
         first, end = int(program.devices.fetch(state.step)), program.steps if until is None else until
         with (
-            self.folder.metrics.open("a") as log,
-            SummaryWriter(str(self.folder.events), purge_step=first + 1) as events,
+            self.log.opened(first) if self.log else contextlib.nullcontext(),
             progress("training", program.steps, self.quiet, first) as report,
             contextlib.ExitStack() as stack,  # however training ends, its time counts
         ):
@@ -65,26 +115,29 @@ class Trainer:
             self.seconds["compile"] = 0.0
             stack.callback(lambda: self.seconds.update(train=time.monotonic() - began))
             steps = range(first, end)
-            batches = self.split.batches(spec.seed, steps, spec.train.batch_size)
+            batches = self.split.batches(spec.seed, steps, spec.train.batch_size, group.index, group.count)
             for step, batch in zip(steps, batches, strict=True):
                 state, metrics = program.train_step(state, Batch(*batch), step)
                 if not self._warm:
                     jax.block_until_ready(metrics)
                     self.seconds["compile"], began = time.monotonic() - began, time.monotonic()
                     self._warm = True
+                signum = group.stop_signal(stop.signum)
                 self._pending.append((step + 1, metrics))
                 done, last = step + 1, step + 1 == end
                 if done % spec.train.log_every == 0 or last:
-                    values = self._settle(log, events)
+                    values = self._settle()
                     report(done, f"objective {values['objective']:.4g}, accuracy {values['accuracy']:.1%}")
-                if done % spec.checkpoint.every == 0 or last or stop.signum is not None:
-                    self._save(state, log, events)
-                if stop.signum is not None and not last:
+                if done % spec.checkpoint.every == 0 or last or signum is not None:
+                    self._settle()
+                    if self.log:
+                        self.log.save(program.devices.fetch(state))
+                if signum is not None and not last:
                     message = f"stopped at step {done} of {program.steps} and saved; run the same command to continue"
-                    raise Interrupted(stop.signum, message)
+                    raise Interrupted(signum, message)
         return state
 
-    def _settle(self, log: TextIO, events: Any) -> dict[str, float]:
+    def _settle(self) -> dict[str, float]:
         """Fetch the pending metrics, refuse a non-finite objective, log the steps that are due; the last values."""
         values: dict[str, float] = {}
         spec = self.program.spec
@@ -94,24 +147,18 @@ class Trainer:
             if not math.isfinite(values["objective"]) or not math.isfinite(values["gradient_norm"]):
                 raise NonFiniteError(self._obituary(step, values))
             self._finite = (step, values)
-            if step % spec.train.log_every == 0 or step == self.program.steps:
-                log.write(json.dumps({"step": step, **values}) + "\n")
-                for name, value in values.items():
-                    events.add_scalar(f"train/{name}", value, step)
-        log.flush()
+            if self.log and (step % spec.train.log_every == 0 or step == self.program.steps):
+                self.log.write(step, values)
+        if self.log:
+            self.log.flush()
         return values
-
-    def _save(self, state: TrainState, log: TextIO, events: Any) -> None:
-        self._settle(log, events)
-        sync(Path(log.name))  # the lines up to a checkpoint must outlive it
-        self.checkpoints.save(self.program.devices.fetch(state), self.spec_hash)
 
     def _obituary(self, step: int, values: dict[str, float]) -> str:
         what = "gradient" if math.isfinite(values["objective"]) else "objective"
         last = "it never was finite"
         if self._finite is not None:
             last = f"last finite values, step {self._finite[0]}: " + _listed(self._finite[1])
-        kept = self.checkpoints.steps()
+        kept = self.log.checkpoints.steps() if self.log else []
         saved = f"checkpoint {kept[-1]} is kept" if kept else "no checkpoint was saved yet"
         return (
             f"the {what} is not finite at step {step} ({_listed(values)}); {last}; {saved}. "

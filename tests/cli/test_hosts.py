@@ -1,0 +1,49 @@
+"""What the options of a group of processes refuse, before anything starts."""
+
+import socket
+
+import pytest
+
+from llrflow.commands import hosts
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--process", 0], "--coordinator: is missing; give --coordinator, --process and --processes together"),
+        (["--coordinator", "a:1", "--process", 0], "--processes: is missing; give --coordinator, --process and"),
+        (["--coordinator", "a:1", "--process", 2, "--processes", 2], "--process: = 2 of 2; give a number from 0 to 1"),
+        (["--coordinator", "a:1", "--process", -1, "--processes", 2], "--process: = -1 of 2; give a number from 0"),
+        (["--coordinator", "a:1", "--process", 0, "--processes", 0], "--processes: = 0; give at least 1"),
+        (["--coordinator", "node1", "--process", 0, "--processes", 2], "--coordinator: = node1; write HOST:PORT"),
+        (["--coordinator", "a:70000", "--process", 0, "--processes", 2], "--coordinator: = a:70000; write HOST:PORT"),
+    ],
+)
+def test_options_that_do_not_fit_together(command, options, says):
+    code, out, err = command("run", "a.yaml", *options)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"error: {says}")
+
+
+def test_an_address_nobody_listens_on(command, monkeypatch):
+    monkeypatch.setattr(hosts, "WAIT", 0.5)
+    place = f"127.0.0.1:{free_port()}"
+    code, _, err = command("run", "a.yaml", "--coordinator", place, "--process", 1, "--processes", 2)
+    says = f"error: --coordinator: = {place}: nobody listened there for 0.5 s (Connection refused); start process 0"
+    assert code == 2 and err.startswith(says) and err.count("\n") == 1
+
+
+def test_an_address_that_is_taken(command):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, _, err = command("run", "a.yaml", "--coordinator", place, "--process", 0, "--processes", 2)
+    assert code == 2 and err == (
+        f"error: --coordinator: = {place}: cannot listen there: Address already in use; choose another port\n"
+    )
