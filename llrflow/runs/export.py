@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from llrflow.errors import CheckpointError, SpecError, line_of
 from llrflow.files import sha256_file, write_atomic
 from llrflow.runs.classifier import Classifier, parameter_count
-from llrflow.runs.records import Record, written
+from llrflow.runs.records import Record, first_problem, written
 from llrflow.threat import Threat
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -197,6 +197,5 @@ def _record(path: Path) -> ExportRecord:
             str(path.parent), "is no exported model", "name a folder that `llrflow export` made"
         ) from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        got = f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
-        raise CheckpointError(str(path), got, "it is damaged or of another version: export the run again") from None
+        fix = "it is damaged or of another version: export the run again"
+        raise CheckpointError(str(path), first_problem(error), fix) from None

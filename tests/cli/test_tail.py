@@ -78,6 +78,19 @@ def test_no_run_folder(command, tmp_path):
     assert err == f"error: {tmp_path}: is not a run folder; name one that `llrflow run` made\n"
 
 
+def test_a_run_json_that_cannot_be_read(command, left):
+    content = left.run.read_bytes()
+    left.run.write_bytes(content[: len(content) // 2])
+    code, out, err = command("tail", left.path)
+    assert (code, out) == (2, "") and err.startswith(f"error: {left.run}: Invalid JSON: EOF") and err.count("\n") == 1
+    left.run.unlink()
+    left.run.mkdir()
+    for arguments in (["tail", left.path], ["export", left.path], ["compare", left.path, left.path]):
+        code, out, err = command(*arguments)
+        assert (code, out) == (2, "")
+        assert err == f"error: {left.run}: cannot be read: Is a directory; make it readable, or name another folder\n"
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_exit_status_of_a_command_that_is_stopped(start, under_way, tmp_path, signum, code):
     process = start(["tail", under_way.path, "--follow"], tmp_path)
