@@ -34,14 +34,11 @@ def tail(run_folder: Path, lines: int, follow: bool, as_json: bool) -> None:
       llrflow tail runs/quickstart-1a2b3c4d5e6f
       llrflow tail runs/quickstart-1a2b3c4d5e6f -n 100 --no-follow
     """
-    from llrflow.errors import CheckpointError
     from llrflow.files import has_owner
     from llrflow.runs.records import RunFolder
 
     folder = RunFolder(run_folder)
-    record = folder.record()
-    if record is None:
-        raise CheckpointError(str(run_folder), "is not a run folder", "name one that `llrflow run` made")
+    record = folder.existing()
     metrics, table = _Metrics(folder.metrics), _Table(record.steps)
     write = (lambda line: click.echo(json.dumps(line))) if as_json else table.write
     found = list(metrics.new())

@@ -230,6 +230,13 @@ class RunFolder:
             fix = "it was written by another version of llrflow, or damaged: use that version or another folder"
             raise CheckpointError(str(self.run), first_problem(error), fix) from None
 
+    def existing(self) -> RunRecord:
+        """run.json of a run that has begun. Raises CheckpointError where there is none, or it cannot be read."""
+        record = self.record()
+        if record is None or not self.spec.exists():
+            raise CheckpointError(str(self.path), "is not a run folder", "name one that `llrflow run` made")
+        return record
+
     def metric_lines(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; half-written ones are left out."""
         return (line for line in self.metrics_as_written() if line is not None)

@@ -24,6 +24,7 @@ def left(tmp_path):
         name="tiny", spec_hash="h", state="training", step=20, steps=100, seed=0, data=data,
         devices=[], versions={}, git=None, seconds={}, origins={},
     ).write(folder.run)  # fmt: skip
+    folder.spec.touch()
     folder.metrics.write_text("".join(map(line, (10, 20, 30))) + line(40)[:9])
     return folder
 
