@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,15 +47,23 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+TRIES, BETWEEN = 11, 0.05
+"""To get a lock, and seconds from one to the next: `has_owner` holds it for an instant."""
+
+
 @contextmanager
 def sole_owner(folder: Path, process: str) -> Iterator[None]:
     """Hold the lock of a folder, which a killed process lets go. Raises SpecError when another `process` has it."""
     with (folder / ".lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            got = f"is in use by another {process}"
-            raise SpecError(str(folder), got, "wait for it, or choose another --out") from None
+        for left in reversed(range(TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    got = f"is in use by another {process}"
+                    raise SpecError(str(folder), got, "wait for it, or choose another --out") from None
+            time.sleep(BETWEEN)
         yield
 
 
