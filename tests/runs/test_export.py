@@ -142,3 +142,6 @@ def test_a_folder_with_other_files_is_not_written_to(command, finished, tmp_path
     code, out, err = command("export", finished, "-o", tmp_path)
     assert (code, out) == (2, "") and "which is no part of an export; choose an empty or new --out" in err
     assert not (tmp_path / "model.json").exists()
+    (tmp_path / "taken/logits.stablehlo").mkdir(parents=True)
+    code, out, err = command("export", finished, "-o", tmp_path / "taken")
+    assert (code, out, err) == (2, "", f"error: {tmp_path}/taken/logits.stablehlo: Is a directory\n")
