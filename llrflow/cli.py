@@ -52,7 +52,7 @@ PATHS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
     errno.ELOOP,
 }  # fmt: skip
-"""What the system says of a path that the user should have chosen otherwise; a full or broken disk is no wrong input."""
+"""What the system says of a path that should have been chosen otherwise; a full or broken disk is no wrong input."""
 
 
 class LazyGroup(click.Group):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
@@ -39,6 +40,12 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader, or a crash at any instant, sees the old file or the new one."""
     with open_atomic(path) as file:
         file.write(content)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what writing `path` left beside it when the process was killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from jax import export as jax_export
 from pydantic import ValidationError
 
 from llrflow.errors import CheckpointError, SpecError, line_of
-from llrflow.files import sha256_file, write_atomic
+from llrflow.files import remove_temporaries, sha256_file, write_atomic
 from llrflow.runs.classifier import Classifier, parameter_count
 from llrflow.runs.records import Record, first_problem, written
 from llrflow.threat import Threat
@@ -138,6 +138,8 @@ def _lowered(logits: Callable[..., jax.Array], weights: dict[str, np.ndarray], i
 def _prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (PROGRAM, WEIGHTS, RECORD):
+            remove_temporaries(folder / name)
         foreign = sorted({path.name for path in folder.iterdir()} - {PROGRAM, WEIGHTS, RECORD})
     except OSError as error:
         raise SpecError(str(folder), f"cannot be written: {error.strerror}", "choose another --out") from None

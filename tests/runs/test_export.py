@@ -137,6 +137,12 @@ def test_what_is_damaged_or_foreign_is_refused_in_one_line(exported, harm, says)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
+def test_what_a_killed_export_left_is_removed(finished, tmp_path):
+    (tmp_path / ".weights.npz.0a1b2c3d.tmp").write_bytes(b"PK")
+    export_model(finished, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"logits.stablehlo", "weights.npz", "model.json"}
+
+
 def test_a_folder_with_other_files_is_not_written_to(command, finished, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     code, out, err = command("export", finished, "-o", tmp_path)
