@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -45,6 +46,13 @@ COMMANDS = {
 
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
 """How long CPU devices wait for each other before XLA ends the process: by itself 40 s, less than a laptop sleeps."""
+
+
+PATHS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.ELOOP,
+}  # fmt: skip
+"""What the system says of a path that should have been chosen otherwise; a full or broken disk is no wrong input."""
 
 
 class LazyGroup(click.Group):
@@ -121,6 +129,13 @@ def exit_status(verbose: bool) -> Iterator[None]:
         label = "error: " if isinstance(error, InputError) or error.exit_code == 1 else ""
         click.echo(f"{label}{' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None or error.errno not in PATHS:
+            raise
+        if verbose:
+            traceback.print_exception(error)
+        click.echo(f"error: {os.fsdecode(error.filename)}: {error.strerror}", err=True)
+        sys.exit(2)
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,9 +27,11 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the one that the user knows
         raise
     sync(path.parent)
 
@@ -38,6 +42,12 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def remove_temporaries(path: Path) -> None:
+    """Remove what writing `path` left beside it when the process was killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        left.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, waiting for other processes; a killed holder lets go by itself."""
@@ -46,15 +56,23 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+TRIES, BETWEEN = 11, 0.05
+"""To get a lock, and seconds from one to the next: `has_owner` holds it for an instant."""
+
+
 @contextmanager
 def sole_owner(folder: Path, process: str) -> Iterator[None]:
     """Hold the lock of a folder, which a killed process lets go. Raises SpecError when another `process` has it."""
     with (folder / ".lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            got = f"is in use by another {process}"
-            raise SpecError(str(folder), got, "wait for it, or choose another --out") from None
+        for left in reversed(range(TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    got = f"is in use by another {process}"
+                    raise SpecError(str(folder), got, "wait for it, or choose another --out") from None
+            time.sleep(BETWEEN)
         yield
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,8 @@ def run(
             return assist(loaded)
         if loaded.sweep is not None:
             click.echo(f"this runs {spec} with its own values; its sweep is started by: llrflow sweep {spec}", err=True)
-        return _print(run_spec(loaded, out, fresh, quiet=as_json), as_json)
+        result = run_spec(loaded, out, fresh, quiet=as_json)
+        return _print(result, result.record.seconds, as_json)
 
     if (coordinator, process, processes) == (None, None, None):
         train(0)
@@ -100,13 +103,14 @@ def evaluate(
     if checkpoint not in ("best", "last") and not checkpoint.isdigit():
         raise click.BadParameter(f"{checkpoint!r} is neither best, last nor a step", param_hint="--checkpoint")
     step: Any = int(checkpoint) if checkpoint.isdigit() else checkpoint
+    began = time.monotonic()
     result = evaluate_run(run_folder, step, quiet=as_json, attacks=attacks, export=export, studies=studies)
-    _print(result, as_json)
+    _print(result, {"evaluate": time.monotonic() - began}, as_json)
     if result.evaluation.fired:
         raise SystemExit(MASKED)
 
 
-def _print(result: Any, as_json: bool) -> None:
+def _print(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
     if as_json:
         print_json({"run": str(result.path), "evaluation": result.evaluation.model_dump()})
         return
@@ -151,5 +155,5 @@ def _print(result: Any, as_json: bool) -> None:
         out.print("signs of gradient masking: not looked for (no examples to try)", highlight=False)
     elif not evaluation.fired:
         out.print(f"signs of gradient masking: none on {evaluation.checked} images", highlight=False)
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result.record.seconds.items())
-    out.print(f"{result.path}: {seconds}", highlight=False, markup=False, soft_wrap=True)
+    took = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    out.print(f"{result.path}: {took}", highlight=False, markup=False, soft_wrap=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from llrflow.progress import per_second
 
 PAUSE = 0.5
 """Seconds between two looks."""
-PATIENCE = 5.0
-"""Seconds without news after which it looks whether a process still has the folder."""
 
 
 @click.command()
@@ -27,37 +26,31 @@ PATIENCE = 5.0
 def tail(run_folder: Path, lines: int, follow: bool, as_json: bool) -> None:
     """Print the latest metrics of RUN, one line a logged step, and follow it until it ends or Ctrl-C.
 
-    Rate and time left are those seen while following. With --json each line is the JSON object of metrics.jsonl.
+    Rate and time left, told once a look, are those seen while following. With --json each line is the JSON object of
+    metrics.jsonl.
 
     \b
     Examples:
       llrflow tail runs/quickstart-1a2b3c4d5e6f
       llrflow tail runs/quickstart-1a2b3c4d5e6f -n 100 --no-follow
     """
-    from llrflow.errors import CheckpointError
     from llrflow.files import has_owner
     from llrflow.runs.records import RunFolder
 
     folder = RunFolder(run_folder)
-    record = folder.record()
-    if record is None:
-        raise CheckpointError(str(run_folder), "is not a run folder", "name one that `llrflow run` made")
+    record = folder.existing()
     metrics, table = _Metrics(folder.metrics), _Table(record.steps)
-    write = (lambda line: click.echo(json.dumps(line))) if as_json else table.write
-    found = list(metrics.new())
-    for line in found[max(len(found) - lines, 0) :]:
-        write(line)
-    table.start(metrics.last)
-    under_way, news = follow and has_owner(folder.path), time.monotonic()
+    show = _show_json if as_json else table.show
+    found = metrics.new()
+    show(found[max(len(found) - lines, 0) :])
+    under_way = follow and has_owner(folder.path)
     while under_way:
+        time.sleep(PAUSE)
+        under_way = has_owner(folder.path)
         record = folder.record() or record
-        under_way = record.state in ("training", "trained")
-        for line in metrics.new():
-            write(line)
-            news = time.monotonic()
-        if time.monotonic() - news > PATIENCE:
-            under_way, news = under_way and has_owner(folder.path), time.monotonic()
-        time.sleep(PAUSE if under_way else 0)
+        # Any other state may be what an earlier process left: this one may still compile.
+        under_way = under_way and record.state != "finished"
+        show(metrics.new(), metrics.written)
     if not as_json:
         click.echo(f"{record.state}, saved at step {record.step} of {record.steps}: {record.error or folder.path}")
 
@@ -66,27 +59,37 @@ class _Metrics:
     """Reads metrics.jsonl as it grows, each step once; a line that is not complete yet is left for later."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._offset, self._file, self.last = path, 0, None, 0
+        self._path, self._offset, self._file, self._last = path, 0, None, 0
+        self.written = 0.0
+        """When the run had last written to the file, in seconds."""
 
-    def new(self) -> Iterator[dict[str, Any]]:
+    def new(self) -> list[dict[str, Any]]:
         """The lines since the last call."""
         if not self._path.exists():
-            return
+            return []
         with self._path.open("rb") as file:
-            if self._file != (number := self._path.stat().st_ino):  # a resumed run has written it anew
-                self._file, self._offset = number, 0
+            status = os.fstat(file.fileno())
+            if self._file != status.st_ino:  # a resumed run has written it anew
+                self._file, self._offset = status.st_ino, 0
             file.seek(self._offset)
             found = file.read()
         complete = found[: found.rfind(b"\n") + 1]
-        self._offset += len(complete)
+        self._offset, self.written = self._offset + len(complete), status.st_mtime
+        lines = []
         for text in complete.splitlines():
             try:
                 line = json.loads(text)
             except ValueError:
                 continue
-            if isinstance(line, dict) and line.get("step", 0) > self.last:
-                self.last = line["step"]
-                yield line
+            if isinstance(line, dict) and line.get("step", 0) > self._last:
+                self._last = line["step"]
+                lines.append(line)
+        return lines
+
+
+def _show_json(lines: Sequence[dict[str, Any]], written: float | None = None) -> None:
+    for line in lines:
+        click.echo(json.dumps(line))
 
 
 class _Table:
@@ -95,13 +98,26 @@ class _Table:
     WIDTH = 100
 
     def __init__(self, steps: int) -> None:
-        self._steps, self._columns, self._began = steps, [], None
+        self._steps, self._columns = steps, []
+        self._began: tuple[int, float] | None = None
 
-    def start(self, step: int) -> None:
-        """From now on lines are those of a run under way."""
-        self._began = (step, time.monotonic())
+    def show(self, lines: Sequence[dict[str, Any]], written: float | None = None) -> None:
+        """The lines of one look, the last of them with the rate since the first look that found any.
 
-    def write(self, line: dict[str, Any]) -> None:
+        `written` is when the run wrote the last one; None: before anybody looked.
+        """
+        for line in lines[:-1]:
+            self._write(line)
+        for line in lines[-1:]:
+            self._write(line, None if written is None else self._rate(line["step"], written))
+
+    def _rate(self, step: int, written: float) -> float | None:
+        if self._began is None:
+            self._began = step, written
+        first, began = self._began
+        return (step - first) / (written - began) if written > began else None
+
+    def _write(self, line: dict[str, Any], rate: float | None = None) -> None:
         """One line; further columns than fit are left out."""
         if not self._columns:
             names, room = [name for name in line if name != "step"], self.WIDTH - 29
@@ -113,7 +129,6 @@ class _Table:
             f"{line['step']:>9}",
             *(f"  {line.get(name, float('nan')):>{max(len(name), 9)}.4g}" for name in self._columns),
         ]
-        if self._began is not None and line["step"] > self._began[0]:
-            rate = (line["step"] - self._began[0]) / max(time.monotonic() - self._began[1], 1e-9)
+        if rate:
             cells.append(f"  {per_second(rate)}, {(self._steps - line['step']) / rate:.0f} s left")
         click.echo("".join(cells))

@@ -27,7 +27,7 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     another version.
     """
     folders = RunFolder(Path(a)), RunFolder(Path(b))
-    runs = _run(folders[0]), _run(folders[1])
+    runs = folders[0].existing(), folders[1].existing()
     specs = [dict(leaves(read_source(str(folder.spec)).data)) for folder in folders]
     data = [record.data.model_dump() for record in runs]
     training = ("state", "step", "steps", "forward_equivalents", "seconds", "devices")
@@ -175,13 +175,6 @@ def _sides(name: str, both: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _shares(record: EvaluationRecord) -> dict[str, Any]:
     return {"nominal": record.nominal, **record.attacks, "worst case": record.worst_case}
-
-
-def _run(folder: RunFolder) -> RunRecord:
-    record = folder.record()
-    if record is None or not folder.spec.exists():
-        raise CheckpointError(str(folder.path), "is not a run folder", "name one that `llrflow run` made")
-    return record
 
 
 def _missing(

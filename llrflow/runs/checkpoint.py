@@ -28,6 +28,8 @@ class Checkpoints:
         self._manifests = self.directory / "manifests"
         self._ocp = ocp
         self._keep = keep
+        self.on_save: Callable[[], None] | None = None
+        """Called after each save."""
 
     def save(self, state: TrainState, spec_hash: str) -> None:
         """Save an unreplicated state (NumPy leaves) under its step; returns when all of it is on disk."""
@@ -42,6 +44,8 @@ class Checkpoints:
         write_atomic(self._manifests / f"{step}.json", json.dumps(sealed, indent=1).encode())
         for stale in self.steps()[: -self._keep]:
             self._drop(stale)
+        if self.on_save is not None:
+            self.on_save()
 
     def steps(self) -> list[int]:
         """Steps with a manifest, oldest first."""

@@ -23,9 +23,9 @@ from jax import export as jax_export
 from pydantic import ValidationError
 
 from llrflow.errors import CheckpointError, SpecError, line_of
-from llrflow.files import sha256_file, write_atomic
+from llrflow.files import remove_temporaries, sha256_file, write_atomic
 from llrflow.runs.classifier import Classifier, parameter_count
-from llrflow.runs.records import Record, written
+from llrflow.runs.records import Record, first_problem, written
 from llrflow.threat import Threat
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -138,6 +138,8 @@ def _lowered(logits: Callable[..., jax.Array], weights: dict[str, np.ndarray], i
 def _prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (PROGRAM, WEIGHTS, RECORD):
+            remove_temporaries(folder / name)
         foreign = sorted({path.name for path in folder.iterdir()} - {PROGRAM, WEIGHTS, RECORD})
     except OSError as error:
         raise SpecError(str(folder), f"cannot be written: {error.strerror}", "choose another --out") from None
@@ -197,6 +199,5 @@ def _record(path: Path) -> ExportRecord:
             str(path.parent), "is no exported model", "name a folder that `llrflow export` made"
         ) from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        got = f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
-        raise CheckpointError(str(path), got, "it is damaged or of another version: export the run again") from None
+        fix = "it is damaged or of another version: export the run again"
+        raise CheckpointError(str(path), first_problem(error), fix) from None

@@ -59,10 +59,7 @@ def load_model(run_dir: str | Path, step: int | None = None, parameters: Literal
 
 def stored_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:
     """The record and the spec of a run folder, some values of the spec changed. Raises CheckpointError."""
-    record = folder.record()
-    if record is None or not folder.spec.exists():
-        raise CheckpointError(str(folder.path), "is not a run folder", "name one that `llrflow run` made")
-    return record, load_spec(folder.spec, overrides or {})
+    return folder.existing(), load_spec(folder.spec, overrides or {})
 
 
 def chosen_step(checkpoints: Checkpoints, step: int | Literal["last"]) -> int:

@@ -256,6 +256,7 @@ class _Ledger:
     def __init__(self, folder: RunFolder, checkpoints: Checkpoints, record: RunRecord) -> None:
         self._folder, self._checkpoints, self.record = folder, checkpoints, record
         self.update()
+        checkpoints.on_save = self.update
 
     def update(self, **changes: Any) -> None:
         """Write the record with some fields changed; `step` is that of the newest checkpoint."""

@@ -216,17 +216,26 @@ class RunFolder:
 
     def record(self) -> RunRecord | None:
         """run.json, or None where no run has begun. Raises CheckpointError when it cannot be read."""
-        if not self.run.exists():
+        try:
+            content = self.run.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        content = self.run.read_bytes()
+        except OSError as error:
+            fix = "make it readable, or name another folder"
+            raise CheckpointError(str(self.run), f"cannot be read: {error.strerror}", fix) from None
         try:
             return RunRecord.model_validate_json(content)
         except ValidationError as error:
             refuse_newer(self.run, content, FORMAT)
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"]))
             fix = "it was written by another version of llrflow, or damaged: use that version or another folder"
-            raise CheckpointError(str(self.run), f"{place}: {problem['msg']}", fix) from None
+            raise CheckpointError(str(self.run), first_problem(error), fix) from None
+
+    def existing(self) -> RunRecord:
+        """run.json of a run that has begun. Raises CheckpointError where there is none, or it cannot be read."""
+        record = self.record()
+        if record is None or not self.spec.exists():
+            raise CheckpointError(str(self.path), "is not a run folder", "name one that `llrflow run` made")
+        return record
 
     def metric_lines(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; half-written ones are left out."""
@@ -270,6 +279,12 @@ def _read_evaluation(path: Path) -> EvaluationRecord:
         refuse_newer(path, content, EVALUATION_FORMAT)
         fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
         raise CheckpointError(str(path), "is no evaluation that this version can read", fix) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a JSON file, and in which field unless it is no JSON at all."""
+    problem = error.errors()[0]
+    return ": ".join([".".join(map(str, problem["loc"])), problem["msg"]] if problem["loc"] else [problem["msg"]])
 
 
 def refuse_newer(path: Path, content: bytes, known: int) -> None:

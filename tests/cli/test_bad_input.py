@@ -276,6 +276,9 @@ COMMANDS = {
     "plugin of types": (["types", "--plugin", "absent.py"], r"error: absent\.py: .*no file .*"),
     "init over a file": (["init", "{spec}"], r"error: .*spec\.yaml: exists; choose another name"),
     "init nowhere": (["init", "absent/a.yaml"], r"error: absent/a\.yaml: has no parent folder; create absent first"),
+    "init where nothing can be written": (["init", "/proc/a.yaml"], r"error: /proc/a\.yaml: No such file or directory"),
+    "init below a file": (["init", "{spec}/a.yaml"], r"error: .*spec\.yaml/a\.yaml: .*"),
+    "a name that is too long": (["init", "a" * 300], r"error: a{300}: File name too long"),
     "devices": (
         ["validate", "{spec}", "--set", "devices.count=64"],
         r"error: --set devices\.count: devices\.count = 64 but JAX started with 4 cpu device\(s\); .*",

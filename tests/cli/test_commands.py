@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 
 import jsonschema
 import pytest
@@ -260,8 +262,14 @@ def test_a_masked_model_is_told_and_its_accuracy_is_a_bound(command, tiny, write
     code, out, err = command("run", path, "--out", folder)
     assert code == 0, err  # the training went well
     assert "MASKED? gradients_vanish" in out and "<= " in out
+    record = json.loads((folder / "run.json").read_text())
+    record["seconds"]["evaluate"] = 12345.6
+    (folder / "run.json").write_text(json.dumps(record))
+    began = time.monotonic()
     code, out, _ = command("evaluate", folder)
     assert code == 3 and "MASKED? gradients_vanish" in out
+    told = re.search(r": evaluate ([\d.]+) s\n$", out)  # this one's time, not the first one's
+    assert told and float(told[1]) <= time.monotonic() - began + 0.05
     code, out, _ = command("evaluate", folder, "--json")
     flags = json.loads(out)["evaluation"]["flags"]
     assert code == 3 and flags["gradients_vanish"]["fired"] and len(flags) == 9

@@ -12,6 +12,7 @@ import llrflow
 from llrflow.errors import CheckpointError
 from llrflow.program.state import TrainState
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.records import RunFolder
 
 
 def largest(step):
@@ -99,9 +100,17 @@ def test_what_a_kill_left_half_written_is_removed(finished, copied, load, number
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_only_the_newest_checkpoints_are_kept(keep, load, tmp_path):
+def test_only_the_newest_checkpoints_are_kept_and_run_json_follows_them(keep, load, tmp_path, monkeypatch):
+    save, told = Checkpoints.save, []
+
+    def watched(*arguments):
+        save(*arguments)
+        told.append(RunFolder(tmp_path).record().step)
+
+    monkeypatch.setattr(Checkpoints, "save", watched)
     llrflow.run(load({"checkpoint": {"every": 3, "keep": keep}, "evaluate.attacks": {}, "train.steps": 10}), tmp_path)
     steps = [3, 6, 9, 10][-keep:]
+    assert told == [3, 6, 9, 10]
     assert Checkpoints(tmp_path / "checkpoints").steps() == steps
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"manifests", *map(str, steps)}
 

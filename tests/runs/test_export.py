@@ -137,8 +137,17 @@ def test_what_is_damaged_or_foreign_is_refused_in_one_line(exported, harm, says)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
+def test_what_a_killed_export_left_is_removed(finished, tmp_path):
+    (tmp_path / ".weights.npz.0a1b2c3d.tmp").write_bytes(b"PK")
+    export_model(finished, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"logits.stablehlo", "weights.npz", "model.json"}
+
+
 def test_a_folder_with_other_files_is_not_written_to(command, finished, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     code, out, err = command("export", finished, "-o", tmp_path)
     assert (code, out) == (2, "") and "which is no part of an export; choose an empty or new --out" in err
     assert not (tmp_path / "model.json").exists()
+    (tmp_path / "taken/logits.stablehlo").mkdir(parents=True)
+    code, out, err = command("export", finished, "-o", tmp_path / "taken")
+    assert (code, out, err) == (2, "", f"error: {tmp_path}/taken/logits.stablehlo: Is a directory\n")

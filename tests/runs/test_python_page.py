@@ -8,10 +8,10 @@ import pytest
 
 def test_the_page_does_what_it_says(repository, finished, tmp_path, monkeypatch):
     pytest.importorskip("foolbox")
-    shutil.copytree(finished, tmp_path / "runs/quickstart")
+    page = (repository / "docs/python.md").read_text()
+    shutil.copytree(finished, tmp_path / re.search(r"llrflow run specs/quickstart\.yaml --out (\S+)", page)[1])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    page = (repository / "docs/python.md").read_text()
     blocks, names = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL), {}
     assert len(blocks) >= 9
     for number, block in enumerate(blocks):
