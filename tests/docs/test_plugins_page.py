@@ -12,7 +12,7 @@ def test_the_first_plugin(docs, repository, command, data_dir, tmp_path):
         (here / name).write_text(textwrap.dedent(block[1]))
     commands = re.findall(r"^    llrflow ((?:plugins check|plan) \S+)", page, re.MULTILINE)
     assert [line.split()[-1] for line in commands] == ["confidence.py", "calm.yaml"]
-    code, out, err = command(*commands[0].split())
+    code, out, err = llrflow_command(*commands[0].split(), cwd=here)
     assert code == 0, out + err
     code, out, err = command(*commands[1].split(), "--set", f"data.dir={data_dir}")
     assert code == 0, out + err
