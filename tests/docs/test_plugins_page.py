@@ -4,8 +4,8 @@ import re
 import textwrap
 
 
-def test_the_first_plugin(docs, repository, command, data_dir, tmp_path):
-    page, here = (docs / "plugins.md").read_text(), tmp_path / "cwd"
+def test_the_first_plugin(docs, repository, llrflow_command, data_dir, tmp_path):
+    page, here = (docs / "plugins.md").read_text(), tmp_path
     (here / "specs").symlink_to(repository / "specs")
     for name in ("confidence.py", "calm.yaml"):
         block = re.search(rf"^    # {re.escape(name)}\n((?:    .*\n|\n)+?)\n(?=    # |\S)", page, re.MULTILINE)
@@ -14,5 +14,5 @@ def test_the_first_plugin(docs, repository, command, data_dir, tmp_path):
     assert [line.split()[-1] for line in commands] == ["confidence.py", "calm.yaml"]
     code, out, err = llrflow_command(*commands[0].split(), cwd=here)
     assert code == 0, out + err
-    code, out, err = command(*commands[1].split(), "--set", f"data.dir={data_dir}")
+    code, out, err = llrflow_command(*commands[1].split(), "--set", f"data.dir={data_dir}", cwd=here)
     assert code == 0, out + err
