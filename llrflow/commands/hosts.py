@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import click
 
 from llrflow.cli import exit_status
-from llrflow.errors import LlrflowError, SpecError
+from llrflow.errors import LlrflowError, SpecError, line_of
 
 WAIT = 120
 """Seconds to wait for the other processes at the start."""
@@ -132,7 +132,7 @@ def _work(place: Place, work: Callable[[int], None], parent: socket.socket) -> N
         _obey(parent)
         with exit_status("--verbose" in arguments):
             _join(place, parent)
-            work(place.process)
+            _with_others(place, work)
         code = 0
     except SystemExit as end:
         code = end.code
@@ -142,6 +142,16 @@ def _work(place: Place, work: Callable[[int], None], parent: socket.socket) -> N
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
+
+
+def _with_others(place: Place, work: Callable[[int], None]) -> None:
+    """Do the work. Raises LlrflowError where JAX notices that another process is lost, and does not abort."""
+    from jax.errors import JaxRuntimeError
+
+    try:
+        work(place.process)
+    except JaxRuntimeError as error:
+        raise _lost(place, line_of(error)) from error
 
 
 def _own_streams(place: Place, verbose: bool) -> None:

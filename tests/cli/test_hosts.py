@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from llrflow.commands import hosts
+from llrflow.errors import LlrflowError
 
 
 def free_port():
@@ -47,3 +48,15 @@ def test_an_address_that_is_taken(command):
     assert code == 2 and err == (
         f"error: --coordinator: = {place}: cannot listen there: Address already in use; choose another port\n"
     )
+
+
+def test_what_jax_says_of_a_lost_process_is_one_line():
+    from jax.errors import JaxRuntimeError
+
+    def work(index):
+        raise JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Read error\nand more")
+
+    with pytest.raises(
+        LlrflowError, match=r"^process 1 of 2: UNKNOWN: Gloo .* Read error; start the same commands again"
+    ):
+        hosts._with_others(hosts.Place("node", 7654, 1, 2), work)
