@@ -8,12 +8,16 @@ import hashlib
 import os
 import secrets
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from llrflow.errors import SpecError
+
+NOT_NPZ = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+"""What reading arrays from an .npz file raises that is absent, damaged or holds others."""
 
 
 @contextmanager

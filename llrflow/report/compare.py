@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from llrflow.errors import CheckpointError
-from llrflow.report.tables import differing_paths, leaves
-from llrflow.runs.pipeline import label_of
+from llrflow.files import NOT_NPZ
+from llrflow.report.tables import attack_list, differing_paths, leaves
 from llrflow.runs.presets import PRESETS, evaluate_block
-from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunFolder, RunRecord
+from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunFolder, RunRecord, label_of
 from llrflow.spec.source import read_source
 
 
@@ -31,14 +30,11 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     specs = [dict(leaves(read_source(str(folder.spec)).data)) for folder in folders]
     data = [record.data.model_dump() for record in runs]
     training = ("state", "step", "steps", "forward_equivalents", "seconds", "devices")
-    made = [
-        {label: record for (step, label), record in found.items() if step == max(s for s, _ in found)}
-        for found in (folder.all_evaluations() for folder in folders)
-    ]
+    made = [folder.last_evaluations() for folder in folders]
     return {
         "a": str(a),
         "b": str(b),
-        "spec": {path: both for path, both in differences(*specs).items() if path in differing_paths(specs, runs)},
+        "spec": {path: _sides(path, specs) for path in differing_paths(specs, runs)},
         "data": differences(*data),
         "versions": differences(*(run.versions for run in runs)),
         "git": differences(*({"commit": run.git} for run in runs)),
@@ -106,7 +102,7 @@ def _read(folder: RunFolder, stem: str, n: int) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("tried", "wrong")}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except NOT_NPZ:
         raise CheckpointError(str(path), "is missing or damaged", _again(folder)) from None
     if len(arrays["tried"]) != n:
         raise CheckpointError(str(path), f"has {len(arrays['tried'])} images, not {n}", _again(folder))
@@ -130,7 +126,7 @@ def _evaluation(
             tests = {name: mcnemar(right[0][name], right[1][name]) for name in right[0] if name in right[1]}
             if a.threat != b.threat:
                 unpaired, tests = "they were attacked under different threat models", {"nominal": tests["nominal"]}
-            elif _attacks(a) != _attacks(b):
+            elif (a.cascade, attack_list(a)) != (b.cascade, attack_list(b)):
                 del tests["worst case"]
                 unpaired = "of the worst cases, which are of different attacks"
         except CheckpointError as error:
@@ -156,12 +152,6 @@ def _evaluation(
         "attacks": {name: both for name, both in settings.items() if len(both) == 2},
         "gamma": {name: _sides(name, gammas) for name in dict.fromkeys([*gammas[0], *gammas[1]])},
     }
-
-
-def _attacks(record: EvaluationRecord) -> list[Any]:
-    """What decides of which attacks a worst case is: in a cascade their order, too."""
-    made = [(name, attack.attack) for name, attack in record.attacks.items()]
-    return [record.cascade, made if record.cascade else sorted(made, key=lambda pair: pair[0])]
 
 
 def _short(share: Proportion) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from llrflow.errors import CheckpointError, SpecError
-from llrflow.files import has_owner
+from llrflow.files import NOT_NPZ, has_owner
 from llrflow.runs.records import EvaluationRecord, FlagRecord, RunFolder, RunRecord, refuse_newer
 from llrflow.spec.source import read_source
-from llrflow.sweep.outcome import SWEEP_FORMAT, SweepRecord
+from llrflow.sweep.records import SWEEP_FORMAT, SweepRecord
 
 KEYS = {
     "strength": {"steps", "restarts", "epsilon"},
@@ -167,17 +166,15 @@ def _run(path: Path, name: str) -> ReadRun:
         spec = read_source(str(folder.spec)).data
     except SpecError as error:
         raise CheckpointError(error.where, error.got, "restore the file, or leave this run out") from None
-    found = folder.all_evaluations()
-    last = max((step for step, _ in found), default=0)
-    evaluations = [_evaluated(folder, last, label, record) for (step, label), record in found.items() if step == last]
+    evaluations = [_evaluated(folder, label, record) for label, record in folder.last_evaluations().items()]
     kept = [line for line in lines if line is not None]
     return ReadRun(path, name or record.name, record, spec, kept, len(lines) - len(kept), evaluations)
 
 
-def _evaluated(folder: RunFolder, step: int, label: str, record: EvaluationRecord) -> Evaluated:
-    studies, examples = {}, {}
+def _evaluated(folder: RunFolder, label: str, record: EvaluationRecord) -> Evaluated:
+    stem, studies, examples = f"{record.checkpoint}{label}", {}, {}
     for title in STUDIES:
-        path = folder.evaluation / f"{step}{label}.{title}.json"
+        path = folder.evaluation / f"{stem}.{title}.json"
         if path.exists():
             try:
                 studies[title] = json.loads(path.read_bytes())
@@ -185,11 +182,11 @@ def _evaluated(folder: RunFolder, step: int, label: str, record: EvaluationRecor
                     raise ValueError
             except (ValueError, AttributeError):
                 raise CheckpointError(str(path), "is damaged", "delete it, and make the study again") from None
-    path = folder.evaluation / f"{step}{label}.npz"
+    path = folder.evaluation / f"{stem}.npz"
     if path.exists():
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 examples = dict(stored)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except NOT_NPZ:
             raise CheckpointError(str(path), "is damaged", "delete it: the report does without it") from None
     return Evaluated(label, record, studies, examples)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llrflow.report.pictures import COLOURS, INK, Picture, axes
 from llrflow.report.read import ReadSweep
 from llrflow.report.tables import short
-from llrflow.sweep.outcome import TrialRecord
+from llrflow.sweep.records import TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

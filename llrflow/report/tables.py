@@ -88,12 +88,15 @@ def alike(runs: Sequence[ReadRun]) -> list[list[tuple[ReadRun, EvaluationRecord]
     for run in runs:
         for evaluated in run.evaluations:
             record = evaluated.record
-            attacks: list[Any] = [[name, made.attack] for name, made in record.attacks.items()]
-            if not record.cascade:  # else their order matters
-                attacks.sort(key=lambda pair: pair[0])
-            key = [record.threat, record.cascade, record.ids_sha256, attacks]
+            key = [record.threat, record.cascade, record.ids_sha256, attack_list(record)]
             groups.setdefault(json.dumps(key, sort_keys=True), []).append((run, record))
     return list(groups.values())
+
+
+def attack_list(record: EvaluationRecord) -> list[tuple[str, dict[str, Any]]]:
+    """The attacks with their names, in their order where it matters: in a cascade."""
+    attacks = [(name, made.attack) for name, made in record.attacks.items()]
+    return attacks if record.cascade else sorted(attacks, key=lambda pair: pair[0])
 
 
 def results(runs: Sequence[ReadRun]) -> Iterator[Table]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
@@ -25,7 +24,7 @@ from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
 from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests
 from llrflow.runs.model import chosen_step, load_model, stored_run
 from llrflow.runs.presets import evaluate_block
-from llrflow.runs.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, versions
+from llrflow.runs.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, label_of, versions
 from llrflow.runs.train import Log, Trainer, begin, receive
 from llrflow.spec.load import at
 from llrflow.spec.resolve import spec_hash
@@ -184,11 +183,6 @@ def agreed(digest: str, split: Split) -> dict[str, str]:
 def run_name(spec: Spec, digest: str) -> str:
     """What the folder of a run is called: <name>-<hash of the resolved spec>."""
     return f"{spec.name}-{digest}"
-
-
-def label_of(block: Any) -> str:
-    """Sets an evaluation with other attacks than the spec's apart: `-` and 8 digits of a hash of its block."""
-    return "-" + hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def evaluate_run(

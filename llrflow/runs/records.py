@@ -12,6 +12,7 @@ metrics.jsonl holds no times: an interrupted and resumed run writes the same byt
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -259,16 +260,27 @@ class RunFolder:
 
     def evaluations(self) -> dict[int, EvaluationRecord]:
         """Finished evaluations as the spec says, by checkpoint step. Raises CheckpointError."""
-        return {step: record for (step, label), record in self.all_evaluations().items() if not label}
+        return {step: _read_evaluation(path) for (step, label), path in self._evaluations().items() if not label}
 
-    def all_evaluations(self) -> dict[tuple[int, str], EvaluationRecord]:
-        """Finished evaluations by checkpoint step and label, which is empty where the spec named the attacks.
+    def last_evaluations(self) -> dict[str, EvaluationRecord]:
+        """Finished evaluations of the last step that has any, by label: empty where the spec named the attacks.
 
         Raises CheckpointError.
         """
+        paths = self._evaluations()
+        last = max((step for step, _ in paths), default=0)
+        return {label: _read_evaluation(path) for (step, label), path in paths.items() if step == last}
+
+    def _evaluations(self) -> dict[tuple[int, str], Path]:
+        """Files of evaluations by checkpoint step and label, in order."""
         named = ((path, re.fullmatch(r"(\d+)(-[0-9a-f]{8})?", path.stem)) for path in self.evaluation.glob("*.json"))
         keys = {(int(match[1]), match[2] or ""): path for path, match in named if match}
-        return {key: _read_evaluation(keys[key]) for key in sorted(keys)}
+        return {key: keys[key] for key in sorted(keys)}
+
+
+def label_of(block: Any) -> str:
+    """Sets an evaluation with other attacks than the spec's apart: `-` and 8 digits of a hash of its block."""
+    return "-" + hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _read_evaluation(path: Path) -> EvaluationRecord:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llrflow.attacks.search import Findings
-from llrflow.files import open_atomic
+from llrflow.files import NOT_NPZ, open_atomic
 
 SAVE_SECONDS = 2.0
 """Longest stretch of finished work that a kill can lose."""
@@ -39,9 +38,7 @@ class Verdicts(Findings):
         self.seconds, self._saving, self._began = 0.0, 0.0, None
         self.arrays["kept"] = kept
         self.arrays["delta"] = np.zeros((len(kept), *shape), np.float32)
-        absent_or_damaged = contextlib.suppress(
-            OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile
-        )  # then begin anew
+        absent_or_damaged = contextlib.suppress(*NOT_NPZ)  # then begin anew
         with absent_or_damaged, path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["identity"]) == identity and np.array_equal(stored["kept"], kept):
                 self.arrays, self.seconds = {name: stored[name] for name in self.arrays}, float(stored["seconds"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llrflow.spec.schema import Sweep
-    from llrflow.sweep.outcome import TrialRecord
+    from llrflow.sweep.records import TrialRecord
 
 ROWS = 12
 """Most trials in the table: those that run, then the best of the others."""

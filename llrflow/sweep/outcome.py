@@ -11,128 +11,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from llrflow.files import write_atomic
-from llrflow.runs.pipeline import label_of
 from llrflow.runs.presets import evaluate_block
-from llrflow.runs.records import Record, RunFolder, versions
+from llrflow.runs.records import RunFolder, label_of, versions
 from llrflow.spec.schema import Spec, Sweep
 from llrflow.spec.source import dump_yaml, read_source
+from llrflow.sweep.records import (
+    ConfigurationRecord,
+    EscalatedRecord,
+    State,
+    SweepRecord,
+    TrialRecord,
+    WorkerRecord,
+)
 from llrflow.sweep.space import Trial, sweep_of
 from llrflow.sweep.storage import Storage, evaluation_of, look_at, look_label, record_of
-
-SWEEP_FORMAT = 1
-"""Of sweep.json."""
-
-State = Literal["waiting", "unfinished", "stopped", "finished", "failed"]
-
-
-class EscalatedRecord(Record):
-    """What stronger attacks left of a trial."""
-
-    attacks: str
-    """The preset."""
-    robust: float
-    """Worst-case accuracy."""
-    masked: list[str]
-    """Signs of gradient masking."""
-
-
-class TrialRecord(Record):
-    """One trial."""
-
-    number: int
-    configuration: int
-    seed: int
-    run: str
-    """Its folder below runs/."""
-    parameters: dict[str, Any]
-    """The swept values, by the parameter's name."""
-    state: State
-    step: int
-    """Of its newest checkpoint."""
-    steps: int
-    rungs: list[dict[str, float]]
-    """What was measured at each look, by metric, and `step`."""
-    value: float | None
-    """The metric at the last look."""
-    nominal: float | None
-    """Of a finished trial: accuracy in its evaluation; else at the last look."""
-    robust: float | None
-    """Worst-case accuracy likewise."""
-    gamma: float | None
-    """Mean linearity error in nats at the first attack of the last look."""
-    masked: list[str]
-    """Signs of gradient masking in its evaluation; with any it cannot win."""
-    escalated: EscalatedRecord | None = None
-    """Of a trial among the best."""
-    seconds: dict[str, float]
-    """Of run.json: compile, train, look, evaluate."""
-    error: str | None
-    """Why it failed."""
-    traceback: str | None
-    stopped: str | None = None
-    """What the guard saw, where it stopped the trial; None where a scheduler did."""
-
-
-class ConfigurationRecord(Record):
-    """The trials that differ in their seed alone."""
-
-    configuration: int
-    parameters: dict[str, Any]
-    trials: list[int]
-    finished: int
-    mean: float | None
-    """Of the metric at the last look, over its seeds."""
-    spread: float | None
-    """Standard deviation over its seeds (n - 1); None of one seed."""
-    escalated: float | None = None
-    """Mean worst-case accuracy under stronger attacks, over its seeds; those that have one are before all others."""
-    excluded: str | None
-    """Why it cannot win."""
-
-
-class WorkerRecord(Record):
-    """One process that ran trials."""
-
-    worker: str
-    """node:pid."""
-    trials: int
-    busy: float
-    """Seconds spent inside trials."""
-    compilations: int
-    """Everything that XLA compiled."""
-    step_compilations: dict[str, int]
-    """By the name of the trial that was run last: how often its training step had been compiled in the process. Trials
-    that differ in traced numbers share one, so that this is 1."""
-
-
-class SweepRecord(Record):
-    """sweep.json."""
-
-    format: Literal[1] = SWEEP_FORMAT
-    name: str
-    metric: str
-    mode: Literal["max", "min"]
-    search: dict[str, Any]
-    scheduler: dict[str, Any]
-    state: Literal["running", "finished", "interrupted", "out of budget"]
-    started: str
-    """UTC, of the last start."""
-    seconds: float
-    """Wall time since then."""
-    steps_trained: int
-    """Optimizer steps, over all trials."""
-    trials: list[TrialRecord]
-    configurations: list[ConfigurationRecord]
-    """Best first."""
-    best: int | None
-    """Number of the first trial of the best configuration."""
-    workers: list[WorkerRecord]
-    """Since the last start."""
-    versions: dict[str, str]
-
-    def of_state(self, *states: State) -> list[TrialRecord]:
-        """The trials in these states."""
-        return [trial for trial in self.trials if trial.state in states]
 
 
 def trial_record(spec: Spec, storage: Storage, trial: Trial) -> TrialRecord:

@@ -17,7 +17,8 @@ from ray.tune.search import Searcher
 from llrflow.data.facts import describe
 from llrflow.errors import LlrflowError
 from llrflow.spec.schema import Spec, Sweep
-from llrflow.sweep.outcome import TrialRecord, configurations_of
+from llrflow.sweep.outcome import configurations_of
+from llrflow.sweep.records import TrialRecord
 from llrflow.sweep.space import Trial, configuration_of, sweep_of, trials_of, uniform
 from llrflow.sweep.storage import Storage
 

@@ -22,8 +22,7 @@ from pydantic import ValidationError
 
 from llrflow.errors import CheckpointError, DataError, SpecError, line_of
 from llrflow.files import sole_owner
-from llrflow.runs.pipeline import label_of
-from llrflow.runs.records import EvaluationRecord, Record, RunFolder, RunRecord
+from llrflow.runs.records import EvaluationRecord, Record, RunFolder, RunRecord, label_of
 from llrflow.spec.schema import Checks, Evaluate, Spec, Sweep
 
 

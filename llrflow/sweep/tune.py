@@ -27,7 +27,8 @@ from llrflow.spec.source import dump_yaml
 from llrflow.sweep.cluster import SLOT, cluster
 from llrflow.sweep.escalate import escalated
 from llrflow.sweep.live import View
-from llrflow.sweep.outcome import SweepRecord, WorkerRecord, finalists, outcome, trial_record, write
+from llrflow.sweep.outcome import finalists, outcome, trial_record, write
+from llrflow.sweep.records import SweepRecord, WorkerRecord
 from llrflow.sweep.rounds import Queue, Rounds
 from llrflow.sweep.space import Trial, base_of, check_trials, sweep_of, trials_of
 from llrflow.sweep.storage import Ended, Storage, folder_of

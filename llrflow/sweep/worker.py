@@ -145,6 +145,8 @@ class TrialRunner(Trainable):
 
     def _broken_down(self, sweep: Sweep, folder: RunFolder, label: str) -> str | None:
         """What the guard says of the rungs that were reported."""
+        if sweep.rung.guard is None:
+            return None
         looks = [look_at(folder, step, label) for step in self._config["rungs"][: self._reported]]
         return broken_down(sweep.rung, [look for look in looks if look is not None])
 

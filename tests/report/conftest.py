@@ -9,7 +9,8 @@ import pytest
 import llrflow
 from llrflow.runs.pipeline import evaluate_run
 from llrflow.runs.records import RunFolder
-from llrflow.sweep.outcome import SweepRecord, TrialRecord, outcome
+from llrflow.sweep.outcome import outcome
+from llrflow.sweep.records import SweepRecord, TrialRecord
 
 STUDIES = {
     "evaluate.strength": {"examples": 20, "steps": [1, 2], "restarts": [1, 2], "epsilons": [0.5, 1.0]},

@@ -5,7 +5,8 @@ import datetime
 import pytest
 
 from llrflow.runs.records import RunFolder
-from llrflow.sweep.outcome import EscalatedRecord, TrialRecord, finalists, outcome, write
+from llrflow.sweep.outcome import finalists, outcome, write
+from llrflow.sweep.records import EscalatedRecord, TrialRecord
 from llrflow.sweep.space import sweep_of
 from llrflow.sweep.storage import Storage
 

@@ -9,7 +9,7 @@ import pytest
 import llrflow
 from llrflow.data.facts import describe
 from llrflow.errors import DataError, SpecError
-from llrflow.sweep.outcome import TrialRecord
+from llrflow.sweep.outcome import trial_record
 from llrflow.sweep.space import check_trials, trials_of
 from llrflow.sweep.storage import Storage
 
@@ -23,23 +23,10 @@ SPACE = {
 }
 
 
-def record(trial, value, state="finished", masked=()):
-    fields = dict.fromkeys(("nominal", "robust", "gamma", "error", "traceback"))
-    return TrialRecord(
-        number=trial.number,
-        configuration=trial.configuration,
-        seed=trial.seed,
-        run=trial.name,
-        parameters=trial.parameters,
-        state=state,
-        step=trial.rungs[-1] if state == "finished" else trial.rungs[0],
-        steps=trial.rungs[-1],
-        rungs=[],
-        value=value,
-        masked=list(masked),
-        seconds={},
-        **fields,
-    )
+def record(rounds, trial, value, state="finished", masked=()):
+    step = trial.rungs[-1] if state == "finished" else trial.rungs[0]
+    waiting = trial_record(rounds._spec, rounds._storage, trial)
+    return waiting.model_copy(update={"state": state, "step": step, "value": value, "masked": list(masked)})
 
 
 @pytest.fixture
@@ -64,9 +51,9 @@ def near(trial):
 
 def searched(rounds, value=near, **more):
     """Every trial of the rounds, each worth `value`."""
-    records = [record(trial, value(trial), **more) for trial in rounds.trials]
+    records = [record(rounds, trial, value(trial), **more) for trial in rounds.trials]
     while new := rounds.more(records):
-        records += [record(trial, value(trial), **more) for trial in new]
+        records += [record(rounds, trial, value(trial), **more) for trial in new]
     return rounds.trials
 
 
@@ -97,7 +84,7 @@ def test_masked_and_failed_trials_are_bad_ones(rounds):
         while new := found.more(records):
             for trial in new:
                 large = trial.parameters["lambda"] > 0.1
-                records.append(record(trial, trial.parameters["lambda"], **(bad if large else {})))
+                records.append(record(found, trial, trial.parameters["lambda"], **(bad if large else {})))
         return sum(t.parameters["lambda"] > 0.1 for t in found.trials[-30:])
 
     assert told("honest") > 25
