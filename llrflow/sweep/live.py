@@ -21,10 +21,10 @@ class View:
         from rich.console import Console
         from rich.live import Live
 
-        self._sweep, self._records = sweep, {record.run: record for record in records}
+        self._sweep, self._records = sweep, {record.number: record for record in records}
         self._total = (sweep.trials or 0) * sweep.seeds if sweep.search.type == "optuna" else len(records)
-        self._running: dict[str, None] = {}
-        self._ended = {record.run for record in records if record.state in ("finished", "stopped")}
+        self._running: dict[int, None] = {}
+        self._ended = {record.number for record in records if record.state in ("finished", "stopped")}
         self._before, self._began = len(self._ended), time.monotonic()
         self._console = None if quiet else Console(stderr=True)
         table = self._console is not None and self._console.is_terminal
@@ -41,12 +41,12 @@ class View:
 
     def show(self, record: TrialRecord, ended: bool) -> None:
         """Take a trial's new record."""
-        known = record.run in self._ended
-        self._records[record.run] = record
-        self._running[record.run] = None
+        known = record.number in self._ended
+        self._records[record.number] = record
+        self._running[record.number] = None
         if ended:
-            self._running.pop(record.run)
-            self._ended.add(record.run)
+            self._running.pop(record.number)
+            self._ended.add(record.number)
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         elif ended and not known:
@@ -84,16 +84,16 @@ class View:
     def _table(self) -> Any:
         from rich.table import Table
 
-        states = [record.state for name, record in self._records.items() if name in self._ended]
+        states = [record.state for number, record in self._records.items() if number in self._ended]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))) or "none ended"
         title = f"{len(self._ended)} of {self._total} trials ({counts}); {self._best_text()}, {self._left()}"
         table = Table(title=title, title_justify="left", box=None)
         for heading in ("trial", "state", "step", *self._sweep.parameters, self._sweep.metric, "nominal", "gamma"):
             table.add_column(heading, justify="left" if heading == "state" else "right")
-        running = [self._records[name] for name in self._running]
-        rest = [record for record in self._sorted() if record.run not in self._running]
+        running = [self._records[number] for number in self._running]
+        rest = [record for record in self._sorted() if record.number not in self._running]
         for record in (*running, *rest)[:ROWS]:
-            table.add_row(*cells(self._sweep, record, record.run in self._running))
+            table.add_row(*cells(self._sweep, record, record.number in self._running))
         return table
 
 
