@@ -86,7 +86,7 @@ class _InStep:
     attempts = ATTEMPTS
 
     def __init__(self, parents: Parents, **arguments: Any) -> None:
-        super().__init__(synch=True, log_config=False, **arguments)
+        super().__init__(synch=True, log_config=False, **arguments)  # pyright: ignore[reportCallIssue]
         self._parents = parents
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
