@@ -12,6 +12,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pb2 import PB2
 
 from llrflow.errors import LlrflowError
+from llrflow.shown import named
 from llrflow.spec.schema import Sweep
 from llrflow.sweep.population import Population
 from llrflow.sweep.space import Trial
@@ -62,8 +63,7 @@ class Parents:
             return None
         if found is None:
             return None
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in found.parameters.items())
-        self.say(f"trial {number} takes over trial {source} at step {step}, with {shown}")
+        self.say(f"trial {number} takes over trial {source} at step {step}, with {named(found.parameters)}")
         return {"trial": self._task_of(found)}
 
     @contextmanager

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llrflow.shown import named, short
+
 if TYPE_CHECKING:
     from llrflow.spec.schema import Sweep
     from llrflow.sweep.records import TrialRecord
@@ -60,10 +62,9 @@ class View:
     def _line(self, record: TrialRecord) -> str:
         where = "" if record.state == "finished" else f" at step {record.step} of {record.steps}"
         why = "".join(f": {reason}" for reason in (record.error, record.stopped) if reason)
-        values = ", ".join(f"{name} {_short(value)}" for name, value in record.parameters.items())
         measured = "" if record.value is None else f", {self._sweep.metric} {record.value:.4g}"
         head = f"{len(self._ended)} of {self._total}: trial {record.number} {record.state}{where}{why}"
-        return f"{head} ({values}){measured}; {self._best_text()}, {self._left()}"
+        return f"{head} ({named(record.parameters)}){measured}; {self._best_text()}, {self._left()}"
 
     def _sorted(self) -> list[TrialRecord]:
         """Trials with a value, best first."""
@@ -100,7 +101,7 @@ class View:
 def cells(sweep: Sweep, record: TrialRecord, running: bool = False) -> list[str]:
     """A row of a table of trials: number, state, step, parameters, metric, nominal accuracy, gamma."""
     state = "running" if running else f"masked? {record.masked[0]}" if record.masked else record.state
-    values = [_short(record.parameters[name]) if name in record.parameters else "" for name in sweep.parameters]
+    values = [short(record.parameters[name]) if name in record.parameters else "" for name in sweep.parameters]
     numbers = [_number(record.value), _percent(record.nominal), _number(record.gamma)]
     return [str(record.number), state, f"{record.step}/{record.steps}", *values, *numbers]
 
@@ -111,7 +112,3 @@ def _number(value: float | None) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.2%}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:40]

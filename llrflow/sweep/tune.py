@@ -295,7 +295,7 @@ class _Watch(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Take down a look at a trial and what it cost."""
-        number, name, worker = (*_which(trial), result["worker"])
+        name, worker = result["run"], result["worker"]
         known = self._workers.get(worker)
         if known is None:
             known = WorkerRecord(worker=worker, trials=0, busy=0.0, compilations=0, step_compilations={})
@@ -310,7 +310,7 @@ class _Watch(tune.Callback):
                 "step_compilations": steps,
             }
         )
-        self._refresh(number, ended=False)
+        self._refresh(_which(trial)[0], ended=False)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tell a trial that its scheduler stopped from one that came to its end."""

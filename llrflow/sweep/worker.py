@@ -113,6 +113,7 @@ class TrialRunner(Trainable):
             sweep_of(spec).metric: config["worst"],  # where nothing was measured: Tune wants a number at each report
             **report,
             "rung": self._reported,
+            "run": name,
             "worker": worker,
             "busy": time.monotonic() - began,
             "compilations": len(_compilations()) - compiled,
