@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -126,18 +126,25 @@ def look_label(spec: Spec, sweep: Sweep) -> str:
 
 def look_at(folder: RunFolder, step: int, label: str) -> dict[str, float] | None:
     """What a look measured, by the names of metrics, from the run folder's files; None where none is on record."""
-    found = evaluation_of(folder, step, label)
-    if found is None:
-        return None
-    logged = [line["objective"] for line in folder.metric_lines() if line["step"] <= step]
-    return {
-        "step": found.checkpoint,
-        "worst_case.accuracy": found.worst_case.accuracy,
-        "nominal.accuracy": found.nominal.accuracy,
-        **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
-        **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
-        **({"objective": logged[-1]} if logged else {}),
-    }
+    return next(iter(looks_at(folder, [step], label)), None)
+
+
+def looks_at(folder: RunFolder, steps: Iterable[int], label: str) -> list[dict[str, float]]:
+    """What the looks at these steps measured, those that are on record."""
+    evaluations = [found for step in steps if (found := evaluation_of(folder, step, label)) is not None]
+    lines, looks = list(folder.metric_lines()) if evaluations else [], []
+    for found in evaluations:
+        logged = [line["objective"] for line in lines if line["step"] <= found.checkpoint]
+        look = {
+            "step": found.checkpoint,
+            "worst_case.accuracy": found.worst_case.accuracy,
+            "nominal.accuracy": found.nominal.accuracy,
+            **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
+            **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
+            **({"objective": logged[-1]} if logged else {}),
+        }
+        looks.append(look)
+    return looks
 
 
 def record_of(folder: RunFolder) -> RunRecord | None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -37,8 +38,8 @@ from llrflow.sweep.worker import TrialRunner
 WORST = 1e9
 """A metric worse than any; not infinite, because schedulers take means."""
 
-BETWEEN = 5.0
-"""Least seconds between two writings of sweep.json."""
+BETWEEN, SHARE = 5.0, 0.05
+"""Least seconds between two writings of sweep.json, and the largest share of the time that they may take."""
 
 
 class Task(NamedTuple):
@@ -115,15 +116,16 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
     if watch.left:
         trials = todo or watch.more()
         queue = Queue(tasks_of(trials), lambda: tasks_of(watch.more()))
+    waiting = deque(() if queue else tasks_of(trials))  # Tune would copy a whole grid for each of its values
     tuner = tune.Tuner(
         tune.with_resources(TrialRunner, _wanted(sweep, address)),
-        param_space={} if queue else {"trial": tune.grid_search(tasks_of(trials))},
+        param_space={} if queue else {"trial": tune.sample_from(lambda _: waiting.popleft())},
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.best_is,
             scheduler=sweep.scheduler.build(max(len(trial.rungs) for trial in trials)),
             search_alg=queue,
-            num_samples=-1 if queue else 1,
+            num_samples=-1 if queue else len(trials),
             max_concurrent_trials=None if address == "local" else sweep.concurrency,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -177,7 +179,7 @@ class _Watch(tune.Callback):
         self._trials = {trial.name: trial for trial in trials}
         self._records = {trial.name: trial_record(spec, storage, trial) for trial in trials}
         self._workers: dict[str, WorkerRecord] = {}
-        self._began, self._saved = datetime.datetime.now(datetime.UTC), 0.0
+        self._began, self._save_after = datetime.datetime.now(datetime.UTC), 0.0
         self.start = secrets.token_hex(8)
         self.budget = _Budget(self._sweep)
         self.view = View(self._sweep, list(self._records.values()), quiet)
@@ -245,9 +247,11 @@ class _Watch(tune.Callback):
 
     def save(self, state: Any) -> SweepRecord:
         """Write the outcome so far."""
+        began = time.monotonic()
         record = outcome(self._spec, self._records.values(), state, self._began, list(self._workers.values()))
         write(self._spec, self._storage, record)
-        self._saved = time.monotonic()
+        ended = time.monotonic()
+        self._save_after = ended + max(BETWEEN, (ended - began) / SHARE)
         return record
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -288,10 +292,11 @@ class _Watch(tune.Callback):
         self._refresh(name, ended=True)
 
     def _refresh(self, name: str, ended: bool) -> None:
-        record = trial_record(self._spec, self._storage, self._trials[name])
+        looks = () if ended else self._records[name].rungs
+        record = trial_record(self._spec, self._storage, self._trials[name], looks)
         self._records[name] = record
         self.view.show(record, ended)
-        if ended and time.monotonic() - self._saved > BETWEEN:
+        if ended and time.monotonic() > self._save_after:
             self.save("running")
 
 
