@@ -70,20 +70,24 @@ class Storage:
         """The run folder of a trial."""
         return RunFolder(self.runs / name)
 
+    def ended_path(self, name: str) -> Path:
+        """The file that says why a trial ended early."""
+        return self._ended / f"{name}.json"
+
     def ended(self, name: str) -> Ended | None:
         """Why a trial ended early, if it did."""
         try:
-            return Ended.model_validate_json((self._ended / f"{name}.json").read_bytes())
+            return Ended.model_validate_json(self.ended_path(name).read_bytes())
         except (OSError, ValidationError):
             return None
 
     def end(self, name: str, ended: Ended) -> None:
         """Note why a trial ended early."""
-        ended.write(self._ended / f"{name}.json")
+        ended.write(self.ended_path(name))
 
     def forget_end(self, name: str) -> None:
         """Take such a note back: the trial is tried again."""
-        (self._ended / f"{name}.json").unlink(missing_ok=True)
+        self.ended_path(name).unlink(missing_ok=True)
 
     def draws(self) -> list[dict[str, Any]]:
         """The configurations that were drawn. Raises DataError."""

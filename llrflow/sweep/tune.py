@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from llrflow.spec.source import dump_yaml
 from llrflow.sweep.cluster import SLOT, cluster
 from llrflow.sweep.escalate import escalated
 from llrflow.sweep.live import View
+from llrflow.sweep.mirror import SWEEP, Mirror
 from llrflow.sweep.outcome import finalists, outcome, trial_record, write
 from llrflow.sweep.records import SweepRecord, WorkerRecord
 from llrflow.sweep.rounds import Queue, Rounds
@@ -56,12 +57,19 @@ class Task(NamedTuple):
 
 
 def run_sweep(
-    spec: Spec, out: str | Path | None = None, address: str = "local", resume: bool = False, quiet: bool = True
+    spec: Spec,
+    out: str | Path | None = None,
+    address: str = "local",
+    resume: bool = False,
+    quiet: bool = True,
+    mirror: str | None = None,
 ) -> SweepRecord:
     """Run every trial of a spec's sweep and return the outcome, which is in the sweep's folder as well.
 
     The folder is `out`, or sweeps/<name>. `address` is `local` (a Ray of its own on this machine), `auto` (the one
     that runs here) or HOST:PORT. `resume` goes on with the sweep in the folder: finished trials are only read.
+    `mirror` is a URI where the folder is copied while the sweep goes on, and from where `resume` brings it when there
+    is none.
     Raises SpecError and DataError before Ray starts, Interrupted after Ctrl-C or SIGTERM with everything on record.
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe)
@@ -73,14 +81,17 @@ def run_sweep(
         jax.config.update("jax_platforms", "cpu")  # the driver leaves accelerators to its workers
     check_trials(spec, trials, describe)
     storage = Storage(folder_of(spec, out))
+    copied = None if mirror is None else _mirror(mirror, storage, resume)
     if resume != storage.spec.exists():
         fix = "leave --resume out" if resume else "continue it with --resume, or choose another --out"
         raise SpecError(str(storage.path), "holds no sweep" if resume else "holds a sweep", fix)
-    with storage.owned():
+    with storage.owned(), ExitStack() as stack:
         assert spec._source is not None
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": spec._source.data["sweep"]}).encode())
+        if copied is not None:
+            stack.enter_context(copied)
         rounds = Rounds(spec, storage) if learns else None
-        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds)
+        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds, copied)
         todo = watch.todo()
         state = "finished"
         if todo or watch.left or watch.finalists():
@@ -104,6 +115,17 @@ def run_sweep(
         if asked is not None:
             raise Interrupted(asked, "the sweep was stopped; the same command with --resume continues it")
     return record
+
+
+def _mirror(uri: str, storage: Storage, resume: bool) -> Mirror:
+    """The mirror of a sweep's folder; to resume where there is no folder its content is brought. Raises SpecError."""
+    found = Mirror(uri, storage)
+    holds = found.holds_sweep()
+    if holds and not resume:
+        raise SpecError("--mirror", f"{uri} holds a sweep", "continue it with --resume, or choose another --mirror")
+    if holds and not storage.spec.exists():
+        found.fetch()
+    return found
 
 
 def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, address: str) -> None:
@@ -172,9 +194,15 @@ class _Watch(tune.Callback):
     """Follows a sweep in the driver: notes who was stopped, keeps sweep.json up to date, shows how it goes."""
 
     def __init__(
-        self, spec: Spec, storage: Storage, trials: Sequence[Trial], quiet: bool, rounds: Rounds | None
+        self,
+        spec: Spec,
+        storage: Storage,
+        trials: Sequence[Trial],
+        quiet: bool,
+        rounds: Rounds | None,
+        mirror: Mirror | None,
     ) -> None:
-        self._rounds = rounds
+        self._rounds, self._mirror = rounds, mirror
         self._spec, self._storage, self._sweep = spec, storage, sweep_of(spec)
         self._trials = {trial.name: trial for trial in trials}
         self._records = {trial.name: trial_record(spec, storage, trial) for trial in trials}
@@ -183,6 +211,8 @@ class _Watch(tune.Callback):
         self.start = secrets.token_hex(8)
         self.budget = _Budget(self._sweep)
         self.view = View(self._sweep, list(self._records.values()), quiet)
+        if mirror is not None and not quiet:
+            mirror.say = self.view.say
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune would store it, for a restore that is never made
@@ -203,6 +233,7 @@ class _Watch(tune.Callback):
         if self._rounds is None or self.budget.exhausted:
             return []
         found = self._rounds.more(self._records.values())
+        self._copy(SWEEP)  # what is drawn, before it runs
         self._trials |= {trial.name: trial for trial in found}
         self._records |= {trial.name: trial_record(self._spec, self._storage, trial) for trial in found}
         return found
@@ -237,6 +268,7 @@ class _Watch(tune.Callback):
         for trial, problem in escalated(attacks, self._storage, self.finalists(), wanted, retries, late):
             record = self._records[trial.name] = trial_record(self._spec, self._storage, trial)
             left = f"failed: {problem}" if record.escalated is None else f"leaves {record.escalated.robust:.2%}"
+            self._copy(trial.name)
             self.view.say(f"trial {trial.number}: {attacks} {left}")
 
     def look_again(self) -> None:
@@ -244,12 +276,14 @@ class _Watch(tune.Callback):
         for name, record in self._records.items():
             if record.state in ("waiting", "unfinished"):
                 self._records[name] = trial_record(self._spec, self._storage, self._trials[name])
+                self._copy(name)
 
     def save(self, state: Any) -> SweepRecord:
         """Write the outcome so far."""
         began = time.monotonic()
         record = outcome(self._spec, self._records.values(), state, self._began, list(self._workers.values()))
         write(self._spec, self._storage, record)
+        self._copy(SWEEP)
         ended = time.monotonic()
         self._save_after = ended + max(BETWEEN, (ended - began) / SHARE)
         return record
@@ -295,9 +329,15 @@ class _Watch(tune.Callback):
         looks = () if ended else self._records[name].rungs
         record = trial_record(self._spec, self._storage, self._trials[name], looks)
         self._records[name] = record
+        self._copy(name)
         self.view.show(record, ended)
         if ended and time.monotonic() > self._save_after:
             self.save("running")
+
+    def _copy(self, name: str) -> None:
+        """Have a run, or the SWEEP's own files, copied to the mirror."""
+        if self._mirror is not None:
+            self._mirror.touch(name)
 
 
 class _Stop(BaseException):
