@@ -57,9 +57,11 @@ class Mirror:
     def __init__(self, uri: str, storage: Storage) -> None:
         """Raises SpecError where nothing can be written there."""
         self._uri, self._storage = uri, storage
-        scheme, colon, _ = uri.partition("://")
+        scheme, colon, place = uri.partition("://")
         if not colon or scheme not in SCHEMES:
             raise SpecError("--mirror", f"{uri!r} names no file system that is known", EXAMPLES)
+        self.shown = f"{scheme}://{place.partition('?')[0].rpartition('@')[2]}"
+        """The URI without keys and options, for messages."""
         self._known: dict[str, Any] = {}
         self._open: dict[str, None] = {}
         self._changed, self._closing, self._late = threading.Condition(), False, False
@@ -83,7 +85,7 @@ class Mirror:
         except (OSError, ValueError) as error:
             if isinstance(error, SpecError):
                 raise
-            raise SpecError("--mirror", f"{self._uri!r} cannot be read: {line_of(error)}", REACH) from None
+            raise SpecError("--mirror", f"{self.shown} cannot be read: {self._line(error)}", REACH) from None
 
     def touch(self, name: str) -> None:
         """Have a run copied, or the SWEEP's own files."""
@@ -105,7 +107,7 @@ class Mirror:
         self._thread.join(LAST if kind is None else STOPPED)
         self._late = True
         if self._thread.is_alive():
-            self.say(f"the mirror {self._uri} lacks what came last; --resume copies it from {self._storage.path}")
+            self.say(f"the mirror {self.shown} lacks what came last; --resume copies it from {self._storage.path}")
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self) -> None:
@@ -130,10 +132,13 @@ class Mirror:
         try:
             answer, error = answers.get(timeout=ANSWER)
         except queue.Empty:
-            raise SpecError("--mirror", f"{self._uri!r} does not answer within {ANSWER:.0f} s", REACH) from None
+            raise SpecError("--mirror", f"{self.shown} does not answer within {ANSWER:.0f} s", REACH) from None
         if error is not None:
-            raise SpecError("--mirror", f"{self._uri!r} cannot be used: {line_of(error)}", REACH) from None
+            raise SpecError("--mirror", f"{self.shown} cannot be used: {self._line(error)}", REACH) from None
         return answer
+
+    def _line(self, error: Exception) -> str:
+        return line_of(error).replace(self._uri, self.shown)
 
     def _work(self) -> None:
         pause, failures = FIRST, 0
@@ -152,12 +157,12 @@ class Mirror:
                 self.touch(name)
                 failures += 1
                 if failures == 2:
-                    self.say(f"the mirror {self._uri} cannot be written: {line_of(error)}; it is tried again and again")
+                    self.say(f"the mirror {self.shown} cannot be written: {self._line(error)}; it is tried again")
                 time.sleep(pause)
                 pause = min(2 * pause, AGAIN)
             else:
                 if failures >= 2:
-                    self.say(f"the mirror {self._uri} can be written again")
+                    self.say(f"the mirror {self.shown} can be written again")
                 pause, failures = FIRST, 0
 
     def _copy_sweep(self) -> None:

@@ -122,7 +122,9 @@ def _mirror(uri: str, storage: Storage, resume: bool) -> Mirror:
     found = Mirror(uri, storage)
     holds = found.holds_sweep()
     if holds and not resume:
-        raise SpecError("--mirror", f"{uri} holds a sweep", "continue it with --resume, or choose another --mirror")
+        raise SpecError(
+            "--mirror", f"{found.shown} holds a sweep", "continue it with --resume, or choose another --mirror"
+        )
     if holds and not storage.spec.exists():
         found.fetch()
     return found
