@@ -16,10 +16,18 @@ from llrflow.cli import json_option, print_json, ray_environment, spec_argument
 @click.option("--out", "--storage", "out", type=click.Path(path_type=Path), help="Folder; default sweeps/NAME.")
 @click.option("--address", default="local", metavar="local|auto|HOST:PORT", help="Ray cluster; default one of its own.")
 @click.option("--resume", is_flag=True, help="Go on with the sweep in the folder; its space may have grown.")
+@click.option("--mirror", metavar="URI", help="Keep a copy there: file:///..., s3://... or gs://...; --resume uses it.")
 @click.option("--strict", is_flag=True, help="Exit status 1 if any trial failed, not only if all did.")
 @json_option
 def sweep(
-    spec: Path, changes: dict[str, Any], out: Path | None, address: str, resume: bool, strict: bool, as_json: bool
+    spec: Path,
+    changes: dict[str, Any],
+    out: Path | None,
+    address: str,
+    resume: bool,
+    mirror: str | None,
+    strict: bool,
+    as_json: bool,
 ) -> None:
     """Run SPEC with many values, as its `sweep:` block says, and write the best as a spec.
 
@@ -31,6 +39,7 @@ def sweep(
       llrflow plan specs/digits_sweep.yaml
       llrflow sweep specs/digits_sweep.yaml --out sweeps/digits
       llrflow sweep specs/digits_sweep.yaml --out sweeps/digits --resume --set sweep.trials=48
+      llrflow sweep specs/digits_sweep.yaml --out /tmp/digits --mirror s3://BUCKET/digits
     """
     ray_environment()
     from llrflow.spec.load import load_spec
@@ -40,7 +49,7 @@ def sweep(
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # its errors are in the table
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     loaded = load_spec(str(spec), changes)
-    record = run_sweep(loaded, out, address, resume, quiet=as_json)
+    record = run_sweep(loaded, out, address, resume, quiet=as_json, mirror=mirror)
     folder = folder_of(loaded, out)
     if as_json:
         print_json({"sweep": str(folder), **record.model_dump()})

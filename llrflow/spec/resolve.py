@@ -42,9 +42,10 @@ def spec_hash(spec: Spec) -> str:
 
 
 def _durations(component: Any, epoch: int, total: int) -> Any:
-    """A copy in which every field annotated as a Duration is a number of steps."""
+    """A copy in which every field annotated as a Duration is a number of steps; the same object where there is none."""
     if isinstance(component, Mapping):
-        return {key: _durations(item, epoch, total) for key, item in component.items()}
+        items = {key: _durations(item, epoch, total) for key, item in component.items()}
+        return items if any(items[key] is not item for key, item in component.items()) else component
     if not isinstance(component, Component):
         return component
     update: dict[str, Any] = {}
@@ -55,6 +56,6 @@ def _durations(component: Any, epoch: int, total: int) -> Any:
         elif isinstance(value, Mapping) and has_duration_keys(field.annotation):
             pieces = {resolve_duration(key, epoch, total): piece for key, piece in value.items()}
             update[name] = _durations(pieces, epoch, total)
-        elif isinstance(value, (Component, Mapping)):
-            update[name] = _durations(value, epoch, total)
-    return component.model_copy(update=update)
+        elif (resolved := _durations(value, epoch, total)) is not value:
+            update[name] = resolved
+    return component.model_copy(update=update) if update else component

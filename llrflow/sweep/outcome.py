@@ -24,15 +24,17 @@ from llrflow.sweep.records import (
     WorkerRecord,
 )
 from llrflow.sweep.space import Trial, sweep_of
-from llrflow.sweep.storage import Storage, evaluation_of, look_at, look_label, record_of
+from llrflow.sweep.storage import Storage, evaluation_of, look_label, looks_at, record_of
 
 
-def trial_record(spec: Spec, storage: Storage, trial: Trial) -> TrialRecord:
-    """What the files say of a trial now."""
+def trial_record(spec: Spec, storage: Storage, trial: Trial, looks: Sequence[dict[str, float]] = ()) -> TrialRecord:
+    """What the files say of a trial now; `looks` were read from them before and are not read again."""
     sweep, folder = sweep_of(spec), storage.run(trial.name)
     run, ended = record_of(folder), storage.ended(trial.name)
     step, label = 0 if run is None else run.step, look_label(trial.spec, sweep)
-    looks = [found for rung in trial.rungs if rung <= step and (found := look_at(folder, rung, label))]
+    reached, known = [rung for rung in trial.rungs if rung <= step], {look["step"]: look for look in looks}
+    known |= {look["step"]: look for look in looks_at(folder, [r for r in reached if r not in known], label)}
+    looks = [known[rung] for rung in reached if rung in known]
     final = evaluation_of(folder, trial.rungs[-1]) if run is not None and run.state == "finished" else None
     state: State = "unfinished" if run is not None else "waiting"
     if final is not None:

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -85,20 +85,24 @@ class Storage:
         """The run folder of a trial."""
         return RunFolder(self.runs / name)
 
+    def ended_path(self, name: str) -> Path:
+        """The file that says why a trial ended early."""
+        return self._ended / f"{name}.json"
+
     def ended(self, name: str) -> Ended | None:
         """Why a trial ended early, if it did."""
         try:
-            return Ended.model_validate_json((self._ended / f"{name}.json").read_bytes())
+            return Ended.model_validate_json(self.ended_path(name).read_bytes())
         except (OSError, ValidationError):
             return None
 
     def end(self, name: str, ended: Ended) -> None:
         """Note why a trial ended early."""
-        ended.write(self._ended / f"{name}.json")
+        ended.write(self.ended_path(name))
 
     def forget_end(self, name: str) -> None:
         """Take such a note back: the trial is tried again."""
-        (self._ended / f"{name}.json").unlink(missing_ok=True)
+        self.ended_path(name).unlink(missing_ok=True)
 
     def draws(self) -> list[dict[str, Any]]:
         """The configurations that were drawn. Raises DataError."""
@@ -158,18 +162,25 @@ def look_label(spec: Spec, sweep: Sweep) -> str:
 
 def look_at(folder: RunFolder, step: int, label: str) -> dict[str, float] | None:
     """What a look measured, by the names of metrics, from the run folder's files; None where none is on record."""
-    found = evaluation_of(folder, step, label)
-    if found is None:
-        return None
-    logged = [line["objective"] for line in folder.metric_lines() if line["step"] <= step]
-    return {
-        "step": found.checkpoint,
-        "worst_case.accuracy": found.worst_case.accuracy,
-        "nominal.accuracy": found.nominal.accuracy,
-        **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
-        **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
-        **({"objective": logged[-1]} if logged else {}),
-    }
+    return next(iter(looks_at(folder, [step], label)), None)
+
+
+def looks_at(folder: RunFolder, steps: Iterable[int], label: str) -> list[dict[str, float]]:
+    """What the looks at these steps measured, those that are on record."""
+    evaluations = [found for step in steps if (found := evaluation_of(folder, step, label)) is not None]
+    lines, looks = list(folder.metric_lines()) if evaluations else [], []
+    for found in evaluations:
+        logged = [line["objective"] for line in lines if line["step"] <= found.checkpoint]
+        look = {
+            "step": found.checkpoint,
+            "worst_case.accuracy": found.worst_case.accuracy,
+            "nominal.accuracy": found.nominal.accuracy,
+            **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
+            **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
+            **({"objective": logged[-1]} if logged else {}),
+        }
+        looks.append(look)
+    return looks
 
 
 def record_of(folder: RunFolder) -> RunRecord | None:

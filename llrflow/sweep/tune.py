@@ -9,8 +9,9 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from llrflow.sweep.breeding import Parents
 from llrflow.sweep.cluster import SLOT, cluster
 from llrflow.sweep.escalate import escalated
 from llrflow.sweep.live import View
+from llrflow.sweep.mirror import SWEEP, Mirror
 from llrflow.sweep.outcome import finalists, outcome, trial_record, write
 from llrflow.sweep.population import Population
 from llrflow.sweep.records import SweepRecord, WorkerRecord
@@ -39,8 +41,8 @@ from llrflow.sweep.worker import TrialRunner
 WORST = 1e9
 """A metric worse than any; not infinite, because schedulers take means."""
 
-BETWEEN = 5.0
-"""Least seconds between two writings of sweep.json."""
+BETWEEN, SHARE = 5.0, 0.05
+"""Least seconds between two writings of sweep.json, and the largest share of the time that they may take."""
 
 
 class Task(NamedTuple):
@@ -66,12 +68,19 @@ class Task(NamedTuple):
 
 
 def run_sweep(
-    spec: Spec, out: str | Path | None = None, address: str = "local", resume: bool = False, quiet: bool = True
+    spec: Spec,
+    out: str | Path | None = None,
+    address: str = "local",
+    resume: bool = False,
+    quiet: bool = True,
+    mirror: str | None = None,
 ) -> SweepRecord:
     """Run every trial of a spec's sweep and return the outcome, which is in the sweep's folder as well.
 
     The folder is `out`, or sweeps/<name>. `address` is `local` (a Ray of its own on this machine), `auto` (the one
     that runs here) or HOST:PORT. `resume` goes on with the sweep in the folder: finished trials are only read.
+    `mirror` is a URI where the folder is copied while the sweep goes on, and from where `resume` brings it when there
+    is none.
     Raises SpecError and DataError before Ray starts, Interrupted after Ctrl-C or SIGTERM with everything on record.
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe)
@@ -83,15 +92,18 @@ def run_sweep(
         jax.config.update("jax_platforms", "cpu")  # the driver leaves accelerators to its workers
     check_trials(spec, trials, describe)
     storage = Storage(folder_of(spec, out))
+    copied = None if mirror is None else _mirror(mirror, storage, resume)
     if resume != storage.spec.exists():
         fix = "leave --resume out" if resume else "continue it with --resume, or choose another --out"
         raise SpecError(str(storage.path), "holds no sweep" if resume else "holds a sweep", fix)
-    with storage.owned():
+    with storage.owned(), ExitStack() as stack:
         assert spec._source is not None
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": spec._source.data["sweep"]}).encode())
+        if copied is not None:
+            stack.enter_context(copied)
         rounds = Rounds(spec, storage) if learns else None
         population = Population(spec, storage, trials) if sweep.scheduler.breeds else None
-        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds, population)
+        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds, population, copied)
         todo = watch.todo()
         state = "finished"
         if todo or watch.left or watch.finalists():
@@ -117,6 +129,19 @@ def run_sweep(
         if asked is not None:
             raise Interrupted(asked, "the sweep was stopped; the same command with --resume continues it")
     return record
+
+
+def _mirror(uri: str, storage: Storage, resume: bool) -> Mirror:
+    """The mirror of a sweep's folder; to resume where there is no folder its content is brought. Raises SpecError."""
+    found = Mirror(uri, storage)
+    holds = found.holds_sweep()
+    if holds and not resume:
+        raise SpecError(
+            "--mirror", f"{found.shown} holds a sweep", "continue it with --resume, or choose another --mirror"
+        )
+    if holds and not storage.spec.exists():
+        found.fetch()
+    return found
 
 
 def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, address: str) -> None:
@@ -147,9 +172,10 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
     if watch.left:
         trials = todo or watch.more()
         queue = Queue(tasks_of(trials), lambda: tasks_of(watch.more()))
+    waiting = deque(() if queue else tasks_of(trials))  # Tune would copy a whole grid for each of its values
     tuner = tune.Tuner(
         tune.with_resources(TrialRunner, _wanted(sweep, address)),
-        param_space={} if queue else {"trial": tune.grid_search(tasks_of(trials))},
+        param_space={} if queue else {"trial": tune.sample_from(lambda _: waiting.popleft())},
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.best_is,
@@ -157,7 +183,7 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
             if population is None
             else scheduler.bred(Parents(sweep, population, task_of, watch.view.say)),
             search_alg=queue,
-            num_samples=-1 if queue else 1,
+            num_samples=-1 if queue else len(trials),
             max_concurrent_trials=None if address == "local" else sweep.concurrency,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -211,17 +237,20 @@ class _Watch(tune.Callback):
         quiet: bool,
         rounds: Rounds | None,
         population: Population | None,
+        mirror: Mirror | None,
     ) -> None:
-        self._rounds, self.population = rounds, population
+        self._rounds, self.population, self._mirror = rounds, population, mirror
         self._spec, self._storage, self._sweep = spec, storage, sweep_of(spec)
         # Those of a population change while it runs.
         self._trials = {trial.number: trial for trial in trials} if population is None else population.members
         self._records = {number: trial_record(spec, storage, trial) for number, trial in self._trials.items()}
         self._workers: dict[str, WorkerRecord] = {}
-        self._began, self._saved = datetime.datetime.now(datetime.UTC), 0.0
+        self._began, self._save_after = datetime.datetime.now(datetime.UTC), 0.0
         self.start = secrets.token_hex(8)
         self.budget = _Budget(self._sweep)
         self.view = View(self._sweep, list(self._records.values()), quiet)
+        if mirror is not None and not quiet:
+            mirror.say = self.view.say
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune would store it, for a restore that is never made
@@ -242,6 +271,7 @@ class _Watch(tune.Callback):
         if self._rounds is None or self.budget.exhausted:
             return []
         found = self._rounds.more(self._records.values())
+        self._copy(SWEEP)  # what is drawn, before it runs
         self._trials |= {trial.number: trial for trial in found}
         self._records |= {trial.number: trial_record(self._spec, self._storage, trial) for trial in found}
         return found
@@ -278,6 +308,7 @@ class _Watch(tune.Callback):
         for trial, problem in escalated(attacks, self._storage, self.finalists(), wanted, retries, late):
             record = self._records[trial.number] = trial_record(self._spec, self._storage, trial)
             left = f"failed: {problem}" if record.escalated is None else f"leaves {record.escalated.robust:.2%}"
+            self._copy(trial.name)
             self.view.say(f"trial {trial.number}: {attacks} {left}")
 
     def look_again(self) -> None:
@@ -285,12 +316,16 @@ class _Watch(tune.Callback):
         for number, record in self._records.items():
             if record.state in ("waiting", "unfinished"):
                 self._records[number] = trial_record(self._spec, self._storage, self._trials[number])
+                self._copy(record.run)
 
     def save(self, state: Any) -> SweepRecord:
         """Write the outcome so far."""
+        began = time.monotonic()
         record = outcome(self._spec, self._records.values(), state, self._began, list(self._workers.values()))
         write(self._spec, self._storage, record)
-        self._saved = time.monotonic()
+        self._copy(SWEEP)
+        ended = time.monotonic()
+        self._save_after = ended + max(BETWEEN, (ended - began) / SHARE)
         return record
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -331,11 +366,20 @@ class _Watch(tune.Callback):
         self._refresh(number, ended=True)
 
     def _refresh(self, number: int, ended: bool) -> None:
-        record = trial_record(self._spec, self._storage, self._trials[number])
-        self._records[number] = record
+        trial, known = self._trials[number], self._records[number]
+        looks = () if ended or known.run != trial.name else known.rungs
+        record = self._records[number] = trial_record(self._spec, self._storage, trial, looks)
+        self._copy(record.run)
+        if self.population is not None:  # who took over whom
+            self._copy(SWEEP)
         self.view.show(record, ended)
-        if ended and time.monotonic() - self._saved > BETWEEN:
+        if ended and time.monotonic() > self._save_after:
             self.save("running")
+
+    def _copy(self, name: str) -> None:
+        """Have a run, or the SWEEP's own files, copied to the mirror."""
+        if self._mirror is not None:
+            self._mirror.touch(name)
 
 
 def _which(trial: Any) -> tuple[int, str]:
