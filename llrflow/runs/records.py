@@ -53,6 +53,19 @@ class DataRecord(Record):
     test: int
 
 
+class LossRecord(Record):
+    """A process of a group under Ray that was lost, whereupon the group was started again, or given up."""
+
+    time: str
+    """UTC."""
+    step: int
+    """Of the newest checkpoint."""
+    process: int
+    node: str
+    """Address."""
+    reason: str
+
+
 class RunRecord(Record):
     """run.json."""
 
@@ -76,6 +89,8 @@ class RunRecord(Record):
     error: str | None = None
     corrupt: list[str] = []
     """Training images that could not be decoded, with what is wrong with each; others took their place."""
+    losses: list[LossRecord] = []
+    """What `llrflow run --address` started again from."""
 
 
 class Proportion(Record):
