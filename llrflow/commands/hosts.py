@@ -85,6 +85,7 @@ def run_in_group(place: Place, work: Callable[[int], None]) -> NoReturn:
     """
     if place.supervised:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # Ray blocks it in what it starts
     _reach(place)
     ours, theirs = socket.socketpair()
     child = os.fork()

@@ -43,7 +43,7 @@ class Member:
         return ray.util.get_node_ip_address(), port, [path for path in paths if not Path(path).exists()]
 
     def start(self, arguments: Sequence[str], folder: str, terminals: dict[int, tuple[int, int]]) -> None:
-        """Start `llrflow` in a folder; `terminals` has (lines, columns) of a terminal for output 1 or 2, else a pipe."""
+        """Start `llrflow` in a folder; `terminals` has (lines, columns) by output, 1 or 2, that is to be a terminal."""
         readers, writers = {}, {}
         for output in (1, 2):
             if output in terminals:

@@ -146,9 +146,9 @@ def _put_on_record(folder: RunFolder, losses: Sequence[LossRecord], **changes: s
     while losses and folder.run.exists():
         try:
             with sole_owner(folder.path, "llrflow process"):
-                record = folder.existing()
-                earlier = [loss for loss in record.losses if loss not in losses]
-                record.model_copy(update={"losses": [*earlier, *losses], **changes}).write(folder.run)
+                if (record := folder.record()) is not None:
+                    earlier = [loss for loss in record.losses if loss not in losses]
+                    record.model_copy(update={"losses": [*earlier, *losses], **changes}).write(folder.run)
                 return
         except SpecError:
             if time.monotonic() > end:
@@ -288,10 +288,10 @@ def _judge(processes: Sequence[Process], stop: StopRequest) -> None:
             number = by_signal.get(process.code or 0, -(process.code or 0))
             raise _Lost(process, process.gone or f"ended by {signal.Signals(number).name}")
     failed = [process for process in processes if process.code not in (None, 0, LOST)]
-    if failed and first not in failed:
-        for line in failed[0].lines:
-            say(f"process {failed[0].index} on {failed[0].node}: {line}")
     if failed:
+        for line in failed[0].lines:
+            if line not in first.lines:  # which were seen
+                say(f"process {failed[0].index} on {failed[0].node}: {line}")
         raise SystemExit(failed[0].code)
     earliest = min(processes, key=lambda process: process.ended)
     raise _Lost(earliest, (earliest.lines or ["ended"])[-1])
