@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from llrflow.commands.hosts import LOST
 from llrflow.commands.member import PAUSE, Member
 from llrflow.data.facts import describe
-from llrflow.errors import LlrflowError, SpecError, line_of
+from llrflow.errors import LlrflowError, SpecError
 from llrflow.files import sole_owner
 from llrflow.program.compile import located
 from llrflow.progress import say
@@ -93,10 +93,15 @@ def run_on_hosts(
         digest = spec_hash(resolve(spec, describe(spec.data)))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
     before = _stamp(folder.run)
-    cpus = max(os.cpu_count() or 1, int(spec.devices.wanted.get("CPU", 0) * spec.devices.hosts + 0.999))
+    cpus = max(os.cpu_count() or 1, math.ceil(spec.devices.wanted.get("CPU", 0) * spec.devices.hosts))
     losses: list[LossRecord] = []
-    # What Ray has to say of dying nodes is no part of a result on standard output.
-    with redirect_stdout(sys.stderr), ray_at(address, num_cpus=cpus), stop_requests() as stop:
+    # What Ray prints of dying nodes are pages; what was lost is said here. Process 0's output goes another way.
+    with (
+        Path(os.devnull).open("w") as nothing,
+        redirect_stdout(nothing),
+        ray_at(address, num_cpus=cpus),
+        stop_requests() as stop,
+    ):
         _check(spec, address)
         reached, without = _progress(folder), 0
         while True:
@@ -239,7 +244,14 @@ def _ask(process: Process, ref: ray.ObjectRef, stop: StopRequest) -> Any:
     try:
         return ray.get(ref)
     except RayError as error:
-        raise _Lost(process, line_of(error)) from None
+        raise _Lost(process, _why(error)) from None
+
+
+def _why(error: RayError) -> str:
+    """Why an actor does not answer."""
+    if isinstance(error, RayActorError) and not error.actor_init_failed:
+        return "its node or its Ray worker died"
+    return str(error).strip().splitlines()[-1][:200]  # the end of a traceback
 
 
 def _check_stop(stop: StopRequest) -> None:
@@ -261,7 +273,7 @@ def _follow(processes: Sequence[Process], stop: StopRequest) -> None:
             try:
                 written, process.code = ray.get(ref)
             except RayError as error:
-                process.gone = line_of(error)
+                process.gone = _why(error)
                 return
             for output, text in written:
                 process.take(output, text)
