@@ -158,18 +158,26 @@ class ParameterEntry(Component):
 class Search(Component):
     """Which combinations of values are tried."""
 
-    type: Literal["grid", "random", "optuna"] = "random"
-    """`grid`: every combination of listed values. `random`: `trials` draws; a larger sweep begins with the same.
-    `optuna`: `trials` draws in rounds, each by what the trials of the rounds before came to."""
+    type: Literal["grid", "random", "optuna", "hyperopt", "bayesopt", "nevergrad", "bohb"] = "random"
+    """`grid`: every combination of listed values. `random`: `trials` draws; a larger sweep begins with the same. The
+    others learn: `trials` draws in rounds, each by what the trials of the rounds before came to."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the draws."""
 
     round: Annotated[int | None, Field(ge=1)] = None
-    """Draws of `optuna` in a round, whose trials run side by side; default 4."""
+    """Draws in a round of a search that learns, whose trials run side by side; default 4."""
 
     startup: Annotated[int | None, Field(ge=1)] = None
-    """Draws that `optuna` makes at random before it learns; default 10."""
+    """Draws that `optuna` makes at random before it learns; default 10. Others have an argument for it."""
+
+    arguments: dict[str, Any] = {}
+    """Further arguments of a search that learns, by the names that they have in its library."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether what trials come to decides what is tried next."""
+        return self.type not in ("grid", "random")
 
 
 class Guard(Component):

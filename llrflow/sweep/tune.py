@@ -75,7 +75,6 @@ def run_sweep(
     Raises SpecError and DataError before Ray starts, Interrupted after Ctrl-C or SIGTERM with everything on record.
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe)
-    learns = sweep.search.type == "optuna"
     if address != "local" and sweep.concurrency and sweep.scheduler.waits:
         got = f"would keep {sweep.scheduler.label()} on a cluster from letting trials wait for each other"
         raise at(spec, "sweep.concurrency", got, "delete it, or set `resources` so that fewer trials fit")
@@ -89,7 +88,7 @@ def run_sweep(
     with storage.owned():
         assert spec._source is not None
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": spec._source.data["sweep"]}).encode())
-        rounds = Rounds(spec, storage) if learns else None
+        rounds = Rounds(spec, storage) if sweep.search.learns else None
         population = Population(spec, storage, trials) if sweep.scheduler.breeds else None
         watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds, population)
         todo = watch.todo()
