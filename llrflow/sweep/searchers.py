@@ -10,7 +10,6 @@ import functools
 import importlib.util
 import inspect
 import math
-import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -254,12 +253,10 @@ def _complete(sweep: Sweep, searcher: Any, trial: str, value: float) -> None:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Python's and NumPy's generators, which some libraries draw from, for the length of the block."""
-    before = random.getstate(), np.random.get_state()
-    random.seed(seed)
+    """NumPy's generator, which some libraries draw from, for the length of the block."""
+    before = np.random.get_state()
     np.random.seed(seed)
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
+        np.random.set_state(before)

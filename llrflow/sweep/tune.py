@@ -34,6 +34,7 @@ from llrflow.sweep.records import SweepRecord, WorkerRecord
 from llrflow.sweep.rounds import Queue, Rounds
 from llrflow.sweep.space import Trial, base_of, check_trials, sweep_of, trials_of
 from llrflow.sweep.storage import Ended, Storage, folder_of
+from llrflow.sweep.trackers import Tracker, trackers_of
 from llrflow.sweep.worker import TrialRunner
 
 WORST = 1e9
@@ -85,12 +86,14 @@ def run_sweep(
     if resume != storage.spec.exists():
         fix = "leave --resume out" if resume else "continue it with --resume, or choose another --out"
         raise SpecError(str(storage.path), "holds no sweep" if resume else "holds a sweep", fix)
+    trackers = trackers_of(spec, storage)
     with storage.owned():
         assert spec._source is not None
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": spec._source.data["sweep"]}).encode())
         rounds = Rounds(spec, storage) if sweep.search.learns else None
         population = Population(spec, storage, trials) if sweep.scheduler.breeds else None
-        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds, population)
+        begun = trials if rounds is None else rounds.trials
+        watch = _Watch(spec, storage, begun, quiet, rounds, population, trackers)
         todo = watch.todo()
         state = "finished"
         if todo or watch.left or watch.finalists():
@@ -170,7 +173,11 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        for tracker in watch.trackers:
+            tracker.close()
     if queue is not None and queue.problem is not None:
         raise queue.problem
 
@@ -210,8 +217,9 @@ class _Watch(tune.Callback):
         quiet: bool,
         rounds: Rounds | None,
         population: Population | None,
+        trackers: list[Tracker],
     ) -> None:
-        self._rounds, self.population = rounds, population
+        self._rounds, self.population, self.trackers = rounds, population, trackers
         self._spec, self._storage, self._sweep = spec, storage, sweep_of(spec)
         # Those of a population change while it runs.
         self._trials = {trial.number: trial for trial in trials} if population is None else population.members
@@ -292,6 +300,11 @@ class _Watch(tune.Callback):
         self._saved = time.monotonic()
         return record
 
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Show it to the trackers."""
+        for tracker in self.trackers:
+            tracker.start(self._trials[_which(trial)[0]])
+
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Take down a look at a trial and what it cost."""
         number, name, worker = (*_which(trial), result["worker"])
@@ -309,6 +322,8 @@ class _Watch(tune.Callback):
                 "step_compilations": steps,
             }
         )
+        for tracker in self.trackers:
+            tracker.look(name, {key: value for key, value in result.items() if value not in (WORST, -WORST)})
         self._refresh(number, ended=False)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -333,6 +348,8 @@ class _Watch(tune.Callback):
         record = trial_record(self._spec, self._storage, self._trials[number])
         self._records[number] = record
         self.view.show(record, ended)
+        for tracker in self.trackers if ended else ():
+            tracker.end(record)
         if ended and time.monotonic() - self._saved > BETWEEN:
             self.save("running")
 
