@@ -144,17 +144,22 @@ def _evaluation(spec: Spec) -> Iterator[Problem]:
 def _rounds(sweep: Sweep) -> Iterator[Problem]:
     """What a search in rounds does not go with, and what goes with no other."""
     search = sweep.search
-    if search.type != "optuna":
-        for name in ("round", "startup"):
-            if getattr(search, name) is not None:
+    if search.startup is not None and search.type != "optuna":
+        yield Problem("sweep.search.startup", f"has no effect on {search.type}", "delete it, or use optuna")
+    if not search.learns:
+        for name in ("round", "arguments"):
+            if getattr(search, name):
                 yield Problem(f"sweep.search.{name}", f"has no effect on {search.type}", "delete it, or use optuna")
         return
     for name, domain in sweep.parameters.items():
         if domain.crossed:
             got = f"({domain.label()}) has every value with every draw, which is nothing to learn from"
             yield Problem(f"sweep.parameters.{name}", got, "use choice")
+        elif search.type == "bayesopt" and domain.registered_as[1] == "choice":
+            got = f"({domain.label()}) is no number, and bayesopt learns nothing else"
+            yield Problem(f"sweep.parameters.{name}", got, "use another search, such as hyperopt")
     if sweep.scheduler.waits:
-        got = "waits for more trials than a round of optuna has"
+        got = f"waits for more trials than a round of {search.type} has"
         yield Problem("sweep.scheduler", f"({sweep.scheduler.label()}) {got}", "use asha")
 
 

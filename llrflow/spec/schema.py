@@ -184,18 +184,26 @@ class ParameterEntry(Component):
 class Search(Component):
     """Which combinations of values are tried."""
 
-    type: Literal["grid", "random", "optuna"] = "random"
-    """`grid`: every combination of listed values. `random`: `trials` draws; a larger sweep begins with the same.
-    `optuna`: `trials` draws in rounds, each by what the trials of the rounds before came to."""
+    type: Literal["grid", "random", "optuna", "hyperopt", "bayesopt", "nevergrad", "bohb"] = "random"
+    """`grid`: every combination of listed values. `random`: `trials` draws; a larger sweep begins with the same. The
+    others learn: `trials` draws in rounds, each by what the trials of the rounds before came to."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the draws."""
 
     round: Annotated[int | None, Field(ge=1)] = None
-    """Draws of `optuna` in a round, whose trials run side by side; default 4."""
+    """Draws in a round of a search that learns, whose trials run side by side; default 4."""
 
     startup: Annotated[int | None, Field(ge=1)] = None
-    """Draws that `optuna` makes at random before it learns; default 10."""
+    """Draws that `optuna` makes at random before it learns; default 10. Others have an argument for it."""
+
+    arguments: dict[str, Any] = {}
+    """Further arguments of a search that learns, by the names that they have in its library."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether what trials come to decides what is tried next."""
+        return self.type not in ("grid", "random")
 
 
 class Guard(Component):
@@ -274,6 +282,53 @@ class Escalate(Component):
     """The preset; they are ranked by the worst-case accuracy that it leaves."""
 
 
+class Mlflow(Component):
+    """MLflow: a run for each trial."""
+
+    tracking_uri: str | None = None
+    """Where, such as `sqlite:///mlflow.db` or `http://HOST:5000`; default MLFLOW_TRACKING_URI, or MLflow's own choice.
+    Credentials belong in the environment: this is written to `sweep.yaml`."""
+
+    experiment: str | None = None
+    """Name of the experiment, made where there is none; default the spec's name."""
+
+    tags: dict[str, str] = {}
+    """Of every run."""
+
+
+class Wandb(Component):
+    """Weights & Biases: a run for each trial, named by its run folder. WANDB_API_KEY is taken from the environment."""
+
+    project: str | None = None
+    """Default the spec's name."""
+
+    entity: str | None = None
+    """User or team; default the account's."""
+
+    group: str | None = None
+    """What its runs are grouped by; default the name of the sweep's folder."""
+
+    mode: Literal["online", "offline"] | None = None
+    """`offline` writes `wandb/` in the sweep's folder, for `wandb sync`; default WANDB_MODE, or online."""
+
+
+class TensorBoard(Component):
+    """TensorBoard: looks and swept parameters in `tensorboard/` of the sweep's folder."""
+
+
+class Trackers(Component):
+    """Experiment trackers that are shown the trials; `{}` takes a tracker with its defaults."""
+
+    mlflow: Mlflow | None = None
+    """MLflow; needs the extra `mlflow`."""
+
+    wandb: Wandb | None = None
+    """Weights & Biases; needs the extra `wandb`."""
+
+    tensorboard: TensorBoard | None = None
+    """TensorBoard."""
+
+
 class Sweep(Component):
     """Many runs of this spec with other values: `llrflow sweep`."""
 
@@ -313,6 +368,9 @@ class Sweep(Component):
 
     budget: Budget = Budget()
     """Time and failures."""
+
+    trackers: Trackers = Trackers()
+    """Where trials are shown besides the sweep's folder."""
 
     @property
     def metrics(self) -> list[str]:

@@ -39,6 +39,10 @@ class Domain(Component):
         """The value of the domain that is next to a given one."""
         return value
 
+    def place(self, value: Any) -> float:
+        """A u of `draw` that gives the value. Raises ValueError where none does."""
+        raise NotImplementedError
+
     def suggest(self, trial: Any, name: str) -> Any:
         """The value that Optuna suggests for one of its trials."""
         raise NotImplementedError
@@ -58,6 +62,9 @@ class _Listed(Domain):
 
     def draw(self, u: float, value_of: Callable[[str], Any]) -> Any:
         return self.values[int(u * len(self.values))]
+
+    def place(self, value: Any) -> float:
+        return (self.values.index(value) + 0.5) / len(self.values)
 
     def suggest(self, trial: Any, name: str) -> Any:
         return self.values[trial.suggest_categorical(name, range(len(self.values)))]
@@ -99,6 +106,11 @@ class _Interval(Domain):
         """Inside, rounded."""
         return self._rounded(value)
 
+    def _inside(self, value: Any) -> float:
+        if not isinstance(value, (int, float)) or not self.low <= value <= self.high:
+            raise ValueError(f"{value!r} is not from {self.low:g} to {self.high:g}")
+        return value
+
     def _rounded(self, value: float) -> float:
         if self.quantum is not None:
             value = round(value / self.quantum) * self.quantum
@@ -112,6 +124,10 @@ class Uniform(_Interval):
     def draw(self, u: float, value_of: Callable[[str], Any]) -> float:
         """low + u (high - low)."""
         return self._rounded(self.low + u * (self.high - self.low))
+
+    def place(self, value: Any) -> float:
+        """(value - low) / (high - low)."""
+        return (self._inside(value) - self.low) / (self.high - self.low)
 
     def suggest(self, trial: Any, name: str) -> float:
         """Rounded only now, since Optuna's multiples begin at `low`."""
@@ -131,6 +147,10 @@ class LogUniform(_Interval):
     def draw(self, u: float, value_of: Callable[[str], Any]) -> float:
         """low (high / low)^u."""
         return self._rounded(self.low * (self.high / self.low) ** u)
+
+    def place(self, value: Any) -> float:
+        """log(value / low) / log(high / low)."""
+        return math.log(self._inside(value) / self.low) / math.log(self.high / self.low)
 
     def suggest(self, trial: Any, name: str) -> float:
         """Likewise, in the logarithm."""
@@ -173,6 +193,15 @@ class Integer(Domain):
     def nearest(self, value: Any) -> int:
         """Inside, rounded."""
         return min(max(round(value), self.low), self.high)
+
+    def place(self, value: Any) -> float:
+        """The middle of the numbers u that give it."""
+        if value not in range(self.low, self.high + 1):
+            raise ValueError(f"{value!r} is not from {self.low} to {self.high}")
+        ends, middle = (self.low, self.high + 1), value + 0.5
+        if self.log:
+            return math.log(middle / ends[0]) / math.log(ends[1] / ends[0])
+        return (middle - ends[0]) / (ends[1] - ends[0])
 
     def suggest(self, trial: Any, name: str) -> int:
         """Itself."""

@@ -24,7 +24,7 @@ class View:
         from rich.live import Live
 
         self._sweep, self._records = sweep, {record.number: record for record in records}
-        self._total = (sweep.trials or 0) * sweep.seeds if sweep.search.type == "optuna" else len(records)
+        self._total = (sweep.trials or 0) * sweep.seeds if sweep.search.learns else len(records)
         self._running: dict[int, None] = {}
         self._ended = {record.number for record in records if record.state in ("finished", "stopped")}
         self._before, self._began = len(self._ended), time.monotonic()

@@ -1,4 +1,4 @@
-"""A search that learns: Optuna draws a round of configurations by what those of the rounds before came to.
+"""A search that learns: a round of configurations is drawn by what those of the rounds before came to.
 
 A round depends on the search's seed, on the draws before and on what the records say of them, not on the order in
 which trials end. What was drawn is on record before it runs, so that a sweep goes on with the same trials.
@@ -6,24 +6,23 @@ which trials end. What was drawn is on record before it runs, so that a sweep go
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from ray.tune.search import Searcher
 
 from llrflow.data.facts import describe
 from llrflow.errors import LlrflowError
 from llrflow.spec.schema import Spec, Sweep
+from llrflow.sweep import parzen, searchers
 from llrflow.sweep.outcome import configurations_of
 from llrflow.sweep.records import TrialRecord
-from llrflow.sweep.space import Trial, configuration_of, sweep_of, trials_of, uniform
+from llrflow.sweep.searchers import Heard
+from llrflow.sweep.space import Trial, sweep_of, trials_of
 from llrflow.sweep.storage import Storage
 
-ROUND, STARTUP = 4, 10
-"""Draws in a round, and draws at random before the search learns, unless the spec says otherwise."""
+ROUND = 4
+"""Draws in a round, unless the spec says otherwise."""
 
 
 class Rounds:
@@ -44,10 +43,11 @@ class Rounds:
 
         Raises SpecError, at the parameter that makes no spec, and DataError.
         """
-        found, told = [], list(_told(self._sweep, self._draws, list(records)))
+        found, heard = [], list(_heard(self._sweep, self._draws, list(records)))
+        asked = parzen.asked if self._sweep.search.type == "optuna" else searchers.asked
         while self.left and not found:
             count = min(self._sweep.search.round or ROUND, self.left)
-            new = _asked(self._spec, self._sweep, told, len(self._draws), count)
+            new = asked(self._spec, heard, len(self._draws), count)
             found = trials_of(self._spec, describe, enumerate(new, len(self._draws)), self.trials)
             self._draws += new
             self._storage.draw(self._draws)
@@ -55,68 +55,14 @@ class Rounds:
         return found
 
 
-def _told(sweep: Sweep, draws: list[dict[str, Any]], records: list[TrialRecord]) -> Iterator[Any]:
-    """What came of each configuration, as Optuna's trials, in the order of the draws.
-
-    One that was stopped is a pruned trial. One that failed or shows signs of gradient masking is pruned without a
-    value, which Optuna takes for worse than all others.
-    """
-    from optuna.trial import TrialState, create_trial  # pyright: ignore[reportMissingImports]
-
+def _heard(sweep: Sweep, draws: list[dict[str, Any]], records: list[TrialRecord]) -> Iterator[Heard]:
+    """What came of each configuration, in the order of the draws."""
     for one in sorted(configurations_of(sweep, records), key=lambda record: record.configuration):
         trials = [record for record in records if record.configuration == one.configuration]
-        values, params, distributions = draws[one.configuration], {}, {}
-        for name, domain in sweep.parameters.items():
-            if not domain.learnt or (domain.path or name) not in values:
-                continue
-            with suppress(ValueError):  # the space has changed since, and has this value no longer
-                suggestion = domain.suggestion(values[domain.path or name])
-                distribution = _distribution(domain, name, suggestion)
-                create_trial(params={name: suggestion}, distributions={name: distribution}, value=0.0)
-                params[name], distributions[name] = suggestion, distribution
-        came: dict[str, Any] = {"state": TrialState.PRUNED}
-        if one.excluded is None:
-            came = {"state": TrialState.COMPLETE, "value": one.mean}
-        elif {trial.state for trial in trials} <= {"stopped", "finished"} and one.finished < len(trials):
-            came["intermediate_values"] = {min(trial.step for trial in trials): one.mean}
-        yield create_trial(params=params, distributions=distributions, **came)
-
-
-def _distribution(domain: Any, name: str, suggestion: Any) -> Any:
-    """Optuna's distribution of a parameter."""
-    from optuna.trial import FixedTrial  # pyright: ignore[reportMissingImports]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the suggestion lies outside
-        trial = FixedTrial({name: suggestion})
-        domain.suggest(trial, name)
-    return trial.distributions[name]
-
-
-def _asked(spec: Spec, sweep: Sweep, told: list[Any], drawn: int, count: int) -> list[dict[str, Any]]:
-    """So many configurations, by Optuna's tree-structured Parzen estimator (Bergstra et al. 2011; Watanabe 2023)."""
-    import optuna  # pyright: ignore[reportMissingImports]
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    seed = int(np.random.SeedSequence([sweep.search.seed, drawn]).generate_state(1)[0])
-    sampler = optuna.samplers.TPESampler(
-        n_startup_trials=sweep.search.startup or STARTUP, constant_liar=True, seed=seed
-    )
-    study = optuna.create_study(direction="maximize" if sweep.best_is == "max" else "minimize", sampler=sampler)
-    study.add_trials(told)
-    found = []
-    for draw in range(drawn, drawn + count):
-        trial = study.ask()
-
-        def value_for(
-            name: str, domain: Any, value_of: Callable[[str], Any], trial: Any = trial, draw: int = draw
-        ) -> Any:
-            if not domain.learnt:
-                return domain.draw(uniform(sweep, name, draw), value_of)
-            return domain.suggest(trial, name)
-
-        found.append(configuration_of(spec, sweep, value_for))
-    return found
+        value, stopped = one.mean if one.excluded is None else None, None
+        if {trial.state for trial in trials} <= {"stopped", "finished"} and one.finished < len(trials):
+            value, stopped = one.mean, min(trial.step for trial in trials)
+        yield Heard(one.configuration, draws[one.configuration], value, stopped)
 
 
 class Queue(Searcher):

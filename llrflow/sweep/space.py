@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -154,11 +153,13 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
 
     Where trials ask for accelerators, which this machine need not have, the batch is not divided over devices.
     """
+    from llrflow.sweep import searchers  # which needs this module
+
     sweep, trials = sweep_of(spec), list(trials)
     if sweep.scheduler.breeds:
         _check_members(spec, trials)
-    if sweep.search.type == "optuna" and importlib.util.find_spec("optuna") is None:
-        raise SpecError(spec.where(("sweep", "search")), "sweep.search: needs optuna", "pip install 'llrflow[optuna]'")
+    if sweep.search.learns:
+        searchers.check(spec)
     resources = sweep.resources
     for trial, *_ in kinds_of(trials):
         for name, attack in sweep.rung.attacks.items():

@@ -36,6 +36,7 @@ from llrflow.sweep.records import SweepRecord, WorkerRecord
 from llrflow.sweep.rounds import Queue, Rounds
 from llrflow.sweep.space import Trial, base_of, check_trials, sweep_of, trials_of
 from llrflow.sweep.storage import Ended, Storage, folder_of
+from llrflow.sweep.trackers import Tracker, trackers_of
 from llrflow.sweep.worker import TrialRunner
 
 WORST = 1e9
@@ -84,7 +85,6 @@ def run_sweep(
     Raises SpecError and DataError before Ray starts, Interrupted after Ctrl-C or SIGTERM with everything on record.
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe)
-    learns = sweep.search.type == "optuna"
     if address != "local" and sweep.concurrency and sweep.scheduler.waits:
         got = f"would keep {sweep.scheduler.label()} on a cluster from letting trials wait for each other"
         raise at(spec, "sweep.concurrency", got, "delete it, or set `resources` so that fewer trials fit")
@@ -96,14 +96,16 @@ def run_sweep(
     if resume != storage.spec.exists():
         fix = "leave --resume out" if resume else "continue it with --resume, or choose another --out"
         raise SpecError(str(storage.path), "holds no sweep" if resume else "holds a sweep", fix)
+    trackers = trackers_of(spec, storage)
     with storage.owned(), ExitStack() as stack:
         assert spec._source is not None
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": spec._source.data["sweep"]}).encode())
         if copied is not None:
             stack.enter_context(copied)
-        rounds = Rounds(spec, storage) if learns else None
+        rounds = Rounds(spec, storage) if sweep.search.learns else None
         population = Population(spec, storage, trials) if sweep.scheduler.breeds else None
-        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds, population, copied)
+        begun = trials if rounds is None else rounds.trials
+        watch = _Watch(spec, storage, begun, quiet, rounds, population, trackers, copied)
         todo = watch.todo()
         state = "finished"
         if todo or watch.left or watch.finalists():
@@ -197,7 +199,11 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        for tracker in watch.trackers:
+            tracker.close()
     if queue is not None and queue.problem is not None:
         raise queue.problem
 
@@ -237,9 +243,10 @@ class _Watch(tune.Callback):
         quiet: bool,
         rounds: Rounds | None,
         population: Population | None,
+        trackers: list[Tracker],
         mirror: Mirror | None,
     ) -> None:
-        self._rounds, self.population, self._mirror = rounds, population, mirror
+        self._rounds, self.population, self.trackers, self._mirror = rounds, population, trackers, mirror
         self._spec, self._storage, self._sweep = spec, storage, sweep_of(spec)
         # Those of a population change while it runs.
         self._trials = {trial.number: trial for trial in trials} if population is None else population.members
@@ -328,6 +335,11 @@ class _Watch(tune.Callback):
         self._save_after = ended + max(BETWEEN, (ended - began) / SHARE)
         return record
 
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Show it to the trackers."""
+        for tracker in self.trackers:
+            tracker.start(self._trials[_which(trial)[0]])
+
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Take down a look at a trial and what it cost."""
         name, worker = result["run"], result["worker"]
@@ -345,6 +357,8 @@ class _Watch(tune.Callback):
                 "step_compilations": steps,
             }
         )
+        for tracker in self.trackers:
+            tracker.look(name, {key: value for key, value in result.items() if value not in (WORST, -WORST)})
         self._refresh(_which(trial)[0], ended=False)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -373,6 +387,8 @@ class _Watch(tune.Callback):
         if self.population is not None:  # who took over whom
             self._copy(SWEEP)
         self.view.show(record, ended)
+        for tracker in self.trackers if ended else ():
+            tracker.end(record)
         if ended and time.monotonic() > self._save_after:
             self.save("running")
 

@@ -45,6 +45,27 @@ def test_choice_and_grid_take_every_value():
         assert [domain.draw(u, None) for u in (0.0, 0.34, 0.99)] == domain.listed()
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"type": "uniform", "low": -1, "high": 3},
+        {"type": "uniform", "low": 0.1, "high": 1, "quantum": 0.25},
+        {"type": "loguniform", "low": 1e-3, "high": 10},
+        {"type": "integer", "low": 0, "high": 7},
+        {"type": "integer", "low": 1, "high": 900, "log": True},
+        {"type": "choice", "values": ["a", {"type": "mlp"}, 3]},
+    ],
+)
+def test_a_value_leads_back_to_where_it_is_drawn(config):
+    domain = make("domain", config)
+    for u in U[::10]:
+        value = domain.draw(u, None)
+        assert domain.draw(domain.place(value), None) == value
+    for value in (1e9, "b"):
+        with pytest.raises(ValueError, match=r"not from|not in tuple"):
+            domain.place(value)
+
+
 def test_a_derived_number():
     assert drawn({"type": "derived", "from": "a.b", "times": 0.75, "plus": 1}, {"a.b": "8/255"}.get)[0] == 1.02353
 

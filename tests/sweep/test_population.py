@@ -192,7 +192,8 @@ def assert_replayed(trial, folder, tmp_path):
 def bred(sweeping, write_spec, tmp_path_factory, llrflow_command, record_of):
     """(folder, its record, standard error) of a population of four that decides at steps 4 and 8 of 12."""
     path = tmp_path_factory.mktemp("bred") / "spec.yaml"
-    write_spec(path, sweeping(scheduler={"type": "pbt"}), {"evaluate.attacks.pgd": None})
+    block = {"scheduler": {"type": "pbt"}, "trackers": {"tensorboard": {}}}
+    write_spec(path, sweeping(**block), {"evaluate.attacks.pgd": None})
     code, _, err = llrflow_command("sweep", path, "--out", path.parent / "out", cwd=path.parent)
     assert code == 0, err
     return path.parent / "out", record_of(path.parent / "out"), err
@@ -214,6 +215,17 @@ def test_weights_are_copied_and_on_record(bred, tmp_path):
         assert [look["step"] for look in trial["rungs"]] == [4, 8, 12]
         assert_replayed(trial, folder, tmp_path)  # its weights are those that its own spec leads to
     assert not (folder / "pinned").exists()
+
+
+@pytest.mark.slow
+def test_trackers_are_shown_each_run_that_a_member_was(bred, events_in):
+    folder, record, _ = bred
+    for trial in record["trials"]:
+        numbers, parameters, _ = events_in(folder / "tensorboard" / trial["run"])
+        assert parameters["lambda"] == trial["parameters"]["lambda"]
+        looks = [(step, value) for step, tag, value in numbers if tag == "gamma.pgd.mean"]
+        own = [look for look in trial["rungs"] if look["step"] > trial["line"][-1]["step"]]
+        assert looks == [(look["step"], look["gamma.pgd.mean"]) for look in own]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import llrflow
 from llrflow.data.facts import describe
 from llrflow.errors import DataError, SpecError
 from llrflow.sweep.outcome import trial_record
+from llrflow.sweep.searchers import LIBRARIES
 from llrflow.sweep.space import check_trials, trials_of
 from llrflow.sweep.storage import Storage
 
@@ -161,9 +162,23 @@ def test_without_optuna_it_says_what_to_install(sweeping, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_sweep_in_rounds_is_resumed_with_the_same_trials(sweeping, write_spec, tmp_path, llrflow_command, record_of):
-    pytest.importorskip("optuna")
-    spec = sweeping(trials=5, search={"type": "optuna", "round": 2, "startup": 2}, scheduler="asha")
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"type": "optuna", "startup": 2},
+        {"type": "hyperopt", "arguments": {"n_initial_points": 2}},
+        {"type": "bayesopt", "arguments": {"random_search_steps": 2}},
+        {"type": "nevergrad"},
+        {"type": "bohb"},
+    ],
+    ids=lambda search: search["type"],
+)
+def test_a_sweep_in_rounds_is_resumed_with_the_same_trials(
+    search, sweeping, write_spec, tmp_path, llrflow_command, record_of
+):
+    for module in LIBRARIES[search["type"]].modules:
+        pytest.importorskip(module)
+    spec = sweeping(trials=5, search={**search, "round": 2}, scheduler="asha")
     path = write_spec(tmp_path / "spec.yaml", spec, {"evaluate.attacks.pgd": None})
     folder = tmp_path / "out"
     code, _, err = llrflow_command("sweep", path, "--out", folder, "--json", cwd=tmp_path)

@@ -28,7 +28,8 @@ def swept(sweeping, write_spec, tmp_path_factory, llrflow_command, record_of):
     """(folder, its record, standard error) of a sweep of four trials, one of which diverges, with two finalists."""
     rates = {"type": "choice", "values": [0.01, 0.02, 0.03, 1e30], "path": "optimizer.learning_rate"}
     stronger = {"top": 2, "attacks": "quick"}
-    spec = sweeping(parameters={"rate": rates}, search={"type": "grid"}, trials=None, escalate=stronger)
+    block = {"search": {"type": "grid"}, "trials": None, "escalate": stronger, "trackers": {"tensorboard": {}}}
+    spec = sweeping(parameters={"rate": rates}, **block)
     path = write_spec(tmp_path_factory.mktemp("sweep") / "spec.yaml", spec, COMMON)
     code, out, err = llrflow_command("sweep", path, "--out", path.parent / "out", cwd=path.parent)
     assert code == 0, err
@@ -75,6 +76,17 @@ def test_the_best_two_are_attacked_with_the_preset(swept):
         assert trial["escalated"]["robust"] == evaluation["worst_case"]["accuracy"]
     table = (folder / "trials.csv").read_text()
     assert str(finished[0]["escalated"]["robust"]) in table
+
+
+def test_trackers_are_shown_looks_evaluations_and_parameters(swept, events_in):
+    folder, record, _ = swept
+    for trial in record["trials"]:
+        numbers, parameters, _ = events_in(folder / "tensorboard" / trial["run"])
+        assert parameters["rate"] == trial["parameters"]["rate"]
+        looks = [(step, value) for step, tag, value in numbers if tag == "gamma.pgd.mean"]
+        assert looks == [(look["step"], look["gamma.pgd.mean"]) for look in trial["rungs"]]
+        final = [(step, value) for step, tag, value in numbers if tag == "evaluation.worst_case.accuracy"]
+        assert final == ([(12, trial["robust"])] if trial["state"] == "finished" else [])
 
 
 def test_one_compilation_a_worker(swept):
