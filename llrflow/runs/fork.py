@@ -26,6 +26,7 @@ def fork(source: RunFolder, pinned: Checkpoints, step: int, spec: Spec, digest: 
     pinned.copy_to(Checkpoints(folder.checkpoints), step)
     lines = [json.dumps(line) + "\n" for line in source.metric_lines() if line["step"] <= step]
     write_atomic(folder.metrics, "".join(lines).encode())
+    shutil.copytree(source.events, folder.events)
     for path in source.evaluation.iterdir() if source.evaluation.exists() else ():
         number = re.match(r"(\d+)[-.]", path.name)
         if number and int(number[1]) <= step:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pb2 import PB2
 
@@ -15,6 +14,7 @@ from llrflow.errors import LlrflowError
 from llrflow.shown import named
 from llrflow.spec.schema import Sweep
 from llrflow.sweep.population import Population
+from llrflow.sweep.searchers import seed_of, seeded
 from llrflow.sweep.space import Trial
 
 ATTEMPTS = 20
@@ -66,18 +66,9 @@ class Parents:
         self.say(f"trial {number} takes over trial {source} at step {step}, with {named(found.parameters)}")
         return {"trial": self._task_of(found)}
 
-    @contextmanager
-    def seeded(self, decision: int) -> Iterator[None]:
+    def seeded(self, decision: int) -> AbstractContextManager[None]:
         """Draw from a stream of the decision's own in the block: Tune draws from those of the whole process."""
-        words = np.random.SeedSequence([self._sweep.search.seed, decision]).generate_state(2)
-        before = random.getstate(), np.random.get_state()
-        random.seed(int(words[0]))
-        np.random.seed(int(words[1]))
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+        return seeded(seed_of(self._sweep, decision))
 
 
 class _InStep:

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import inspect
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -105,7 +106,7 @@ def asked(spec: Spec, heard: Iterable[Heard], drawn: int, count: int) -> list[di
     """
     sweep = sweep_of(spec)
     try:
-        with _seeded(seed_of(sweep, drawn)), warnings.catch_warnings():
+        with seeded(seed_of(sweep, drawn)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return list(_asked(spec, sweep, list(heard), drawn, count))
     except SpecError:
@@ -252,11 +253,13 @@ def _complete(sweep: Sweep, searcher: Any, trial: str, value: float) -> None:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """NumPy's generator, which some libraries draw from, for the length of the block."""
-    before = np.random.get_state()
+def seeded(seed: int) -> Iterator[None]:
+    """Have NumPy's and Python's own generators, which Tune and its libraries draw from, begin anew in the block."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
     np.random.seed(seed)
     try:
         yield
     finally:
-        np.random.set_state(before)
+        random.setstate(before[0])
+        np.random.set_state(before[1])

@@ -241,10 +241,10 @@ class _Watch(tune.Callback):
         storage: Storage,
         trials: Sequence[Trial],
         quiet: bool,
-        rounds: Rounds | None,
-        population: Population | None,
-        trackers: list[Tracker],
-        mirror: Mirror | None,
+        rounds: Rounds | None = None,
+        population: Population | None = None,
+        trackers: Sequence[Tracker] = (),
+        mirror: Mirror | None = None,
     ) -> None:
         self._rounds, self.population, self.trackers, self._mirror = rounds, population, trackers, mirror
         self._spec, self._storage, self._sweep = spec, storage, sweep_of(spec)

@@ -57,7 +57,7 @@ def watched(sweeping, tmp_path):
         trials, storage = trials_of(spec, describe), Storage(tmp_path / "sweep")
         stack.enter_context(storage.owned())
         tracker = Tracker("sweep.trackers.mlflow", listener, storage, spec.sweep.metrics)
-        return _Watch(spec, storage, trials, True, None, None, [tracker]), trials
+        return _Watch(spec, storage, trials, True, trackers=[tracker]), trials
 
     with ExitStack() as stack:
         yield make
@@ -80,10 +80,12 @@ def test_a_tracker_is_shown_parameters_by_name_and_what_looks_measured(watched):
     first, second = trials[0], trials[1]
     for trial in (first, second):
         watch.on_trial_start(0, [], of_tune(trial))
-    watch.on_trial_result(0, [], of_tune(first), result(objective=-WORST))
+    watch.on_trial_result(0, [], of_tune(first), result(run=first.name, objective=-WORST))
     watch.on_trial_error(0, [], of_tune(first))
     failed = {key: value for key, value in result().items() if key not in LOOK}
-    watch.on_trial_result(0, [], of_tune(second), {**failed, "step": 0, "worst_case.accuracy": -WORST})
+    watch.on_trial_result(
+        0, [], of_tune(second), {**failed, "run": second.name, "step": 0, "worst_case.accuracy": -WORST}
+    )
     for tracker in watch.trackers:
         tracker.close()
     expected = [
@@ -116,7 +118,7 @@ def test_one_that_fails_is_left_out_and_said_once(watched, capsys, where):
     watch, trials = watched(listener)
     for trial in trials[:2]:
         watch.on_trial_start(0, [], of_tune(trial))
-        watch.on_trial_result(0, [], of_tune(trial), result())
+        watch.on_trial_result(0, [], of_tune(trial), result(run=trial.name))
         watch.on_trial_complete(0, [], of_tune(trial, state="running", step=4))
     watch.trackers[0].close()
     assert [what for what, *_ in listener.told].count(where) == 1 and listener.told[-1][0] == where
@@ -132,7 +134,9 @@ def test_tensorboard_has_the_looks_and_the_parameters(watched, events_in, tmp_pa
     for trial in trials[:2]:
         watch.on_trial_start(0, [], of_tune(trial))
         for step in (4, 8):
-            watch.on_trial_result(0, [], of_tune(trial), result(step=step, **{"nominal.accuracy": step / 16}))
+            watch.on_trial_result(
+                0, [], of_tune(trial), result(run=trial.name, step=step, **{"nominal.accuracy": step / 16})
+            )
     watch.on_trial_error(0, [], of_tune(trials[0]))
     watch.trackers[0].close()
     for trial in trials[:2]:
