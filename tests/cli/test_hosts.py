@@ -1,6 +1,8 @@
 """What the options of a group of processes refuse, before anything starts."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -87,7 +89,47 @@ def test_what_jax_says_of_a_lost_process_is_one_line():
     def work(index):
         raise JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Read error\nand more")
 
+    with pytest.raises(hosts.GroupLost, match=r"^process 1 of 2: UNKNOWN: Gloo .* Read error$") as lost:
+        hosts._with_others(hosts.Place("node", 7654, 1, 2, supervised=True), work)
+    assert lost.value.exit_code == hosts.LOST
     with pytest.raises(
         LlrflowError, match=r"^process 1 of 2: UNKNOWN: Gloo .* Read error; start the same commands again"
     ):
         hosts._with_others(hosts.Place("node", 7654, 1, 2), work)
+
+
+@pytest.fixture
+def supervised(tmp_path):
+    """supervised(place, process) -> Popen of one of two processes, whose standard input is held."""
+    started = []
+
+    def start(place, process):
+        options = ["--coordinator", place, "--process", str(process), "--processes", "2", "--supervised"]
+        command = [sys.executable, "-m", "llrflow", "run", "a.yaml", *options]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=tmp_path, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with process:  # which closes its pipes
+            process.kill()
+
+
+def test_a_supervised_process_ends_with_its_standard_input(supervised):
+    process = supervised(f"127.0.0.1:{free_port()}", 1)
+    with pytest.raises(subprocess.TimeoutExpired):  # it waits for process 0
+        process.wait(3)
+    process.stdin.close()
+    assert process.wait(10) == 1
+
+
+def test_a_supervised_process_that_cannot_listen_may_be_started_again(supervised):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = supervised(place, 0)
+        process.wait(30)
+    says = f"process 0 of 2: --coordinator = {place}: cannot listen there: Address already in use\n"
+    assert (process.returncode, process.stdout.read(), process.stderr.read()) == (hosts.LOST, "", says)
