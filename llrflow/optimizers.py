@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from docstring_parser import google
-from pydantic import ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, create_model, model_validator
 from pydantic_core import core_schema
 
-from llrflow.registry import Component, Traced, entries, import_as, invalid, register
+from llrflow.registry import Component, Traced, entries, import_as, invalid, raise_at, register
 
 OPTIMIZERS = (
     "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "fromage",
@@ -59,6 +59,12 @@ class Duration:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         return {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}]}
+
+
+def has_duration_keys(annotation: Any) -> bool:
+    """Whether a field's type is a mapping whose keys are Durations."""
+    key = typing.get_args(annotation)
+    return any(map(has_duration_keys, key)) or any(isinstance(m, Duration) and m.as_key for m in key)
 
 
 def resolve_duration(value: int | str, steps_per_epoch: int, total_steps: int) -> int:
@@ -123,6 +129,38 @@ def _register_optax() -> None:
     for kind, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
         for name in names:
             component_of(kind, name, getattr(optax, name))
+
+
+@register("schedule", "piecewise")
+class Piecewise(Component):
+    """One value or schedule after another: at step t that of the last piece which begins at t or before.
+
+    Schedules inside count steps from the start of the training, not from that of their piece.
+    """
+
+    pieces: Annotated[dict[Annotated[Any, Duration(as_key=True)], Annotated[Any, Traced()]], Field(min_length=1)]
+    """By the step at which each begins; the first at 0."""
+
+    @model_validator(mode="after")
+    def _from_the_start(self) -> Piecewise:
+        if 0 not in self.pieces:
+            raise_at(("pieces",), list(self.pieces), "start", "has no piece for the first steps; add one at 0")
+        return self
+
+    def build(self) -> Callable[[Any], Any]:
+        """step -> value."""
+        pieces = [
+            (begin, piece.build() if isinstance(piece, Component) else lambda step, piece=piece: piece)  # type: ignore[attr-defined]
+            for begin, piece in sorted(self.pieces.items())
+        ]
+
+        def value(step: Any) -> Any:
+            found = pieces[0][1](step)
+            for begin, piece in pieces[1:]:
+                found = jnp.where(step >= begin, piece(step), found)
+            return jnp.asarray(found, jnp.float32)
+
+        return value
 
 
 @register("schedule", "equal_average")

@@ -37,6 +37,7 @@ KIND_TEXTS = {
 """What each kind is; a new kind fails the build until it stands here."""
 
 SAMPLES = {
+    "pieces": {0: 4, "50%": 1},
     "learning_rate": 1e-3, "value": 1e-3, "init_value": 1e-4, "peak_value": 1e-3, "end_value": 1e-5, "decay_rate": 0.5,
     "power": 2.0, "decay_steps": "100%", "transition_steps": "50%", "warmup_steps": "5%",
     "optimizer": {"type": "adam", "learning_rate": 0.1}, "values": [1.0, 2.0, 4.0], "low": 1, "high": 10,

@@ -20,7 +20,7 @@ class Tracing(NamedTuple):
     remat: Remat = "none"
     """With `blocks`, derivatives keep the inputs of repeated blocks, and no more of them."""
     in_parts: bool = False
-    """Whether convolutions take a batch in parts (`llrflow.models.parts`)."""
+    """Whether the gradient of a convolution's weights is summed over parts (`llrflow.models.convolution`)."""
 
 
 PLAIN = Tracing()

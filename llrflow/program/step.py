@@ -19,8 +19,8 @@ from llrflow.gradients import Gradient
 from llrflow.guard import described, guarded, placed, shaped, structure_of
 from llrflow.keys import example_keys, purpose_key
 from llrflow.labels import at_label
+from llrflow.models.convolution import in_parts
 from llrflow.models.network import AXIS, norm_layer
-from llrflow.models.parts import in_parts
 from llrflow.models.precision import Precision, in_precision
 from llrflow.models.repeated import PLAIN, Tracing, traced_as
 from llrflow.objective import Objective

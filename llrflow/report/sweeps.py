@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llrflow.report.pictures import COLOURS, INK, Picture, axes
 from llrflow.report.read import ReadSweep
-from llrflow.report.tables import short
+from llrflow.shown import short
 from llrflow.sweep.records import TrialRecord
 
 if TYPE_CHECKING:

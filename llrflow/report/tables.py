@@ -9,6 +9,7 @@ from typing import Any
 
 from llrflow.report.read import ReadRun, ReadSweep
 from llrflow.runs.records import EvaluationRecord, Proportion, RunRecord
+from llrflow.shown import description, short
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,6 @@ def results(runs: Sequence[ReadRun]) -> Iterator[Table]:
         yield Table(f"results-{number + 1}", title, ["", "nominal", *first.attacks, "worst case"], rows, note)
 
 
-def description(config: Mapping[str, Any]) -> str:
-    """A component's configuration in a few words: its type, and fields that are numbers or choices."""
-    fields = {k: v for k, v in config.items() if k != "type" and isinstance(v, str | int | float) and v is not False}
-    nested = {k: v["type"] for k, v in config.items() if isinstance(v, Mapping) and "type" in v}
-    listed = ", ".join(f"{name} {value}" for name, value in {**fields, **nested}.items())
-    return f"{config.get('type', '')} ({listed})" if listed else str(config.get("type", ""))
-
-
 def kills(runs: Sequence[ReadRun]) -> Iterator[Table]:
     """For each attack on how many images it was run, how many it changed, and what it spent on an image."""
     rows = []
@@ -234,12 +227,3 @@ def configurations(sweep: ReadSweep, name: str) -> Table:
 def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{sum(known) / len(known):.2%}" if known else ""
-
-
-def short(value: Any) -> str:
-    """A swept value in a few characters."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return description(value)
-    return str(value)

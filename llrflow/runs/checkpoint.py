@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,7 @@ class Checkpoints:
         manifest = {"step": step, "spec_hash": spec_hash, "structure": _structure(state), "files": files}
         sealed = {"sha256": _digest(manifest), "manifest": manifest}
         write_atomic(self._manifests / f"{step}.json", json.dumps(sealed, indent=1).encode())
-        for stale in self.steps()[: -self._keep]:
-            self._drop(stale)
+        self._drop_stale()
         if self.on_save is not None:
             self.on_save()
 
@@ -93,6 +93,16 @@ class Checkpoints:
         name = next(changed, None)
         return None if name is None else f"{name} has changed"
 
+    def copy_to(self, other: Checkpoints, step: int) -> None:
+        """Put one of these among others, linked where the file system can. Raises FileNotFoundError."""
+        whole, target = self._manifests / f"{step}.json", other._step(step)
+        manifest = whole.read_bytes()
+        other._drop(step)
+        shutil.copytree(self._step(step), target, copy_function=_link)
+        other._manifests.mkdir(exist_ok=True)
+        write_atomic(other._manifests / whole.name, manifest)
+        other._drop_stale()
+
     def discard_after(self, step: int) -> None:
         """Remove every checkpoint, finished or not, of a later step: training will make them again."""
         for path in self.directory.iterdir() if self.directory.exists() else ():
@@ -126,9 +136,21 @@ class Checkpoints:
     def _files(self, step: int) -> list[Path]:
         return sorted(p for p in self._step(step).rglob("*") if p.is_file())
 
+    def _drop_stale(self) -> None:
+        for stale in self.steps()[: -self._keep]:
+            self._drop(stale)
+
     def _drop(self, step: int) -> None:
         (self._manifests / f"{step}.json").unlink(missing_ok=True)
         shutil.rmtree(self._step(step), ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name of a file that is never written again, or a copy of it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _digest(manifest: dict[str, Any]) -> str:

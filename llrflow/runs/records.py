@@ -53,6 +53,14 @@ class DataRecord(Record):
     test: int
 
 
+class ForkRecord(Record):
+    """The run whose first steps a run took over, because they are its own as well."""
+
+    run: str
+    """Name of the other folder."""
+    step: int
+
+
 class RunRecord(Record):
     """run.json."""
 
@@ -76,6 +84,8 @@ class RunRecord(Record):
     error: str | None = None
     corrupt: list[str] = []
     """Training images that could not be decoded, with what is wrong with each; others took their place."""
+    forked: ForkRecord | None = None
+    """Where it begins, unless at step 0."""
 
 
 class Proportion(Record):

@@ -151,9 +151,31 @@ def _rounds(sweep: Sweep) -> Iterator[Problem]:
         if domain.crossed:
             got = f"({domain.label()}) has every value with every draw, which is nothing to learn from"
             yield Problem(f"sweep.parameters.{name}", got, "use choice")
-    if sweep.scheduler.registered_as[1] == "hyperband":
+    if sweep.scheduler.waits:
         got = "waits for more trials than a round of optuna has"
         yield Problem("sweep.scheduler", f"({sweep.scheduler.label()}) {got}", "use asha")
+
+
+def _population(sweep: Sweep) -> Iterator[Problem]:
+    """What members that take over each other cannot have."""
+    label = sweep.scheduler.label()
+    if sweep.seeds > 1:
+        got = f"= {sweep.seeds}, but members of {label} take over each other's weights: they have one seed"
+        yield Problem("sweep.seeds", got, "delete it")
+    changing = {name: domain for name, domain in sweep.parameters.items() if domain.changes}
+    for name, domain in sweep.parameters.items():
+        if domain.when:
+            yield Problem(f"sweep.parameters.{name}.when", f"has no place with {label}", "delete it")
+    for name, domain in changing.items():
+        kind = domain.registered_as[1]
+        if domain.crossed:
+            got = f"({domain.label()}) gives every value to every draw, but {label} changes values"
+            yield Problem(f"sweep.parameters.{name}", got, "use choice")
+        elif sweep.scheduler.registered_as[1] == "pb2" and kind not in ("uniform", "loguniform"):
+            got = f"({domain.label()}) has no place in pb2's model of the gains"
+            yield Problem(f"sweep.parameters.{name}", got, "use uniform, or the scheduler pbt")
+    if not changing:
+        yield Problem("sweep.parameters", f"has nothing that {label} could change", "add a parameter")
 
 
 def _sweep(spec: Spec) -> Iterator[Problem]:
@@ -176,6 +198,8 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
     if not grid and sweep.trials is None:
         yield Problem("sweep", "has no `trials`", "give the number of draws, or `search: {type: grid}`")
     yield from _rounds(sweep)
+    if sweep.scheduler.breeds:
+        yield from _population(sweep)
     for name in sweep.rung.attacks:
         if name == "random":
             yield Problem("sweep.rung.attacks.random", "is the name of the noise control", "rename the attack")

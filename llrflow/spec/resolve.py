@@ -9,7 +9,7 @@ from typing import Any
 
 from llrflow.data.batches import steps_per_epoch
 from llrflow.data.facts import DatasetFacts
-from llrflow.optimizers import Duration, resolve_duration
+from llrflow.optimizers import Duration, has_duration_keys, resolve_duration
 from llrflow.registry import Component
 from llrflow.spec.schema import Spec
 
@@ -53,8 +53,9 @@ def _durations(component: Any, epoch: int, total: int) -> Any:
         value = getattr(component, name)
         if any(isinstance(m, Duration) for m in field.metadata):
             update[name] = resolve_duration(value, epoch, total)
-        elif name == "boundaries_and_scales" and value is not None:
-            update[name] = {resolve_duration(key, epoch, total): scale for key, scale in value.items()}
+        elif isinstance(value, Mapping) and has_duration_keys(field.annotation):
+            pieces = {resolve_duration(key, epoch, total): piece for key, piece in value.items()}
+            update[name] = _durations(pieces, epoch, total)
         elif (resolved := _durations(value, epoch, total)) is not value:
             update[name] = resolved
     return component.model_copy(update=update) if update else component

@@ -24,6 +24,9 @@ class Domain(Component):
     learnt: ClassVar[bool] = False
     """Whether a search that learns suggests its values; else they are drawn."""
 
+    changes: ClassVar[bool] = True
+    """Whether its value is chosen; else it follows from others."""
+
     def listed(self) -> list[Any] | None:
         """All values, for a grid search; None where there are infinitely many."""
         return None
@@ -31,6 +34,10 @@ class Domain(Component):
     def draw(self, u: float, value_of: Callable[[str], Any]) -> Any:
         """The value at u, uniform in [0,1); `value_of(path)` is what the trial has there so far."""
         raise NotImplementedError
+
+    def nearest(self, value: Any) -> Any:
+        """The value of the domain that is next to a given one."""
+        return value
 
     def suggest(self, trial: Any, name: str) -> Any:
         """The value that Optuna suggests for one of its trials."""
@@ -87,6 +94,10 @@ class _Interval(Domain):
         if self.low >= self.high:
             raise_at(("high",), self.high, "order", f"is not above low = {self.low:g}")
         return self
+
+    def nearest(self, value: Any) -> float:
+        """Inside, rounded."""
+        return self._rounded(value)
 
     def _rounded(self, value: float) -> float:
         if self.quantum is not None:
@@ -159,6 +170,10 @@ class Integer(Domain):
         found = self.low * (ends[1] / ends[0]) ** u if self.log else self.low + u * (ends[1] - ends[0])
         return min(math.floor(found), self.high)
 
+    def nearest(self, value: Any) -> int:
+        """Inside, rounded."""
+        return min(max(round(value), self.low), self.high)
+
     def suggest(self, trial: Any, name: str) -> int:
         """Itself."""
         return trial.suggest_int(name, self.low, self.high, log=self.log)
@@ -173,6 +188,8 @@ class Derived(Domain):
 
     # `from` is the natural word in YAML and a keyword in Python.
     __annotations__ = {"from": Annotated[str, Field(description=_FROM)]}
+    changes: ClassVar[bool] = False
+
     times: float = 1.0
     """Factor of the other number."""
 

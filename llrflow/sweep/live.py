@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llrflow.shown import named, short
+
 if TYPE_CHECKING:
     from llrflow.spec.schema import Sweep
     from llrflow.sweep.records import TrialRecord
@@ -21,10 +23,10 @@ class View:
         from rich.console import Console
         from rich.live import Live
 
-        self._sweep, self._records = sweep, {record.run: record for record in records}
+        self._sweep, self._records = sweep, {record.number: record for record in records}
         self._total = (sweep.trials or 0) * sweep.seeds if sweep.search.type == "optuna" else len(records)
-        self._running: dict[str, None] = {}
-        self._ended = {record.run for record in records if record.state in ("finished", "stopped")}
+        self._running: dict[int, None] = {}
+        self._ended = {record.number for record in records if record.state in ("finished", "stopped")}
         self._before, self._began = len(self._ended), time.monotonic()
         self._console = None if quiet else Console(stderr=True)
         table = self._console is not None and self._console.is_terminal
@@ -41,12 +43,12 @@ class View:
 
     def show(self, record: TrialRecord, ended: bool) -> None:
         """Take a trial's new record."""
-        known = record.run in self._ended
-        self._records[record.run] = record
-        self._running[record.run] = None
+        known = record.number in self._ended
+        self._records[record.number] = record
+        self._running[record.number] = None
         if ended:
-            self._running.pop(record.run)
-            self._ended.add(record.run)
+            self._running.pop(record.number)
+            self._ended.add(record.number)
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         elif ended and not known:
@@ -60,10 +62,9 @@ class View:
     def _line(self, record: TrialRecord) -> str:
         where = "" if record.state == "finished" else f" at step {record.step} of {record.steps}"
         why = "".join(f": {reason}" for reason in (record.error, record.stopped) if reason)
-        values = ", ".join(f"{name} {_short(value)}" for name, value in record.parameters.items())
         measured = "" if record.value is None else f", {self._sweep.metric} {record.value:.4g}"
         head = f"{len(self._ended)} of {self._total}: trial {record.number} {record.state}{where}{why}"
-        return f"{head} ({values}){measured}; {self._best_text()}, {self._left()}"
+        return f"{head} ({named(record.parameters)}){measured}; {self._best_text()}, {self._left()}"
 
     def _sorted(self) -> list[TrialRecord]:
         """Trials with a value, best first."""
@@ -84,23 +85,23 @@ class View:
     def _table(self) -> Any:
         from rich.table import Table
 
-        states = [record.state for name, record in self._records.items() if name in self._ended]
+        states = [record.state for number, record in self._records.items() if number in self._ended]
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))) or "none ended"
         title = f"{len(self._ended)} of {self._total} trials ({counts}); {self._best_text()}, {self._left()}"
         table = Table(title=title, title_justify="left", box=None)
         for heading in ("trial", "state", "step", *self._sweep.parameters, self._sweep.metric, "nominal", "gamma"):
             table.add_column(heading, justify="left" if heading == "state" else "right")
-        running = [self._records[name] for name in self._running]
-        rest = [record for record in self._sorted() if record.run not in self._running]
+        running = [self._records[number] for number in self._running]
+        rest = [record for record in self._sorted() if record.number not in self._running]
         for record in (*running, *rest)[:ROWS]:
-            table.add_row(*cells(self._sweep, record, record.run in self._running))
+            table.add_row(*cells(self._sweep, record, record.number in self._running))
         return table
 
 
 def cells(sweep: Sweep, record: TrialRecord, running: bool = False) -> list[str]:
     """A row of a table of trials: number, state, step, parameters, metric, nominal accuracy, gamma."""
     state = "running" if running else f"masked? {record.masked[0]}" if record.masked else record.state
-    values = [_short(record.parameters[name]) if name in record.parameters else "" for name in sweep.parameters]
+    values = [short(record.parameters[name]) if name in record.parameters else "" for name in sweep.parameters]
     numbers = [_number(record.value), _percent(record.nominal), _number(record.gamma)]
     return [str(record.number), state, f"{record.step}/{record.steps}", *values, *numbers]
 
@@ -111,7 +112,3 @@ def _number(value: float | None) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.2%}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:40]

@@ -167,8 +167,10 @@ class Mirror:
 
     def _copy_sweep(self) -> None:
         storage = self._storage
-        # sweep.yaml makes it a sweep; draws.json has what runs before it runs.
-        self._put_changed([storage.spec, storage.path / "draws.json", storage.table])
+        # sweep.yaml makes it a sweep; draws.json and lines.json have what runs before it runs.
+        self._put_changed(
+            [storage.spec, *(storage.path / name for name in ("draws.json", "lines.json")), storage.table]
+        )
         self._put_or_delete(storage.best)
         self._put_changed([storage.record])
 

@@ -63,6 +63,7 @@ def trial_record(spec: Spec, storage: Storage, trial: Trial, looks: Sequence[dic
         error=failed and failed.error,
         traceback=failed and failed.traceback,
         stopped=(ended.error or None) if ended is not None and state == "stopped" else None,
+        line=storage.lines().get(trial.number, []) if sweep.scheduler.breeds else [],
     )
 
 

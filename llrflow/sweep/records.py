@@ -23,6 +23,19 @@ class EscalatedRecord(Record):
     """Signs of gradient masking."""
 
 
+class Segment(Record):
+    """What a member of a population did from one step on."""
+
+    step: int
+    """Where it begins."""
+    source: int | None
+    """The member whose weights it took over there; None at the start."""
+    run: str
+    """Its run folder from then on."""
+    values: dict[str, Any]
+    """Its parameters."""
+
+
 class TrialRecord(Record):
     """One trial."""
 
@@ -58,6 +71,8 @@ class TrialRecord(Record):
     traceback: str | None
     stopped: str | None = None
     """What the guard saw, where it stopped the trial; None where a scheduler did."""
+    line: list[Segment] = []
+    """Of a member of a population: what it went through, that of those whose weights it took over included."""
 
 
 class ConfigurationRecord(Record):

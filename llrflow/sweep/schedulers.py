@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from llrflow.registry import Component, register
+
+if TYPE_CHECKING:
+    from llrflow.sweep.breeding import Parents
 
 TIME = "training_iteration"
 """Tune's count of the reports of a trial: one a rung."""
@@ -14,6 +17,12 @@ TIME = "training_iteration"
 
 class Scheduler(Component):
     """Base of schedulers."""
+
+    waits: ClassVar[bool] = False
+    """Whether trials wait for each other, so that others must get their workers meanwhile."""
+
+    breeds: ClassVar[bool] = False
+    """Whether trials take over each other's weights: Tune's object is made of `Parents` then."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -65,6 +74,8 @@ class HyperBand(Scheduler):
     Trials that wait give their worker to others and go on from their checkpoint.
     """
 
+    waits: ClassVar[bool] = True
+
     reduction_factor: float = Field(default=3, gt=1)
     """The share that goes on is 1 / reduction_factor."""
 
@@ -89,3 +100,57 @@ class Median(Scheduler):
         from ray.tune.schedulers import MedianStoppingRule
 
         return MedianStoppingRule(time_attr=TIME, **self.arguments)
+
+
+class Breeding(Scheduler):
+    """Base of the schedulers of a population."""
+
+    waits: ClassVar[bool] = True
+    breeds: ClassVar[bool] = True
+
+    perturbation_interval: int = Field(default=1, ge=1)
+    """Rungs between two decisions; at each of them all members wait for the last."""
+    quantile_fraction: float = Field(default=0.25, gt=0, le=0.5)
+    """The share of the members that take over others, and of those that are taken over."""
+
+    def bred(self, parents: Parents) -> Any:
+        """Tune's scheduler for a population."""
+        raise NotImplementedError
+
+
+@register("scheduler", "pbt")
+class PopulationBased(Breeding):
+    """Population based training (Jaderberg et al. 2017, arXiv:1711.09846), its members in step.
+
+    At a decision each of the worst members takes over the weights of one of the best, drawn at random, and goes on with
+    that one's values, each multiplied by one of `perturbation_factors` (a `choice`: its neighbour in the list) or drawn
+    anew.
+    """
+
+    resample_probability: float = Field(default=0.25, ge=0, le=1)
+    """How likely a value is drawn anew."""
+    perturbation_factors: tuple[float, float] = Field(default=(1.2, 0.8), strict=False)
+    """What it is multiplied by otherwise, one or the other."""
+
+    def bred(self, parents: Parents) -> Any:
+        """tune.schedulers.PopulationBasedTraining."""
+        from llrflow.sweep.breeding import Pbt
+
+        space = {name: parents.sampler(name) for name in parents.names}
+        return Pbt(parents, hyperparam_mutations=parents.nested(space), time_attr=TIME, **self.arguments)
+
+
+@register("scheduler", "pb2")
+class PopulationBandits(Breeding):
+    """Population based bandits (Parker-Holder et al. 2020, arXiv:2002.02518), its members in step.
+
+    Like `pbt`, but the new values are those that a Gaussian process, told of all members' gains so far, finds most
+    promising. It takes `uniform` and `loguniform` parameters; it sees their logarithm no more than Tune's does.
+    """
+
+    def bred(self, parents: Parents) -> Any:
+        """tune.schedulers.pb2.PB2."""
+        from llrflow.sweep.breeding import Pb2
+
+        bounds = {name: parents.bounds(name) for name in parents.names}
+        return Pb2(parents, hyperparam_bounds=parents.nested(bounds), time_attr=TIME, **self.arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import itertools
 import json
@@ -22,6 +21,7 @@ from llrflow.data.facts import DatasetFacts
 from llrflow.errors import DataError, SpecError
 from llrflow.optimizers import resolve_duration
 from llrflow.program.compile import compile_spec, located, static_parts
+from llrflow.program.inputs import BLOCKS
 from llrflow.registry import Component
 from llrflow.runs.pipeline import run_name
 from llrflow.runs.presets import preset_attacks
@@ -92,26 +92,49 @@ def trials_of(
     take, and DataError.
     """
     sweep, base, found, names = sweep_of(spec), base_of(spec), [], {trial.name for trial in before}
-    facts = functools.cache(lambda text: facts_of(known[text]))
-    known: dict[str, Any] = {}
+    facts = _remembered(facts_of)
     for configuration, overrides in enumerate(_configurations(spec, sweep)) if drawn is None else drawn:
         for seed in range(spec.seed, spec.seed + sweep.seeds):
             whole = {**overrides, "seed": seed, **_devices(spec, sweep)}
-            loaded = _load(spec, base, whole, overrides)
-            key = json.dumps(loaded.data.model_dump(), sort_keys=True)
-            known[key] = loaded.data
-            with located(spec):
-                of_data = facts(key)
-            resolved, epoch = _resolved(spec, loaded, of_data, overrides)
-            name = run_name(loaded, spec_hash(resolved))
-            if name in names:
-                continue
-            names.add(name)
-            shown = {n: overrides[p.path or n] for n, p in sweep.parameters.items() if (p.path or n) in overrides}
-            rungs = _rungs(sweep, epoch, resolved.train.steps or 0)
-            number = len(before) + len(found)
-            found.append(Trial(number, configuration, seed, whole, shown, resolved, name, rungs))
+            loaded = load_trial(spec, base, whole, overrides)
+            trial = trial_of(spec, loaded, len(before) + len(found), configuration, whole, overrides, facts)
+            if trial.name not in names:
+                names.add(trial.name)
+                found.append(trial)
     return found
+
+
+def trial_of(
+    spec: Spec,
+    loaded: Spec,
+    number: int,
+    configuration: int,
+    whole: dict[str, Any],
+    chosen: Mapping[str, Any],
+    facts_of: Callable[[Data], DatasetFacts],
+) -> Trial:
+    """The trial whose spec is `loaded`, with the overrides `whole`, among them the `chosen` values of parameters."""
+    sweep = sweep_of(spec)
+    with located(spec):
+        facts = facts_of(loaded.data)
+    resolved, epoch = _resolved(spec, loaded, facts, chosen)
+    name = run_name(loaded, spec_hash(resolved))
+    shown = {n: chosen[p.path or n] for n, p in sweep.parameters.items() if (p.path or n) in chosen}
+    rungs = _rungs(sweep, epoch, resolved.train.steps or 0)
+    return Trial(number, configuration, loaded.seed, whole, shown, resolved, name, rungs)
+
+
+def _remembered(facts_of: Callable[[Data], DatasetFacts]) -> Callable[[Data], DatasetFacts]:
+    """The same, asked once for each dataset."""
+    known: dict[str, DatasetFacts] = {}
+
+    def remembered(data: Data) -> DatasetFacts:
+        key = json.dumps(data.model_dump(), sort_keys=True)
+        if key not in known:
+            known[key] = facts_of(data)
+        return known[key]
+
+    return remembered
 
 
 def kinds_of(trials: Iterable[Trial]) -> list[list[Trial]]:
@@ -131,7 +154,9 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
 
     Where trials ask for accelerators, which this machine need not have, the batch is not divided over devices.
     """
-    sweep = sweep_of(spec)
+    sweep, trials = sweep_of(spec), list(trials)
+    if sweep.scheduler.breeds:
+        _check_members(spec, trials)
     if sweep.search.type == "optuna" and importlib.util.find_spec("optuna") is None:
         raise SpecError(spec.where(("sweep", "search")), "sweep.search: needs optuna", "pip install 'llrflow[optuna]'")
     resources = sweep.resources
@@ -149,6 +174,21 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
         except SpecError as error:
             got = f"sweep: trial {trial.number} ({_shown(trial.parameters)}): {error.got}"
             raise SpecError(spec.where(("sweep",)), got, error.fix) from None
+
+
+def _check_members(spec: Spec, trials: Sequence[Trial]) -> None:
+    """Raise SpecError unless members may take over each other's weights and change their values in mid-training."""
+    label, first = sweep_of(spec).scheduler.label(), trials[0].spec
+    if len(trials) < 2:
+        raise SpecError(spec.where(("sweep",)), f"sweep: {label} has one member", "ask for more `trials`")
+    followed = {path: bounds.schedule for path, _, bounds in numbers(first)}
+    for name, domain in sweep_of(spec).parameters.items():
+        path = domain.path or name
+        above = next((known for known in followed if path == known or path.startswith(f"{known}.")), None)
+        if above is None or not followed[above] or above.split(".")[0] not in BLOCKS:
+            got = f"sweep.parameters.{name}: {path} is no number that may change while a trial trains, as {label} asks"
+            fix = "sweep numbers that `llrflow types` calls schedules, or use another scheduler"
+            raise SpecError(spec.where(("sweep", "parameters", name)), got, fix)
 
 
 def _shown(values: Mapping[str, Any]) -> str:
@@ -251,7 +291,7 @@ def _value(value: Any, path: str, whole: str) -> Any:
     return value
 
 
-def _load(spec: Spec, base: dict[str, Any], whole: dict[str, Any], overrides: dict[str, Any]) -> Spec:
+def load_trial(spec: Spec, base: dict[str, Any], whole: dict[str, Any], overrides: dict[str, Any]) -> Spec:
     """A trial's spec. SpecError names the parameter at fault."""
     try:
         return load_spec(base, whole)

@@ -5,9 +5,11 @@
 - trials.csv: the same trials as a table
 - best.yaml: a complete spec that runs the winner again
 - draws.json: Draws, the configurations that a search which learns has drawn so far
+- lines.json: Lines, which members of a population took over which
 - runs/: a run folder for each trial, <name>-<hash>
 - ended/: <name>-<hash>.json for each trial that a scheduler stopped or that failed
 - cache/: what XLA compiled, for workers that start later
+- pinned/: checkpoints that members of a population may take over, while the sweep runs
 - ray/: Tune's own files, while it works; nothing is read from them
 """
 
@@ -16,14 +18,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
 from llrflow.errors import CheckpointError, DataError, SpecError, line_of
 from llrflow.files import sole_owner
+from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.records import EvaluationRecord, Record, RunFolder, RunRecord, label_of
 from llrflow.spec.schema import Checks, Evaluate, Spec, Sweep
+from llrflow.sweep.records import Segment
+
+R = TypeVar("R", bound=Record)
+
+PINNED = 2
+"""Rungs of which checkpoints are pinned: while some members wait at one, others may still set out from the last."""
 
 
 class Ended(Record):
@@ -50,6 +59,13 @@ class Draws(Record):
     draws: list[dict[str, Any]] = []
 
 
+class Lines(Record):
+    """lines.json: what each member of a population went through, by its number."""
+
+    format: Literal[1] = 1
+    lines: dict[int, list[Segment]] = {}
+
+
 def folder_of(spec: Spec, out: str | Path | None) -> Path:
     """Where a spec's sweep is kept: `out`, or sweeps/<name>."""
     return Path("sweeps") / spec.name if out is None else Path(out)
@@ -60,10 +76,9 @@ class Storage:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self.spec, self.record, self.table, self.best, self._draws = (
-            self.path / name for name in ("sweep.yaml", "sweep.json", "trials.csv", "best.yaml", "draws.json")
-        )
-        self.runs, self.ray, self.cache = (self.path / name for name in ("runs", "ray", "cache"))
+        names = ("sweep.yaml", "sweep.json", "trials.csv", "best.yaml", "draws.json", "lines.json")
+        self.spec, self.record, self.table, self.best, self._draws, self._lines = (self.path / n for n in names)
+        self.runs, self.ray, self.cache, self.pinned = (self.path / n for n in ("runs", "ray", "cache", "pinned"))
         self._ended = self.path / "ended"
 
     def run(self, name: str) -> RunFolder:
@@ -91,17 +106,24 @@ class Storage:
 
     def draws(self) -> list[dict[str, Any]]:
         """The configurations that were drawn. Raises DataError."""
-        try:
-            return Draws.model_validate_json(self._draws.read_bytes()).draws
-        except FileNotFoundError:
-            return []
-        except (OSError, ValidationError) as error:
-            fix = "delete it; the same trials are drawn again as long as the spec has not changed"
-            raise DataError(str(self._draws), f"cannot be read: {line_of(error)}", fix) from None
+        fix = "delete it; the same trials are drawn again as long as the spec has not changed"
+        return _read(self._draws, Draws, fix).draws
 
     def draw(self, draws: list[dict[str, Any]]) -> None:
         """Put all of them on record."""
         Draws(draws=draws).write(self._draws)
+
+    def lines(self) -> dict[int, list[Segment]]:
+        """What the members of a population went through. Raises DataError."""
+        return _read(self._lines, Lines, "begin the sweep anew with another --out").lines
+
+    def set_lines(self, lines: dict[int, list[Segment]]) -> None:
+        """Put it on record."""
+        Lines(lines=lines).write(self._lines)
+
+    def pins(self, name: str) -> Checkpoints:
+        """Checkpoints of a trial at its last rungs, which others may take over."""
+        return Checkpoints(self.pinned / name, keep=PINNED)
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -115,6 +137,16 @@ class Storage:
                 got = f"cannot be the folder of a sweep: {error.strerror}"
                 raise SpecError(str(self.path), got, "choose another --out") from None
             yield
+
+
+def _read(path: Path, kind: type[R], fix: str) -> R:
+    """A file's record, an empty one where there is no file. Raises DataError."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return kind()
+    except (OSError, ValidationError) as error:
+        raise DataError(str(path), f"cannot be read: {line_of(error)}", fix) from None
 
 
 def look_block(spec: Spec, sweep: Sweep) -> Evaluate:

@@ -25,11 +25,13 @@ from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.spec.load import at
 from llrflow.spec.schema import Spec, Sweep
 from llrflow.spec.source import dump_yaml
+from llrflow.sweep.breeding import Parents
 from llrflow.sweep.cluster import SLOT, cluster
 from llrflow.sweep.escalate import escalated
 from llrflow.sweep.live import View
 from llrflow.sweep.mirror import SWEEP, Mirror
 from llrflow.sweep.outcome import finalists, outcome, trial_record, write
+from llrflow.sweep.population import Population
 from llrflow.sweep.records import SweepRecord, WorkerRecord
 from llrflow.sweep.rounds import Queue, Rounds
 from llrflow.sweep.space import Trial, base_of, check_trials, sweep_of, trials_of
@@ -48,12 +50,21 @@ class Task(NamedTuple):
 
     storage: str
     start: str
+    number: int
     name: str
     overrides: dict[str, Any]
     rungs: list[int]
     worst: float
     """What Tune hears of the metric of a trial that failed."""
     scheduler: dict[str, Any]
+    breeds: bool
+    """Whether others may take over its weights."""
+    reported: int
+    """Rungs that are settled already."""
+    values: dict[str, Any]
+    """Of the parameters that a population changes."""
+    source: tuple[str, int] | None
+    """The run whose weights it takes over, and at which step."""
 
 
 def run_sweep(
@@ -74,8 +85,8 @@ def run_sweep(
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe)
     learns = sweep.search.type == "optuna"
-    if address != "local" and sweep.concurrency and sweep.scheduler.registered_as[1] == "hyperband":
-        got = "would keep hyperband on a cluster from letting trials wait for each other"
+    if address != "local" and sweep.concurrency and sweep.scheduler.waits:
+        got = f"would keep {sweep.scheduler.label()} on a cluster from letting trials wait for each other"
         raise at(spec, "sweep.concurrency", got, "delete it, or set `resources` so that fewer trials fit")
     if sweep.resources.gpu or sweep.resources.custom:
         jax.config.update("jax_platforms", "cpu")  # the driver leaves accelerators to its workers
@@ -91,7 +102,9 @@ def run_sweep(
         if copied is not None:
             stack.enter_context(copied)
         rounds = Rounds(spec, storage) if learns else None
-        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds, copied)
+        population = Population(spec, storage, trials) if sweep.scheduler.breeds else None
+        listed = trials if rounds is None else rounds.trials
+        watch = _Watch(spec, storage, listed, quiet, rounds, population, copied)
         todo = watch.todo()
         state = "finished"
         if todo or watch.left or watch.finalists():
@@ -110,6 +123,8 @@ def run_sweep(
         if asked is not None or watch.exhausted:
             state = "out of budget" if asked is None else "interrupted"
         shutil.rmtree(storage.ray, ignore_errors=True)
+        if state == "finished":
+            shutil.rmtree(storage.pinned, ignore_errors=True)
         watch.look_again()
         record = watch.save(state)
         if asked is not None:
@@ -131,10 +146,28 @@ def _mirror(uri: str, storage: Storage, resume: bool) -> Mirror:
 
 
 def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, address: str) -> None:
-    rest = -WORST if sweep.best_is == "max" else WORST, sweep.scheduler.model_dump()
+    scheduler, population = sweep.scheduler, watch.population
+    changed = [name for name, domain in sweep.parameters.items() if domain.changes] if scheduler.breeds else []
+
+    def task_of(trial: Trial) -> dict[str, Any]:
+        settled = 0 if population is None else sum(rung <= population.begun for rung in trial.rungs)
+        return Task(
+            storage=str(storage.path),
+            start=watch.start,
+            number=trial.number,
+            name=trial.name,
+            overrides=trial.overrides,
+            rungs=[*trial.rungs],
+            worst=-WORST if sweep.best_is == "max" else WORST,
+            scheduler=scheduler.model_dump(),
+            breeds=scheduler.breeds,
+            reported=settled,
+            values={name: trial.parameters[name] for name in changed},
+            source=None if population is None else population.source(trial.number),
+        )._asdict()
 
     def tasks_of(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-        return [Task(str(storage.path), watch.start, t.name, t.overrides, [*t.rungs], *rest)._asdict() for t in trials]
+        return [task_of(trial) for trial in trials]
 
     trials, queue = todo, None
     if watch.left:
@@ -147,7 +180,9 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.best_is,
-            scheduler=sweep.scheduler.build(max(len(trial.rungs) for trial in trials)),
+            scheduler=scheduler.build(max(len(trial.rungs) for trial in trials))
+            if population is None
+            else scheduler.bred(Parents(sweep, population, task_of, watch.view.say)),
             search_alg=queue,
             num_samples=-1 if queue else len(trials),
             max_concurrent_trials=None if address == "local" else sweep.concurrency,
@@ -202,12 +237,14 @@ class _Watch(tune.Callback):
         trials: Sequence[Trial],
         quiet: bool,
         rounds: Rounds | None,
+        population: Population | None,
         mirror: Mirror | None,
     ) -> None:
-        self._rounds, self._mirror = rounds, mirror
+        self._rounds, self.population, self._mirror = rounds, population, mirror
         self._spec, self._storage, self._sweep = spec, storage, sweep_of(spec)
-        self._trials = {trial.name: trial for trial in trials}
-        self._records = {trial.name: trial_record(spec, storage, trial) for trial in trials}
+        # Those of a population change while it runs.
+        self._trials = {trial.number: trial for trial in trials} if population is None else population.members
+        self._records = {number: trial_record(spec, storage, trial) for number, trial in self._trials.items()}
         self._workers: dict[str, WorkerRecord] = {}
         self._began, self._save_after = datetime.datetime.now(datetime.UTC), 0.0
         self.start = secrets.token_hex(8)
@@ -236,8 +273,8 @@ class _Watch(tune.Callback):
             return []
         found = self._rounds.more(self._records.values())
         self._copy(SWEEP)  # what is drawn, before it runs
-        self._trials |= {trial.name: trial for trial in found}
-        self._records |= {trial.name: trial_record(self._spec, self._storage, trial) for trial in found}
+        self._trials |= {trial.number: trial for trial in found}
+        self._records |= {trial.number: trial_record(self._spec, self._storage, trial) for trial in found}
         return found
 
     def todo(self) -> list[Trial]:
@@ -253,13 +290,15 @@ class _Watch(tune.Callback):
         for record in listed:
             if record.state == "failed":
                 self._storage.forget_end(record.run)
-                self._records[record.run] = trial_record(self._spec, self._storage, self._trials[record.run])
+                self._records[record.number] = trial_record(self._spec, self._storage, self._trials[record.number])
+        if self.population is not None:  # whose decisions depend on the order of its members
+            listed = list(self._records.values())
         alone = self._sweep.scheduler.registered_as[1] == "fifo"
-        return [self._trials[r.run] for r in listed if not (alone and r.state == "finished")]
+        return [self._trials[r.number] for r in listed if not (alone and r.state == "finished")]
 
     def finalists(self) -> list[Trial]:
         """Trials among the best that have not been attacked with the stronger attacks yet."""
-        return [self._trials[r.run] for r in finalists(self._sweep, self._records.values()) if r.escalated is None]
+        return [self._trials[r.number] for r in finalists(self._sweep, self._records.values()) if r.escalated is None]
 
     def escalate(self, wanted: dict[str, float]) -> None:
         """Attack these, as tasks of Ray."""
@@ -268,17 +307,17 @@ class _Watch(tune.Callback):
         attacks, retries = self._sweep.escalate.attacks, self._sweep.budget.retries
         late = self.budget.stop_all
         for trial, problem in escalated(attacks, self._storage, self.finalists(), wanted, retries, late):
-            record = self._records[trial.name] = trial_record(self._spec, self._storage, trial)
+            record = self._records[trial.number] = trial_record(self._spec, self._storage, trial)
             left = f"failed: {problem}" if record.escalated is None else f"leaves {record.escalated.robust:.2%}"
             self._copy(trial.name)
             self.view.say(f"trial {trial.number}: {attacks} {left}")
 
     def look_again(self) -> None:
         """Read what trials that have not ended left behind."""
-        for name, record in self._records.items():
+        for number, record in self._records.items():
             if record.state in ("waiting", "unfinished"):
-                self._records[name] = trial_record(self._spec, self._storage, self._trials[name])
-                self._copy(name)
+                self._records[number] = trial_record(self._spec, self._storage, self._trials[number])
+                self._copy(self._trials[number].name)
 
     def save(self, state: Any) -> SweepRecord:
         """Write the outcome so far."""
@@ -292,7 +331,7 @@ class _Watch(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Take down a look at a trial and what it cost."""
-        name, worker = trial.config["trial"]["name"], result["worker"]
+        name, worker = result["run"], result["worker"]
         known = self._workers.get(worker)
         if known is None:
             known = WorkerRecord(worker=worker, trials=0, busy=0.0, compilations=0, step_compilations={})
@@ -307,31 +346,34 @@ class _Watch(tune.Callback):
                 "step_compilations": steps,
             }
         )
-        self._refresh(name, ended=False)
+        self._refresh(_which(trial)[0], ended=False)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Tell a trial that its scheduler stopped from one that came to its end."""
-        name, last = trial.config["trial"]["name"], trial.last_result or {}
+        number, name, last = (*_which(trial), trial.last_result or {})
         self.budget.failures += last.get("state") == "failed"
         if last.get("state") == "running" and not self.budget.exhausted:
             by = self._sweep.scheduler.model_dump()
             self._storage.end(name, Ended(state="stopped", step=int(last["step"]), by=by))
-        self._refresh(name, ended=not self.budget.exhausted or last.get("state") != "running")
+        self._refresh(number, ended=not self.budget.exhausted or last.get("state") != "running")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Put on record a trial whose worker died too often."""
-        name, error = trial.config["trial"]["name"], str(trial.get_error())
+        number, name, error = (*_which(trial), str(trial.get_error()))
         text = f"its worker died: {error.strip().splitlines()[-1][:200]}"
-        ended = Ended(state="failed", step=self._records[name].step, error=text, traceback=error)
+        ended = Ended(state="failed", step=self._records[number].step, error=text, traceback=error)
         self._storage.end(name, ended)
         self.budget.failures += 1
-        self._refresh(name, ended=True)
+        self._refresh(number, ended=True)
 
-    def _refresh(self, name: str, ended: bool) -> None:
-        looks = () if ended else self._records[name].rungs
-        record = trial_record(self._spec, self._storage, self._trials[name], looks)
-        self._records[name] = record
-        self._copy(name)
+    def _refresh(self, number: int, ended: bool) -> None:
+        trial, before = self._trials[number], self._records[number]
+        looks = () if ended or before.run != trial.name else before.rungs
+        record = trial_record(self._spec, self._storage, trial, looks)
+        self._records[number] = record
+        if self.population is not None:
+            self._copy(SWEEP)  # who took over whom
+        self._copy(trial.name)
         self.view.show(record, ended)
         if ended and time.monotonic() > self._save_after:
             self.save("running")
@@ -340,6 +382,11 @@ class _Watch(tune.Callback):
         """Have a run, or the SWEEP's own files, copied to the mirror."""
         if self._mirror is not None:
             self._mirror.touch(name)
+
+
+def _which(trial: Any) -> tuple[int, str]:
+    """Number and name of a trial of Tune."""
+    return trial.config["trial"]["number"], trial.config["trial"]["name"]
 
 
 class _Stop(BaseException):

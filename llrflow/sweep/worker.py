@@ -9,7 +9,7 @@ import functools
 import os
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,15 @@ import jax
 from jax import monitoring
 from ray.tune import Trainable
 
+from llrflow.data.facts import describe
 from llrflow.errors import DataError, line_of
+from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.fork import fork
 from llrflow.runs.interrupt import Interrupted
 from llrflow.runs.pipeline import Session, session
 from llrflow.runs.records import RunFolder
 from llrflow.spec.load import load_spec
+from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec, Sweep
 from llrflow.sweep.guard import broken_down
 from llrflow.sweep.space import base_of, sweep_of
@@ -56,7 +60,8 @@ class TrialRunner(Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Nothing yet: what can fail does so in `step`, where it is put on record."""
-        self._config, self._reported = config["trial"], 0
+        self._config = config["trial"]
+        self._reported = self._config["reported"]
         if jax.config.values["jax_compilation_cache_dir"] is None:  # for workers that start after others have compiled
             jax.config.update("jax_compilation_cache_dir", str(Storage(Path(self._config["storage"])).cache))
         self._stack: ExitStack = ExitStack()
@@ -75,6 +80,11 @@ class TrialRunner(Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int]:
         """How many rungs were reported; all else is in the run folder. Asked for by schedulers that let trials wait."""
+        storage, name = Storage(Path(self._config["storage"])), self._config["name"]
+        if self._config["breeds"] and self._reported:
+            made, step = Checkpoints(storage.run(name).checkpoints), self._config["rungs"][self._reported - 1]
+            with suppress(FileNotFoundError):  # of a rung that was only read from the record
+                made.copy_to(storage.pins(name), step)
         return {"reported": self._reported}
 
     def load_checkpoint(self, checkpoint: dict[str, int]) -> None:
@@ -103,6 +113,7 @@ class TrialRunner(Trainable):
             sweep_of(spec).metric: config["worst"],  # where nothing was measured: Tune wants a number at each report
             **report,
             "rung": self._reported,
+            "run": name,
             "worker": worker,
             "busy": time.monotonic() - began,
             "compilations": len(_compilations()) - compiled,
@@ -117,6 +128,8 @@ class TrialRunner(Trainable):
         target = rungs[self._reported]
         report = look_at(folder, target, label) if target <= reached else None
         if report is None:
+            if record is None:
+                self._take_over(storage, trial, folder)
             opened = self._open(trial, folder.path)
             # The run has gone past rungs that nobody looked at: only where it stands can be looked at now.
             self._reported += sum(step < opened.step for step in rungs[self._reported :])
@@ -142,6 +155,16 @@ class TrialRunner(Trainable):
         if ended is not None and ended.by == self._config["scheduler"] and rungs[self._reported] > ended.step:
             return {**report, "done": True, "state": "stopped"}
         return {**report, "state": "running"}
+
+    def _take_over(self, storage: Storage, trial: Spec, folder: RunFolder) -> None:
+        """Begin with the weights of another member. Where they are lost the trial trains to them by itself."""
+        if self._config["source"] is None:
+            return
+        name, step = self._config["source"]
+        pinned = storage.pins(name)
+        if pinned.problem(step) is None:
+            digest = spec_hash(resolve(trial, describe(trial.data)))
+            fork(storage.run(name), pinned, step, trial, digest, folder.path)
 
     def _broken_down(self, sweep: Sweep, folder: RunFolder, label: str) -> str | None:
         """What the guard says of the rungs that were reported."""

@@ -110,6 +110,9 @@ def test_wrong_duration_is_refused(duration):
         ),
         ("optimizer", {"type": "adam", "learning_rate": 0.1, "nesterov": 1}, "nesterov"),
         ("schedule", {"type": "linear_schedule", "init_valu": 1}, "did you mean 'init_value'"),
+        ("schedule", {"type": "piecewise", "pieces": {5: 1}}, "has no piece for the first steps; add one at 0"),
+        ("schedule", {"type": "piecewise", "pieces": {0: "x"}}, "is not a number"),
+        ("schedule", {"type": "piecewise", "pieces": {0: 1, "soon": 1}}, "is not a duration"),
         ("schedule", {"type": "linear", "init_value": 1}, "did you mean 'linear_schedule'|choose from"),
     ],
 )

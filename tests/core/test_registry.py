@@ -75,6 +75,7 @@ EXAMPLES = {
     "piecewise_constant_schedule": {
         "type": "piecewise_constant_schedule", "init_value": 1.0, "boundaries_and_scales": {100: 0.5, "2 epochs": 0.1},
     },
+    "piecewise": {"type": "piecewise", "pieces": {0: 1, "50%": {"type": "constant_schedule", "value": 0.5}}},
 }  # fmt: skip
 
 

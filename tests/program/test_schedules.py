@@ -17,6 +17,10 @@ def test_the_table_holds_what_optax_computes(load):
         "optimizer.learning_rate": {"type": "cosine_decay_schedule", "init_value": 2e-3, "decay_steps": "100%"},
         "objective.terms.gamma.weight": ramp(4.0, "1 epoch"),
         "objective.perturbations.llr.epsilon": ramp(0.15, "50%"),
+        "objective.terms.slope.weight": {
+            "type": "piecewise",
+            "pieces": {0: 3, "50%": ramp(4.0, "2 epochs"), 60: "1/3"},
+        },
         "train.ema": {
             "type": "piecewise_constant_schedule",
             "init_value": 0.5,
@@ -29,7 +33,7 @@ def test_the_table_holds_what_optax_computes(load):
         "objective.terms.gamma.weight": optax.linear_schedule(0, 4.0, 22),
         "objective.perturbations.llr.epsilon": optax.linear_schedule(0, 0.15, 33),
         "train.ema": optax.piecewise_constant_schedule(0.5, {44: 1.5}),
-        "objective.terms.slope.weight": lambda step: 0.1,
+        "objective.terms.slope.weight": lambda step: 3 if step < 33 else min(step / 11, 4) if step < 60 else 1 / 3,
         "threat.epsilon": lambda step: 0.15,
     }
     assert set(expected) < set(inputs.names)

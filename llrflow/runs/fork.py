@@ -1,0 +1,47 @@
+"""A run that begins in the middle: it is the same as another one up to a step, and takes that over."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from llrflow.files import write_atomic
+from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.records import ForkRecord, RunFolder
+from llrflow.spec.schema import Spec
+
+
+def fork(source: RunFolder, pinned: Checkpoints, step: int, spec: Spec, digest: str, out: Path) -> None:
+    """Make the run folder `out` of a spec, with hash `digest`, that continues at `step` of the run in `source`.
+
+    `pinned` holds the checkpoint; the lines and evaluations up to it come along. The folder appears whole or not at
+    all. Raises CheckpointError when `source` is no run, FileNotFoundError when it has no such checkpoint.
+    """
+    begun = out.with_name(f".{out.name}.fork")
+    shutil.rmtree(begun, ignore_errors=True)
+    folder = RunFolder(begun)
+    folder.evaluation.mkdir(parents=True)
+    pinned.copy_to(Checkpoints(folder.checkpoints), step)
+    lines = [json.dumps(line) + "\n" for line in source.metric_lines() if line["step"] <= step]
+    write_atomic(folder.metrics, "".join(lines).encode())
+    for path in source.evaluation.iterdir() if source.evaluation.exists() else ():
+        number = re.match(r"(\d+)[-.]", path.name)
+        if number and int(number[1]) <= step:
+            shutil.copyfile(path, folder.evaluation / path.name)
+    record = source.existing()
+    record.model_copy(
+        update={
+            "name": spec.name,
+            "spec_hash": digest,
+            "state": "interrupted",
+            "step": step,
+            "seconds": {},
+            "origins": spec.origins(),
+            "error": None,
+            "forked": ForkRecord(run=source.path.name, step=step),
+        }
+    ).write(folder.run)
+    shutil.rmtree(out, ignore_errors=True)  # nothing but a lock, if that: no run began there
+    begun.rename(out)

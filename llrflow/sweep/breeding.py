@@ -1,0 +1,113 @@
+"""Tune's schedulers of a population, with members that keep their number and put on record whom they take over."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.schedulers.pb2 import PB2
+
+from llrflow.errors import LlrflowError
+from llrflow.shown import named
+from llrflow.spec.schema import Sweep
+from llrflow.sweep.population import Population
+from llrflow.sweep.space import Trial
+
+ATTEMPTS = 20
+"""Draws of new values before a member is left as it is, because all of them give a run that is there already."""
+
+
+class Parents:
+    """What a scheduler of a population needs to know of a sweep."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        population: Population,
+        task_of: Callable[[Trial], dict[str, Any]],
+        say: Callable[[str], None],
+    ) -> None:
+        self._sweep, self._population, self._task_of, self.say = sweep, population, task_of, say
+        self.names = [name for name, domain in sweep.parameters.items() if domain.changes]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune would store it, for a restore that is never made
+
+    def nested(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values of parameters at their place in the configuration of one of Tune's trials."""
+        return {"trial": {"values": values}}
+
+    def sampler(self, name: str) -> Any:
+        """What Tune draws a parameter's values from: a list, or a function."""
+        domain = self._sweep.parameters[name]
+        listed = getattr(domain, "values", None)
+        return list(listed) if listed is not None else lambda: domain.draw(random.random(), str)
+
+    def bounds(self, name: str) -> list[float]:
+        """Smallest and largest value of a parameter."""
+        domain = self._sweep.parameters[name]
+        return [domain.low, domain.high]
+
+    def child(self, member: Any, other: Any, step: int, values: dict[str, Any]) -> dict[str, Any] | None:
+        """The configuration with which a trial of Tune goes on from another; None where that is some member's run."""
+        number, source = (trial.config["trial"]["number"] for trial in (member, other))
+        near = {name: self._sweep.parameters[name].nearest(value) for name, value in values.items()}
+        try:
+            found = self._population.take_over(number, source, step, near)
+        except LlrflowError as error:
+            self.say(f"trial {number} does not take over trial {source}: {error}")
+            return None
+        if found is None:
+            return None
+        self.say(f"trial {number} takes over trial {source} at step {step}, with {named(found.parameters)}")
+        return {"trial": self._task_of(found)}
+
+    @contextmanager
+    def seeded(self, decision: int) -> Iterator[None]:
+        """Draw from a stream of the decision's own in the block: Tune draws from those of the whole process."""
+        words = np.random.SeedSequence([self._sweep.search.seed, decision]).generate_state(2)
+        before = random.getstate(), np.random.get_state()
+        random.seed(int(words[0]))
+        np.random.seed(int(words[1]))
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+class _InStep:
+    """For a scheduler of Tune: all members wait at a decision, and what is decided is the population's."""
+
+    attempts = ATTEMPTS
+
+    def __init__(self, parents: Parents, **arguments: Any) -> None:
+        super().__init__(synch=True, log_config=False, **arguments)  # pyright: ignore[reportCallIssue]
+        self._parents = parents
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        with self._parents.seeded(result["rung"]):
+            return super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        step = self._trial_state[trial_to_clone].last_result["step"]  # type: ignore[attr-defined]
+        for _ in range(self.attempts):
+            drawn, _ = super()._get_new_config(trial, trial_to_clone)  # type: ignore[misc]
+            found = self._parents.child(trial, trial_to_clone, int(step), drawn["trial"]["values"])
+            if found is not None:
+                return found, {}
+        return trial.config, {}  # it goes on by itself
+
+
+class Pbt(_InStep, PopulationBasedTraining):
+    """Population based training."""
+
+
+class Pb2(_InStep, PB2):
+    """Population based bandits."""
+
+    attempts = 1  # each has the Gaussian process count the new values as data

@@ -1,0 +1,109 @@
+"""Weight gradients summed over parts of the batch: the same numbers, from networks of every kind of block."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llrflow.models import convolution
+from llrflow.models.repeated import Tracing
+from llrflow.program.step import network_of
+from llrflow.registry import make
+
+RESNET = {"type": "wide_resnet", "depth": 10, "width": 1, "norm": "group"}
+CNN = {"type": "cnn", "channels": [8, 12], "dense": 8}
+
+
+def convolved_batches(function, *arguments):
+    """Batch sizes of JAX's own convolutions in a function's trace."""
+    found, todo = [], [jax.make_jaxpr(function)(*arguments).jaxpr]
+    while todo:
+        for equation in todo.pop().eqns:
+            if equation.primitive.name == "conv_general_dilated":
+                found.append(equation.invars[0].aval.shape[0])
+            todo += [jaxpr.jaxpr for jaxpr in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "jaxpr"))
+                     if hasattr(jaxpr, "jaxpr")]  # fmt: skip
+    return found
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """networks(config) -> (parameters, state, images, directions, [the network whole, and in parts])."""
+    monkeypatch.setattr(convolution, "_CACHED", 2**12)
+
+    def make_both(config):
+        model, rng = make("model", config), np.random.default_rng(0)
+        images, towards = (jnp.asarray(rng.random((7, 16, 16, 3)), jnp.float32) for _ in range(2))
+        both = [network_of(model, 5, tracing=Tracing(in_parts=chosen)) for chosen in (False, True)]
+        params, state = both[0].init(jax.random.key(0), images, True)
+        assert jax.tree.structure(params) == jax.tree.structure(both[1].init(jax.random.key(0), images, True)[0])
+        return params, state, images, towards, both
+
+    return make_both
+
+
+def assert_close(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), one, other)
+
+
+@pytest.mark.parametrize("config", [RESNET, CNN])
+def test_outputs_and_derivatives_are_those_of_the_whole_batch(config, networks):
+    params, state, images, towards, both = networks(config)
+
+    def passes(network, params, images):
+        def logits(images):
+            return network.apply(params, state, None, images, False)[0]
+
+        return jax.jvp(logits, (images,), (towards,))
+
+    def total(params, images, network):
+        return sum(jnp.sum(jnp.sin(out)) for out in passes(network, params, images))
+
+    assert_close(*(passes(network, params, images) for network in both))
+    slope = jax.grad(total, (0, 1))
+    assert_close(*(jax.jit(slope, static_argnums=2)(params, images, network) for network in both))
+    whole, parts = (convolved_batches(lambda p, x, n=n: slope(p, x, n), params, images) for n in both)
+    assert set(whole) == {7} and min(parts) < 7, "gradients of weights are convolutions with a part of the images"
+
+
+def test_derivatives_of_every_order_and_batches_of_batches(networks):
+    params, state, images, towards, both = networks(CNN)
+
+    def loss(params, images, network):
+        return jnp.sum(jnp.sin(network.apply(params, state, None, images, False)[0]))
+
+    def double(params, network):  # double backpropagation
+        return jnp.sum(jax.grad(loss, 1)(params, images, network) * towards)
+
+    assert_close(*(jax.grad(double)(params, network) for network in both))
+
+    def along(params, network):  # the Hessian in the parameters, along the parameters
+        return jax.jvp(lambda p: jax.grad(loss)(p, images, network), (params,), (params,))[1]
+
+    assert_close(*(along(params, network) for network in both))
+    pairs = jnp.stack([images, towards])
+    assert_close(*(jax.vmap(lambda x, n=n: jax.grad(loss)(params, x, n))(pairs) for n in both))
+
+
+@pytest.mark.parametrize(("side", "parts"), [(8, [32]), (32, [16, 16]), (64, [4] * 8)])  # 0.1, 2 and 8 MiB of output
+def test_only_what_exceeds_a_cache_is_summed_over_parts(side, parts):
+    layers = [hk.transform(f(lambda x: hk.Conv2D(64, 3, stride=2)(x))) for f in (lambda f: f, convolution.in_parts)]
+    images = jnp.zeros((32, side, side, 3))
+    params = layers[0].init(jax.random.key(0), images)
+
+    def of_weights(layer):
+        return convolved_batches(lambda p: jax.grad(lambda p: jnp.sum(layer.apply(p, None, images)))(p), params)
+
+    assert of_weights(layers[0])[1:] == [32] and of_weights(layers[1]) == parts
+
+
+@pytest.mark.parametrize(
+    "settings", [{"feature_group_count": 3}, {"mask": np.ones((3, 3, 3, 6))}, {"rate": 2}, {"padding": "VALID"}]
+)
+def test_layers_of_other_kinds(settings, monkeypatch):
+    monkeypatch.setattr(convolution, "_CACHED", 2**10)
+    layers = [hk.transform(f(lambda x: hk.Conv2D(6, 3, **settings)(x))) for f in (lambda f: f, convolution.in_parts)]
+    images = jnp.asarray(np.random.default_rng(0).random((5, 8, 8, 3)), jnp.float32)
+    params = layers[0].init(jax.random.key(1), images)
+    assert_close(*(jax.grad(lambda p, n=n: jnp.sum(jnp.sin(n.apply(p, None, images))))(params) for n in layers))
