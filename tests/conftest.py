@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 # Tests compile a lot and compute little: unoptimised code compiles in a quarter of the time, and what one test or
@@ -158,6 +159,60 @@ def llrflow_command(start):
         return process.returncode, out, err
 
     return run
+
+
+# A head that runs nothing, and two nodes, of which one is replaced and killed on demand. In a process of its own: Ray
+# forks, which a process with JAX in it should not do.
+CLUSTER = """
+import sys, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+memory = {"object_store_memory": 80 * 2**20}
+cpus = int(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
+nodes = [cluster.add_node(num_cpus=cpus, **memory) for _ in range(2)]
+Path("address.tmp").write_text(cluster.address)
+Path("address.tmp").rename("address")
+while not Path("end").exists():
+    if nodes and Path("kill").exists():
+        cluster.add_node(num_cpus=cpus, **memory)
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        nodes.clear()
+        Path("killed").touch()
+    time.sleep(0.1)
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """wait_for(pattern, process) -> the first file that matches a path with wildcards, while the process runs."""
+
+    def wait(path, process, seconds=240):
+        end = time.monotonic() + seconds
+        while not (found := list(path.parent.glob(path.name))):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end, f"{path} never came"
+            time.sleep(0.05)
+        return found[0]
+
+    return wait
+
+
+@pytest.fixture
+def cluster(start, tmp_path, wait_for):
+    """cluster(cpus) -> (address, folder) of a Ray of two such nodes; `kill` in the folder kills one, once."""
+    started, folder = [], tmp_path / "cluster"
+
+    def make(cpus):
+        folder.mkdir()
+        started.append(start([cpus], folder, [sys.executable, "-c", CLUSTER]))
+        return wait_for(folder / "address", started[0]).read_text(), folder
+
+    yield make
+    for process in started:
+        (folder / "end").touch()
+        process.communicate(timeout=60)
 
 
 @pytest.fixture

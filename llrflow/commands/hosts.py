@@ -31,6 +31,9 @@ SILENCE = 30
 
 AGAIN = "start the same commands again, and they continue from the newest checkpoint"
 
+LOST = 75
+"""Exit status, sysexits' EX_TEMPFAIL, by which a supervised process says that the group is lost."""
+
 _JOINED = b"j"
 
 
@@ -41,10 +44,12 @@ class Place(NamedTuple):
     port: int
     process: int
     processes: int
+    supervised: bool = False
+    """Whether whoever started it starts the group again: it ends with its standard input."""
 
     @classmethod
-    def of(cls, coordinator: str | None, process: int | None, processes: int | None) -> Place:
-        """The three options, checked. Raises SpecError."""
+    def of(cls, coordinator: str | None, process: int | None, processes: int | None, supervised: bool) -> Place:
+        """The options, checked. Raises SpecError."""
         given = {"--coordinator": coordinator, "--process": process, "--processes": processes}
         if missing := [name for name, value in given.items() if value is None]:
             raise SpecError(missing[0], "is missing", "give --coordinator, --process and --processes together")
@@ -56,7 +61,7 @@ class Place(NamedTuple):
             raise SpecError("--processes", f"= {processes}", "give at least 1")
         if not 0 <= process < processes:
             raise SpecError("--process", f"= {process} of {processes}", f"give a number from 0 to {processes - 1}")
-        return cls(host, int(port), process, processes)
+        return cls(host, int(port), process, processes, supervised)
 
     @property
     def coordinator(self) -> str:
@@ -64,11 +69,23 @@ class Place(NamedTuple):
         return f"{self.host}:{self.port}"
 
 
+class GroupLost(LlrflowError):
+    """The group is lost, or never came together, by no fault of this process."""
+
+    def __init__(self, place: Place, why: str) -> None:
+        again = "" if place.supervised else f"; {AGAIN}"
+        super().__init__(f"process {place.process} of {place.processes}: {why}{again}")
+        self.exit_code = LOST if place.supervised else 1
+
+
 def run_in_group(place: Place, work: Callable[[int], None]) -> NoReturn:
     """Do the work, which is given the number of this process, together with the group; ends the process.
 
-    Raises SpecError when nobody answers, LlrflowError when the group loses a process.
+    Raises SpecError when nobody answers, GroupLost when the group loses a process, or in place of both if supervised.
     """
+    if place.supervised:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # Ray blocks it in what it starts
     _reach(place)
     ours, theirs = socket.socketpair()
     child = os.fork()
@@ -92,12 +109,20 @@ def run_in_group(place: Place, work: Callable[[int], None]) -> NoReturn:
         sys.exit(code if code >= 0 else 128 + asked[0])
     if ours.recv(1) != _JOINED:
         got = f"= {place.coordinator}: not all of {place.processes} processes came within {WAIT} s"
-        raise SpecError("--coordinator", got, "start all of them, with the same --coordinator and --processes")
-    raise _lost(place, f"ended by {signal.Signals(-code).name}, as happens when another process is lost")
+        raise _apart(place, got, "start all of them, with the same --coordinator and --processes")
+    raise GroupLost(place, f"ended by {signal.Signals(-code).name}, as happens when another process is lost")
 
 
-def _lost(place: Place, why: str) -> LlrflowError:
-    return LlrflowError(f"process {place.process} of {place.processes}: {why}; {AGAIN}")
+def _apart(place: Place, got: str, fix: str) -> LlrflowError:
+    """The error of a process that does not get to the others."""
+    return GroupLost(place, f"--coordinator {got}") if place.supervised else SpecError("--coordinator", got, fix)
+
+
+def _end_with_stdin() -> None:
+    """End at once when whoever started this process is gone; the child, which hears of it, then does as well."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 def _reach(place: Place) -> None:
@@ -109,7 +134,7 @@ def _reach(place: Place) -> None:
                 found.bind(("", place.port))
             except OSError as error:
                 got = f"= {place.coordinator}: cannot listen there: {error.strerror}"
-                raise SpecError("--coordinator", got, "choose another port") from None
+                raise _apart(place, got, "choose another port") from None
         return
     end, problem = time.monotonic() + WAIT, ""
     while time.monotonic() < end:
@@ -120,7 +145,7 @@ def _reach(place: Place) -> None:
             problem = error.strerror or str(error)
             time.sleep(0.2)
     got = f"= {place.coordinator}: nobody listened there for {WAIT} s ({problem})"
-    raise SpecError("--coordinator", got, "start process 0 on that host with the same --coordinator")
+    raise _apart(place, got, "start process 0 on that host with the same --coordinator")
 
 
 def _work(place: Place, work: Callable[[int], None], parent: socket.socket) -> NoReturn:
@@ -151,7 +176,7 @@ def _with_others(place: Place, work: Callable[[int], None]) -> None:
     try:
         work(place.process)
     except JaxRuntimeError as error:
-        raise _lost(place, line_of(error)) from error
+        raise GroupLost(place, line_of(error)) from error
 
 
 def _own_streams(place: Place, verbose: bool) -> None:

@@ -28,12 +28,15 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
       llrflow validate specs/quickstart.yaml --set train.batch_size=63
     """
     from llrflow.data.known import describe_or_known
-    from llrflow.program.compile import compile_spec
+    from llrflow.program.compile import compile_spec, undivided
     from llrflow.spec.load import load_spec
     from llrflow.spec.resolve import spec_hash
 
     loaded = load_spec(str(spec), changes)
     program, trials = compile_spec(loaded, facts_of=describe_or_known), []
+    hosts = loaded.devices.hosts
+    if loaded.devices.count is not None and loaded.train.batch_size % (together := hosts * len(program.devices)):
+        raise undivided(loaded, together)
     if loaded.sweep is not None:
         from llrflow.sweep.space import check_trials, trials_of
 
@@ -42,7 +45,9 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json({"hash": spec_hash(program.spec), "spec": program.spec.model_dump(), "facts": program.facts.source})
         return
-    click.echo(f"{spec} is valid: {program.steps} steps on {len(program.devices)} {program.devices.platform} device(s)")
+    each = f" on each of {hosts} hosts" if hosts > 1 else ""
+    devices = f"{len(program.devices)} {program.devices.platform} device(s){each}"
+    click.echo(f"{spec} is valid: {program.steps} steps on {devices}")
     if trials:
         click.echo(f"its sweep has {len(trials)} trials")
     if program.facts.source == "table":
@@ -73,11 +78,11 @@ def plan(
       llrflow plan specs/imagenet_llr_resnet152.yaml --devices 128
     """
     from llrflow.program.cost import plan as make_plan
-    from llrflow.program.estimate import program_of_share
+    from llrflow.program.estimate import devices_of, program_of_share
     from llrflow.spec.load import load_spec
 
     loaded = load_spec(str(spec), changes)
-    program, count = program_of_share(loaded, loaded.devices.count if devices is None else devices)
+    program, count = program_of_share(loaded, devices_of(loaded) if devices is None else devices)
     result = make_plan(program, count, measure, compiled)
     if loaded.sweep is not None:
         from llrflow.sweep.cost import sweep_cost

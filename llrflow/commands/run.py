@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import click
 
-from llrflow.cli import console, json_option, print_json, run_argument, spec_argument
+from llrflow.cli import console, json_option, print_json, ray_environment, run_argument, spec_argument
+from llrflow.errors import SpecError
 
 MASKED = 3
 """Exit status of an evaluation with signs of gradient masking."""
@@ -22,6 +24,13 @@ MASKED = 3
 @click.option("--coordinator", metavar="HOST:PORT", help="Train with other processes; process 0 listens there.")
 @click.option("--process", type=int, metavar="I", help="Which of the processes this is, from 0.")
 @click.option("--processes", type=int, metavar="N", help="How many processes train the model together.")
+@click.option("--supervised", is_flag=True, hidden=True)
+@click.option("--address", metavar="local|auto|HOST:PORT", help="Train on devices.hosts nodes of a Ray cluster.")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    help="With --address, losses in a row without a new checkpoint after which to start again; default 3.",
+)
 @json_option
 def run(
     spec: Path,
@@ -31,6 +40,9 @@ def run(
     coordinator: str | None,
     process: int | None,
     processes: int | None,
+    supervised: bool,
+    address: str | None,
+    retries: int | None,
     as_json: bool,
 ) -> None:
     """Train SPEC and evaluate the result; the same command continues an unfinished run.
@@ -39,13 +51,15 @@ def run(
     and reaches the same numbers.
 
     With --coordinator, --process and --processes several processes, on one host or many, train one model
-    on the devices of all; process 0 writes the run folder.
+    on the devices of all; process 0 writes the run folder. With --address Ray starts one on each of `devices.hosts`
+    nodes, and all of them again, from the newest checkpoint, when one is lost.
 
     \b
     Examples:
       llrflow run specs/quickstart.yaml
       llrflow run specs/quickstart.yaml --set objective.terms.gamma.weight=2 --out runs/weaker
       llrflow run specs/quickstart.yaml --coordinator node1:7654 --process 1 --processes 4
+      llrflow run specs/quickstart.yaml --set devices.hosts=4 --address auto
     """
 
     def train(index: int) -> None:
@@ -61,12 +75,28 @@ def run(
         result = run_spec(loaded, out, fresh, quiet=as_json)
         return _print(result, result.record.seconds, as_json)
 
-    if (coordinator, process, processes) == (None, None, None):
-        train(0)
-        return
+    joins = (coordinator, process, processes) != (None, None, None)
+    if address is not None and not supervised:
+        if joins:
+            raise SpecError("--address", "starts the processes itself", "leave --coordinator and its like out")
+        return _on_hosts(spec, changes, out, fresh, address, 3 if retries is None else retries)
+    if retries is not None and not supervised:
+        raise SpecError("--retries", "has no effect without --address", "give both")
+    if not joins:
+        return train(0)
     from llrflow.commands.hosts import Place, run_in_group
 
-    run_in_group(Place.of(coordinator, process, processes), train)
+    return run_in_group(Place.of(coordinator, process, processes, supervised), train)
+
+
+def _on_hosts(spec: Path, changes: dict[str, Any], out: Path | None, fresh: bool, address: str, retries: int) -> None:
+    ray_environment()
+    from llrflow.commands.supervisor import run_on_hosts
+    from llrflow.spec.load import load_spec
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the driver says what was lost
+    arguments = click.get_current_context().find_root().obj
+    run_on_hosts(load_spec(str(spec), changes), arguments, out, fresh, address, retries)
 
 
 @click.command()

@@ -59,9 +59,18 @@ def program_of_share(spec: Spec, count: int | None) -> tuple[Program, int]:
     return compile_spec(_on(resolved, 1, size // count), facts_of=describe_or_known), count
 
 
+def devices_of(spec: Spec) -> int | None:
+    """Devices that the spec trains on, over all its hosts; None where it takes all of one.
+
+    Hosts whose devices are not counted are taken to have as many as this one.
+    """
+    hosts, count = spec.devices.hosts, spec.devices.count
+    return count if hosts == 1 else hosts * (count or len(Devices()))
+
+
 def _on(spec: Spec, count: int, batch_size: int) -> Spec:
     train = spec.train.model_copy(update={"batch_size": batch_size})
-    devices = spec.devices.model_copy(update={"count": count})
+    devices = spec.devices.model_copy(update={"count": count, "hosts": 1})
     return spec.model_copy(update={"train": train, "devices": devices})
 
 

@@ -40,6 +40,7 @@ def fork(source: RunFolder, pinned: Checkpoints, step: int, spec: Spec, digest: 
             "seconds": {},
             "origins": spec.origins(),
             "error": None,
+            "losses": [],
             "forked": ForkRecord(run=source.path.name, step=step),
         }
     ).write(folder.run)

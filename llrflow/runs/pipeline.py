@@ -132,7 +132,7 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
     if fresh and out is None:
         raise SpecError("--fresh", "deletes what a run folder holds", "name the folder with --out DIR")
     program = compile_spec(spec)
-    group = Group(program.devices)
+    group = _group(program)
     with located(spec):
         splits = open_split(spec.data, "train"), open_split(spec.data, "test")
     data = DataRecord(
@@ -166,13 +166,24 @@ def assist(spec: Spec) -> None:
     Raises as `run`.
     """
     program = compile_spec(spec)
-    group = Group(program.devices)
+    group = _group(program)
     with located(spec):
         split = open_split(spec.data, "train")
     group.agree(agreed(spec_hash(program.spec), split))
     with stop_requests() as stop:
         Trainer(program, group, split, None, quiet=True).train(receive(program, group), stop)
         group.leave()
+
+
+def _group(program: Program) -> Group:
+    """The group that this process belongs to. SpecError, in all processes, where the spec wants another number."""
+    group, spec = Group(program.devices), program.spec
+    if spec.devices.hosts not in (1, group.count):
+        group.leave()
+        got = f"= {spec.devices.hosts}, but {group.count} process(es) train the model"
+        fix = "start it with --address local|auto|HOST:PORT, or as many processes with --coordinator"
+        raise at(spec, "devices.hosts", got, fix)
+    return group
 
 
 def agreed(digest: str, split: Split) -> dict[str, str]:

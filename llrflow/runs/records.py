@@ -61,6 +61,19 @@ class ForkRecord(Record):
     step: int
 
 
+class LossRecord(Record):
+    """A process of a group under Ray that was lost, whereupon the group was started again, or given up."""
+
+    time: str
+    """UTC."""
+    step: int
+    """Of the newest checkpoint."""
+    process: int
+    node: str
+    """Address."""
+    reason: str
+
+
 class RunRecord(Record):
     """run.json."""
 
@@ -86,6 +99,8 @@ class RunRecord(Record):
     """Training images that could not be decoded, with what is wrong with each; others took their place."""
     forked: ForkRecord | None = None
     """Where it begins, unless at step 0."""
+    losses: list[LossRecord] = []
+    """What `llrflow run --address` started again from."""
 
 
 class Proportion(Record):

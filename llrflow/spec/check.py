@@ -44,6 +44,8 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
     yield from _perturbations(spec)
     yield from _components(spec)
     yield from _evaluation(spec)
+    if not spec.devices.wanted:
+        yield Problem("devices.resources", "asks for nothing", "ask for some `cpu`, `gpu` or `custom` resource")
     yield from _sweep(spec)
 
 
@@ -182,6 +184,11 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
     sweep, seen = spec.sweep, {}
     if sweep is None:
         return
+    if spec.devices.hosts > 1:
+        got = f"= {spec.devices.hosts}, and a trial of a sweep runs on one host"
+        yield Problem(
+            "devices.hosts", got, "delete it, and run the winner with `--set devices.hosts=`, or delete `sweep`"
+        )
     grid = sweep.search.type == "grid"
     for name, domain in sweep.parameters.items():
         place, path = f"sweep.parameters.{name}", domain.path or name

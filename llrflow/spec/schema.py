@@ -138,11 +138,37 @@ class Checkpoint(Component):
     """Newest checkpoints to keep."""
 
 
+class HostResources(Component):
+    """What one host takes of a Ray cluster."""
+
+    cpu: Annotated[float | None, Field(ge=0)] = None
+    """CPUs; default `devices.count`, or 1."""
+
+    gpu: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves; with 0 JAX takes those that it sees."""
+
+    custom: dict[str, float] = {}
+    """Any other resource of the cluster by its name: `{TPU: 4}`."""
+
+
 class DevicesBlock(Component):
-    """The local devices to use."""
+    """The devices to use."""
 
     count: Annotated[int | None, Field(ge=1)] = None
-    """Number of devices; default all (on CPU one per core)."""
+    """Number of devices of a host; default all (on CPU one per core)."""
+
+    hosts: int = Field(default=1, ge=1)
+    """Hosts that train the model together; more than one are started by `llrflow run --address`."""
+
+    resources: HostResources = HostResources()
+    """Of each host, with `--address`."""
+
+    @property
+    def wanted(self) -> dict[str, float]:
+        """What a host asks of Ray, by Ray's names; nothing that it asks none of."""
+        cpu = self.resources.cpu if self.resources.cpu is not None else float(self.count or 1)
+        asked = {"CPU": cpu, "GPU": self.resources.gpu, **self.resources.custom}
+        return {name: amount for name, amount in asked.items() if amount}
 
 
 class ParameterEntry(Component):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -29,12 +31,22 @@ PATIENCE = 30.0
 @contextmanager
 def cluster(spec: Spec, sweep: Sweep, address: str) -> Iterator[None]:
     """Ray, started or joined, with room for a trial. Raises SpecError."""
+    own = {} if sweep.concurrency is None else {"resources": {SLOT: sweep.concurrency}}
+    with ray_at(address, **own):
+        wanted = {"CPU": sweep.resources.cpu, "GPU": sweep.resources.gpu, **sweep.resources.custom}
+        check_room(spec, "sweep.resources", wanted, "a trial", patience=patience(address))
+        yield
+
+
+@contextmanager
+def ray_at(address: str, **own: Any) -> Iterator[None]:
+    """Ray at `local`, `auto` or HOST:PORT, started (with options of its `own`) or joined. Raises SpecError."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        options |= {} if sweep.concurrency is None else {"resources": {SLOT: sweep.concurrency}}
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE, **own}
     elif address != "auto":
         _check_listening(address)
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
             # Ray forks to start its processes. JAX warns of its threads, which have nothing to do in this process.
@@ -43,11 +55,17 @@ def cluster(spec: Spec, sweep: Sweep, address: str) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         fix = "start it with `ray start --head`; if it wants a token, set RAY_AUTH_MODE=token; or use --address local"
         raise SpecError("--address", f"no Ray cluster answers at {address!r}: {line_of(error)}", fix) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # Ray has put its own there
     try:
-        _check_room(spec, sweep, 0.0 if address == "local" else PATIENCE)
         yield
     finally:
         ray.shutdown()
+
+
+def patience(address: str) -> float:
+    """Seconds to wait for nodes: none for a Ray of our own, which has one."""
+    return 0.0 if address == "local" else PATIENCE
 
 
 def _check_listening(address: str) -> None:
@@ -61,19 +79,24 @@ def _check_listening(address: str) -> None:
         raise SpecError("--address", f"nobody listens at {address} ({error.strerror or error})", fix) from None
 
 
-def _check_room(spec: Spec, sweep: Sweep, patience: float) -> None:
-    """Raise SpecError unless some node has what one trial asks for, within so many seconds."""
-    wanted = {"CPU": sweep.resources.cpu, "GPU": sweep.resources.gpu, **sweep.resources.custom}
+def check_room(
+    spec: Spec, place: str, wanted: dict[str, float], each: str, nodes: int = 1, patience: float = 0.0
+) -> None:
+    """Raise SpecError, at a `place` of the spec, unless so many nodes have what `each` wants; waits `patience` s."""
     end = time.monotonic() + patience
     while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        large = [node for node in found if all(node.get(name, 0) >= amount for name, amount in wanted.items())]
+        if len(large) >= nodes:
             return
         if time.monotonic() >= end:
             break
         time.sleep(1)
-    largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in wanted}
+    largest = {name: max((node.get(name, 0) for node in found), default=0) for name in wanted}
     lacking = [n for n, amount in wanted.items() if largest[n] < amount]
-    got = ", ".join(f"{wanted[n]:g} {n} a trial, the largest node has {largest[n]:g}" for n in lacking or wanted)
+    got = ", ".join(f"{wanted[n]:g} {n} {each}, the largest node has {largest[n]:g}" for n in lacking or wanted)
+    if large:
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+        got = f"{nodes} nodes with {asked} each, there are {len(large)}"
     waited = f" (waited {patience:.0f} s)" if patience else ""
-    raise SpecError(spec.where(("sweep", "resources")), f"sweep.resources: {got}{waited}", "ask for less, or add nodes")
+    raise SpecError(spec.where(tuple(place.split("."))), f"{place}: {got}{waited}", "ask for less, or add nodes")

@@ -172,9 +172,7 @@ class Mirror:
     def _copy_sweep(self) -> None:
         storage = self._storage
         # sweep.yaml makes it a sweep; draws.json and lines.json have what runs before it runs.
-        self._put_changed(
-            [storage.spec, *(storage.path / name for name in ("draws.json", "lines.json")), storage.table]
-        )
+        self._put_changed([storage.spec, storage.path / "draws.json", storage.path / "lines.json", storage.table])
         self._put_or_delete(storage.best)
         self._put_changed([storage.record])
 

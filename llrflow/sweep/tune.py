@@ -103,8 +103,7 @@ def run_sweep(
             stack.enter_context(copied)
         rounds = Rounds(spec, storage) if learns else None
         population = Population(spec, storage, trials) if sweep.scheduler.breeds else None
-        listed = trials if rounds is None else rounds.trials
-        watch = _Watch(spec, storage, listed, quiet, rounds, population, copied)
+        watch = _Watch(spec, storage, trials if rounds is None else rounds.trials, quiet, rounds, population, copied)
         todo = watch.todo()
         state = "finished"
         if todo or watch.left or watch.finalists():
@@ -367,13 +366,12 @@ class _Watch(tune.Callback):
         self._refresh(number, ended=True)
 
     def _refresh(self, number: int, ended: bool) -> None:
-        trial, before = self._trials[number], self._records[number]
-        looks = () if ended or before.run != trial.name else before.rungs
-        record = trial_record(self._spec, self._storage, trial, looks)
-        self._records[number] = record
+        trial, known = self._trials[number], self._records[number]
+        looks = () if ended or known.run != trial.name else known.rungs
+        record = self._records[number] = trial_record(self._spec, self._storage, trial, looks)
         if self.population is not None:
-            self._copy(SWEEP)  # who took over whom
-        self._copy(trial.name)
+            self._copy(SWEEP)  # who took over whom, before what it led to
+        self._copy(record.run)
         self.view.show(record, ended)
         if ended and time.monotonic() > self._save_after:
             self.save("running")

@@ -141,6 +141,15 @@ SPECS = {
         {"plugins": [ELLE], "evaluate.attacks.pgd.maximize": {"type": "elle_a"}},
         [r"evaluate\.attacks\.pgd\.maximize \(term elle_a\)", "running state", "choose another term"],
     ),
+    "a sweep over many hosts": (
+        {"devices.hosts": 2, "sweep": {"parameters": {"seed": {"type": "choice", "values": [1]}}, "trials": 1}},
+        [r"devices\.hosts = 2, and a trial of a sweep runs on one host", "delete it", "or delete `sweep`"],
+    ),
+    "hosts that ask for nothing": (
+        {"devices.resources.cpu": 0},
+        [r"devices\.resources asks for nothing", "`cpu`, `gpu` or `custom`"],
+    ),
+    "no host": ({"devices.hosts": 0}, [r"devices\.hosts = 0", "greater than or equal to 1"]),
     "target beyond the classes": (
         {"objective.terms.extra": {"type": "margin", "target": 10}},
         [r"objective\.terms\.extra \(term margin\) needs 11 classes, the model has 10", "another term or target"],

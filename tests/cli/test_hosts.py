@@ -24,6 +24,8 @@ def free_port():
         (["--coordinator", "a:1", "--process", 0, "--processes", 0], "--processes: = 0; give at least 1"),
         (["--coordinator", "node1", "--process", 0, "--processes", 2], "--coordinator: = node1; write HOST:PORT"),
         (["--coordinator", "a:70000", "--process", 0, "--processes", 2], "--coordinator: = a:70000; write HOST:PORT"),
+        (["--address", "auto", "--process", 0], "--address: starts the processes itself; leave --coordinator and its"),
+        (["--retries", 1], "--retries: has no effect without --address; give both"),
     ],
 )
 def test_options_that_do_not_fit_together(command, options, says):
@@ -48,6 +50,35 @@ def test_an_address_that_is_taken(command):
     assert code == 2 and err == (
         f"error: --coordinator: = {place}: cannot listen there: Address already in use; choose another port\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            [],
+            "devices.hosts = 2, but 1 process(es) train the model; start it with --address local|auto|HOST:PORT, or as",
+        ),
+        (["--address", "nonsense"], "'nonsense' is no address; give local, auto or HOST:PORT"),
+        (["--address", "127.0.0.1:1"], "nobody listens at 127.0.0.1:1 (Connection refused); start it with `ray start"),
+        (["--address", "local", "--set", "data.name=absent"], "'absent' is not prepared"),
+    ],
+)
+def test_many_hosts_that_cannot_start(command, tiny, write_spec, tmp_path, options, says):
+    spec = write_spec(tmp_path / "spec.yaml", tiny(), {"devices.hosts": 2})
+    code, out, err = command("run", spec, *options)
+    assert (code, out, err.count("\n")) == (2, "", 1) and says in err, err
+    assert not list((tmp_path / "cwd").iterdir())
+
+
+def test_a_plan_for_many_hosts(command, tiny, write_spec, tmp_path):
+    spec = write_spec(tmp_path / "spec.yaml", tiny(), {"devices": {"hosts": 8, "count": 2}})
+    code, out, err = command("plan", spec, "--estimate")
+    assert code == 0 and "12 steps of 64 images, 4 on each of 16 cpu device(s)" in out, err
+    code, out, err = command("validate", spec)
+    assert code == 0 and "12 steps on 2 cpu device(s) on each of 8 hosts" in out, err
+    code, out, err = command("validate", spec, "--set", "train.batch_size=60")
+    assert code == 2 and "train.batch_size = 60 does not divide over 16 devices; try 64" in err
 
 
 def test_what_jax_says_of_a_lost_process_is_one_line():
