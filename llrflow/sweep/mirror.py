@@ -101,6 +101,10 @@ class Mirror:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        for path in sorted(self._storage.runs.iterdir()):  # a worker that leaves a trial says so after the last look
+            record = self._storage.run(path.name).run
+            if record.exists() and self._known.get(self._name(record)) != record.read_bytes():
+                self.touch(path.name)
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -195,6 +199,7 @@ class Mirror:
         self._put_changed(path for path in made if path.suffix != ".json")
         self._put_changed([*(path for path in made if path.suffix == ".json"), folder.spec])
         self._put_bytes(self._name(folder.run), record)
+        self._known[self._name(folder.run)] = record
         if manifests:
             self._drop_but(self._name(folder.checkpoints), set(manifests))
         self._put_or_delete(self._storage.ended_path(name))

@@ -323,7 +323,7 @@ class _Watch(tune.Callback):
         for number, record in self._records.items():
             if record.state in ("waiting", "unfinished"):
                 self._records[number] = trial_record(self._spec, self._storage, self._trials[number])
-                self._copy(record.run)
+                self._copy(self._trials[number].name)
 
     def save(self, state: Any) -> SweepRecord:
         """Write the outcome so far."""
@@ -383,9 +383,9 @@ class _Watch(tune.Callback):
         trial, known = self._trials[number], self._records[number]
         looks = () if ended or known.run != trial.name else known.rungs
         record = self._records[number] = trial_record(self._spec, self._storage, trial, looks)
+        if self.population is not None:
+            self._copy(SWEEP)  # who took over whom, before what it led to
         self._copy(record.run)
-        if self.population is not None:  # who took over whom
-            self._copy(SWEEP)
         self.view.show(record, ended)
         for tracker in self.trackers if ended else ():
             tracker.end(record)

@@ -118,6 +118,18 @@ def test_what_is_taken_back_is_deleted(stages, tmp_path):
     assert files_of(tmp_path / "mirror") == files_of(tmp_path / "out")
 
 
+def test_what_a_worker_writes_after_the_last_look_is_copied_at_the_end(stages, tmp_path):
+    storage, there = Storage(shutil.copytree(stages[0], tmp_path / "out")), tmp_path / "mirror"
+    run = storage.run(NAME)
+    with Mirror(there.as_uri(), storage):
+        end = time.monotonic() + 60
+        while not (there / "runs" / NAME / "run.json").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        run.record().model_copy(update={"state": "interrupted", "error": "left at step 4"}).write(run.run)
+    assert files_of(there) == files_of(storage.path)
+
+
 def test_a_failure_is_said_once_and_tried_again(stages, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FIRST", 0.02)
     storage, there, said = Storage(shutil.copytree(stages[0], tmp_path / "out")), tmp_path / "mirror", []
