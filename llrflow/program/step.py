@@ -65,8 +65,8 @@ def network_of(
         with placed("model"), traced_as(tracing):
             return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
 
-    network = in_precision(logits, precision)
-    return hk.transform_with_state(in_parts(network) if tracing.in_parts else network)
+    network = in_parts(logits) if tracing.in_parts else logits
+    return hk.transform_with_state(in_precision(network, precision))
 
 
 def stand_in(classes: int, stateful: bool) -> hk.TransformedWithState:
