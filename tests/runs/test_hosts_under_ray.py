@@ -87,9 +87,6 @@ def losses(folder):
 
 def test_a_killed_process_and_a_dead_node_change_no_number(cluster, wait_for, going, unbroken, tmp_path, numbers_of):
     (address, control), folder = cluster(cpus=2), tmp_path / "run"
-    too_many = going(
-        tmp_path / "three", "--address", address, "--set", "devices.hosts=3", "--set", "train.batch_size=60"
-    )
     process = going(folder, "--address", address)
     wait_for_a_checkpoint(folder, process)
     members(folder)[1][0].kill()
@@ -109,7 +106,10 @@ def test_a_killed_process_and_a_dead_node_change_no_number(cluster, wait_for, go
         f"lost at step {first['step']}, process 1 on {first['node']}: ended by SIGKILL; starting again, 1 of 3" in err
     )
     assert not members(folder)
-    _, err = too_many.communicate(timeout=60)
+    too_many = going(
+        tmp_path / "three", "--address", address, "--set", "devices.hosts=3", "--set", "train.batch_size=60"
+    )
+    _, err = too_many.communicate(timeout=120)
     says = "devices.resources: 3 nodes with 2 CPU each, there are 2 (waited 30 s); ask for less, or add nodes"
     assert too_many.returncode == 2 and says in err and not (tmp_path / "three").exists()
 
