@@ -103,7 +103,7 @@ def run_on_hosts(
         stop_requests() as stop,
     ):
         _check(spec, address)
-        reached, without = _progress(folder), 0
+        reached, without = (0, 0) if fresh else _progress(folder), 0
         while True:
             # One that was lost before it could start over has yet to do so.
             done = [] if fresh and _stamp(folder.run) == before else ["--fresh"]
@@ -111,11 +111,13 @@ def run_on_hosts(
                 _attempt(spec, [a for a in arguments if a not in done], folder, address, stop)
                 break
             except _Lost as loss:
-                now = _progress(folder)
+                begun = not fresh or _stamp(folder.run) != before
+                now = _progress(folder) if begun else (0, 0)
                 reached, without = max(reached, now), 1 if now > reached else without + 1
                 losses.append(_record_of(loss, now[0]))
                 stands = f"lost at step {now[0]}, {loss}"
-                _put_on_record(folder, losses, state="interrupted", error=stands)
+                if begun:
+                    _put_on_record(folder, digest, losses, state="interrupted", error=stands)
                 if sys.stderr.isatty():
                     say("\x1b[?25h")  # the cursor, which a progress bar had hidden
                 if stop.signum is not None:
@@ -124,7 +126,7 @@ def run_on_hosts(
                     used = f"{stands}; --retries {retries} without a new checkpoint are used up"
                     raise LlrflowError(f"{used}; run the same command to continue") from None
                 say(f"{stands}; starting again, {without} of {retries}")
-        _put_on_record(folder, losses)  # if the first ones came before there was a run
+        _put_on_record(folder, digest, losses)  # if the first ones came before there was a run
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -137,7 +139,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _progress(folder: RunFolder) -> tuple[int, int]:
     """(step of the newest checkpoint, files of evaluations)."""
-    return max(Checkpoints(folder.checkpoints).steps(), default=0), len(list(folder.evaluation.glob("*")))
+    return max(Checkpoints(folder.checkpoints).steps(), default=0), len(list(folder.evaluation.glob("[!.]*")))
 
 
 def _record_of(loss: _Lost, step: int) -> LossRecord:
@@ -145,13 +147,13 @@ def _record_of(loss: _Lost, step: int) -> LossRecord:
     return LossRecord(time=now, step=step, process=loss.process.index, node=loss.process.node, reason=loss.why)
 
 
-def _put_on_record(folder: RunFolder, losses: Sequence[LossRecord], **changes: str) -> None:
-    """Bring run.json up to date, if there is a run, once the process that wrote it is gone."""
+def _put_on_record(folder: RunFolder, digest: str, losses: Sequence[LossRecord], **changes: str) -> None:
+    """Bring run.json up to date, if it is this run's, once the process that wrote it is gone."""
     end = time.monotonic() + UNLOCKED
     while losses and folder.run.exists():
         try:
             with sole_owner(folder.path, "llrflow process"):
-                if (record := folder.record()) is not None:
+                if (record := folder.record()) is not None and record.spec_hash == digest:
                     earlier = [loss for loss in record.losses if loss not in losses]
                     record.model_copy(update={"losses": [*earlier, *losses], **changes}).write(folder.run)
                 return

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llrflow.optimizers import Piecewise
 from llrflow.registry import Component
 from llrflow.spec.load import at
 from llrflow.spec.schema import Spec
@@ -83,6 +84,9 @@ def rate_factor(spec: Spec) -> float:
 
 def _end(schedule: Component) -> int:
     """The step at which a resolved schedule of optax reaches its last value; an exponential decay never does."""
+    if isinstance(schedule, Piecewise):
+        inside = [_end(piece) for piece in schedule.pieces.values() if isinstance(piece, Component)]
+        return max([*schedule.pieces, *inside])
     fields: dict[str, Any] = {name: value or 0 for name, value in schedule.model_dump().items()}
     transition = 0 if "decay_rate" in fields else fields.get("transition_steps", 0)
     ends = [fields.get("transition_begin", 0) + transition, fields.get("decay_steps", 0), fields.get("warmup_steps", 0)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from llrflow.data.batches import steps_per_epoch
 from llrflow.data.facts import DatasetFacts
+from llrflow.errors import DataError
 from llrflow.optimizers import Duration, has_duration_keys, resolve_duration
 from llrflow.registry import Component
 from llrflow.spec.schema import Spec
@@ -55,6 +56,8 @@ def _durations(component: Any, epoch: int, total: int) -> Any:
             update[name] = resolve_duration(value, epoch, total)
         elif isinstance(value, Mapping) and has_duration_keys(field.annotation):
             pieces = {resolve_duration(key, epoch, total): piece for key, piece in value.items()}
+            if len(pieces) < len(value):
+                raise DataError(name, f"= {dict(value)} has two entries for one step", "delete one of them")
             update[name] = _durations(pieces, epoch, total)
         elif (resolved := _durations(value, epoch, total)) is not value:
             update[name] = resolved

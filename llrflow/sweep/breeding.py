@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -32,6 +33,7 @@ class Parents:
         say: Callable[[str], None],
     ) -> None:
         self._sweep, self._population, self._task_of, self.say = sweep, population, task_of, say
+        self._problem: str | None = None
         self.names = [name for name, domain in sweep.parameters.items() if domain.changes]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,12 +61,22 @@ class Parents:
         try:
             found = self._population.take_over(number, source, step, near)
         except LlrflowError as error:
-            self.say(f"trial {number} does not take over trial {source}: {error}")
+            self._problem = f"trial {number} does not take over trial {source}: {error}"
             return None
+        self._problem = None
         if found is None:
             return None
         self.say(f"trial {number} takes over trial {source} at step {step}, with {named(found.parameters)}")
         return {"trial": self._task_of(found)}
+
+    def decided(self) -> None:
+        """Put on record what was decided."""
+        self._population.keep()
+
+    def gave_up(self) -> None:
+        """Say why no draw gave a spec, if that was it."""
+        if self._problem is not None:
+            self.say(self._problem)
 
     def seeded(self, decision: int) -> AbstractContextManager[None]:
         """Draw from a stream of the decision's own in the block: Tune draws from those of the whole process."""
@@ -81,8 +93,26 @@ class _InStep:
         self._parents = parents
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        with self._parents.seeded(result["rung"]):
-            return super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
+        try:
+            with self._parents.seeded(result["rung"]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what scikit-learn says of a fit
+                return super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
+        finally:
+            self._parents.decided()
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._go_on_without(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._go_on_without(tune_controller, trial)
+
+    def _go_on_without(self, tune_controller: Any, trial: Any) -> None:
+        """Decide, where all others wait for a member that has ended: Tune would let them wait for ever."""
+        states, due = self._trial_state, self._next_perturbation_sync  # type: ignore[attr-defined]
+        states[trial].last_score, states[trial].last_train_time = None, due
+        waiting = [other for other in tune_controller.get_live_trials() if other is not trial]
+        if waiting and all(states[other].last_train_time >= due for other in waiting):
+            self.on_trial_result(tune_controller, waiting[0], states[waiting[0]].last_result)
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         step = self._trial_state[trial_to_clone].last_result["step"]  # type: ignore[attr-defined]
@@ -91,6 +121,7 @@ class _InStep:
             found = self._parents.child(trial, trial_to_clone, int(step), drawn["trial"]["values"])
             if found is not None:
                 return found, {}
+        self._parents.gave_up()
         return trial.config, {}  # it goes on by itself
 
 

@@ -2,7 +2,7 @@
 
 The driver copies in a thread of its own what has changed. Whenever it stops, the mirror holds a sweep that `--resume`
 can go on with: a checkpoint's files and the metrics up to it are there before its manifest, and what is older is
-deleted after that. Locks, temporaries, compiled programs and Tune's own files are left out.
+deleted after that. Locks, temporaries, compiled programs, trackers' and Tune's own files are left out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, TypeVar
+
+import yaml
 
 from llrflow.errors import SpecError, line_of
 from llrflow.files import open_atomic
@@ -73,6 +75,11 @@ class Mirror:
     def holds_sweep(self) -> bool:
         """Whether a sweep was mirrored there. Raises SpecError."""
         return self._asked(lambda: self._read(self._storage.spec.name) is not None)
+
+    def is_of(self, storage: Storage) -> bool:
+        """Whether the sweep there has the spec of the one in a folder, but for its space. Raises SpecError."""
+        ours, theirs = storage.spec.read_text(), self._asked(lambda: self._read(storage.spec.name) or b"").decode()
+        return _without_space(ours) == _without_space(theirs)
 
     def fetch(self) -> None:
         """Bring the sweep into its folder, which has none. Raises SpecError."""
@@ -309,6 +316,11 @@ class Mirror:
         if self._content(name) is not None:
             self._files.delete_file(self._there(name))
             self._known[name] = None
+
+
+def _without_space(text: str) -> dict[str, Any]:
+    data = yaml.safe_load(text)
+    return {name: value for name, value in data.items() if name != "sweep"} if isinstance(data, dict) else {}
 
 
 def _state(path: Path) -> tuple[int, int]:

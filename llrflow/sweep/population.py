@@ -25,7 +25,7 @@ class Population:
     """The members of a sweep, each with what it has gone through so far."""
 
     def __init__(self, spec: Spec, storage: Storage, founders: Sequence[Trial]) -> None:
-        self._spec, self._storage = spec, storage
+        self._spec, self._storage, self._changed = spec, storage, False
         self._founders = {trial.number: trial for trial in founders}
         self.lines = {trial.number: [_first(trial)] for trial in founders}
         names = {trial.name for trial in founders}
@@ -35,7 +35,7 @@ class Population:
         self.members = {n: self._descendant(n, line) for n, line in self.lines.items()}
 
     @property
-    def begun(self) -> int:
+    def settled(self) -> int:
         """The step up to which it is settled who took over whom."""
         return max(line[-1].step for line in self.lines.values())
 
@@ -45,7 +45,7 @@ class Population:
         return (line[-2].run, line[-1].step) if len(line) > 1 else None
 
     def take_over(self, number: int, other: int, step: int, values: dict[str, Any]) -> Trial | None:
-        """Let a member go on from `step` of another one with new values; on record before it is done.
+        """Let a member go on from `step` of another one with new values; `keep` puts it on record.
 
         None, and nothing changes, where that is a run which some member has already. Raises SpecError where the values
         make no spec.
@@ -55,9 +55,14 @@ class Population:
         if any(found.name == trial.name for trial in self.members.values()):
             return None
         line[-1] = line[-1].model_copy(update={"run": found.name, "values": found.parameters})
-        self.lines[number], self.members[number] = line, found
-        self._storage.set_lines(self.lines)
+        self.lines[number], self.members[number], self._changed = line, found, True
         return found
+
+    def keep(self) -> None:
+        """Put on record what a decision has changed: all of it, before any of it is done."""
+        if self._changed:
+            self._storage.set_lines(self.lines)
+            self._changed = False
 
     def _descendant(self, number: int, line: list[Segment]) -> Trial:
         """The run that a member is by now."""

@@ -143,6 +143,9 @@ def _mirror(uri: str, storage: Storage, resume: bool) -> Mirror:
         )
     if holds and not storage.spec.exists():
         found.fetch()
+    elif holds and not found.is_of(storage):
+        got = f"{found.shown} holds another sweep than {storage.path}"
+        raise SpecError("--mirror", got, "name the mirror of this sweep, or another one")
     return found
 
 
@@ -151,7 +154,7 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
     changed = [name for name, domain in sweep.parameters.items() if domain.changes] if scheduler.breeds else []
 
     def task_of(trial: Trial) -> dict[str, Any]:
-        settled = 0 if population is None else sum(rung <= population.begun for rung in trial.rungs)
+        settled = 0 if population is None else sum(rung <= population.settled for rung in trial.rungs)
         return Task(
             storage=str(storage.path),
             start=watch.start,
@@ -297,8 +300,8 @@ class _Watch(tune.Callback):
             if record.state == "failed":
                 self._storage.forget_end(record.run)
                 self._records[record.number] = trial_record(self._spec, self._storage, self._trials[record.number])
-        if self.population is not None:  # whose decisions depend on the order of its members
-            listed = list(self._records.values())
+        if self.population is not None:  # whose decisions depend on the order, and on nobody that the guard stopped
+            listed = [record for record in self._records.values() if record.state != "stopped"]
         alone = self._sweep.scheduler.registered_as[1] == "fifo"
         return [self._trials[r.number] for r in listed if not (alone and r.state == "finished")]
 

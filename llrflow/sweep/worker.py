@@ -128,7 +128,7 @@ class TrialRunner(Trainable):
         target = rungs[self._reported]
         report = look_at(folder, target, label) if target <= reached else None
         if report is None:
-            if record is None:
+            if not folder.run.exists():
                 self._take_over(storage, trial, folder)
             opened = self._open(trial, folder.path)
             # The run has gone past rungs that nobody looked at: only where it stands can be looked at now.

@@ -107,3 +107,42 @@ def test_layers_of_other_kinds(settings, monkeypatch):
     images = jnp.asarray(np.random.default_rng(0).random((5, 8, 8, 3)), jnp.float32)
     params = layers[0].init(jax.random.key(1), images)
     assert_close(*(jax.grad(lambda p, n=n: jnp.sum(jnp.sin(n.apply(p, None, images))))(params) for n in layers))
+
+
+class Standardised(hk.Conv2D):
+    """A layer of a plugin, which does more than its base."""
+
+    def __call__(self, images):
+        return 3 * super().__call__(images)
+
+
+def test_layers_of_other_classes_and_other_ways_of_calling_are_left_alone(monkeypatch):
+    monkeypatch.setattr(convolution, "_CACHED", 2**10)
+    images = jnp.asarray(np.random.default_rng(0).random((5, 8, 8, 3)), jnp.float32)
+    for network in (
+        lambda x: Standardised(6, 3)(x),
+        lambda x: hk.Conv2D(6, 3)(inputs=x),
+        lambda x: hk.Conv2D(6, 3)(x[0]),
+    ):
+        layers = [hk.transform(f(network)) for f in (lambda f: f, convolution.in_parts)]
+        params = layers[0].init(jax.random.key(1), images)
+        assert_close(*(jax.grad(lambda p, n=n: jnp.sum(jnp.sin(n.apply(p, None, images))))(params) for n in layers))
+
+
+def test_parts_are_bounded():
+    layer = hk.transform(convolution.in_parts(lambda x: hk.Conv2D(64, 3)(x)))
+    images = jnp.zeros((64, 64, 64, 3))  # 64 MiB of output
+    params = layer.init(jax.random.key(0), images)
+    batches = convolved_batches(lambda p: jax.grad(lambda p: jnp.sum(layer.apply(p, None, images)))(p), params)
+    assert batches == [4] * 16
+
+
+def test_bfloat16_networks_are_summed_over_parts_in_float32(monkeypatch):
+    monkeypatch.setattr(convolution, "_CACHED", 2**10)
+    model, images = make("model", CNN), jnp.asarray(np.random.default_rng(0).random((8, 16, 16, 3)), jnp.float32)
+    both = [network_of(model, 5, "bfloat16", Tracing(in_parts=chosen)) for chosen in (False, True)]
+    params, state = both[0].init(jax.random.key(0), images, True)
+    slopes = [
+        jax.grad(lambda p, n=n: jnp.sum(jnp.sin(n.apply(p, state, None, images, False)[0])))(params) for n in both
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05, atol=0.02), *slopes)

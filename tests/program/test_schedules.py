@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import llrflow
+from llrflow.errors import LlrflowError
 
 
 def ramp(end, steps, start=0):
@@ -42,6 +43,21 @@ def test_the_table_holds_what_optax_computes(load):
         for name, schedule in expected.items():
             assert values[name] == pytest.approx(float(schedule(step)), rel=1e-6, abs=1e-9), (name, step)
     np.testing.assert_array_equal(inputs.at(1000), inputs.at(65))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "says"),
+    [
+        ({0: 1, 5: ramp(4.0, "200%")}, "follows a schedule of 24 steps, training has 12"),
+        ({0: 1, "200%": 2}, "follows a schedule of 24 steps, training has 12"),
+        ({0: -1}, "would reward the term"),
+        ({0: 1, 6: 5, "50%": 2}, "has two entries for one step"),
+    ],
+)
+def test_pieces_that_cannot_all_hold_are_refused(pieces, says, load):
+    weight = {"type": "piecewise", "pieces": pieces}
+    with pytest.raises(LlrflowError, match=says):
+        llrflow.compile(load({"objective.terms.gamma.weight": weight}))
 
 
 def test_a_weight_warm_up_changes_the_objective_as_computed_by_hand(load, train):

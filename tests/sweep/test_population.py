@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_a_member_has_the_other_ones_numbers_up_to_the_step_and_its_own_from_the
         np.testing.assert_array_equal(values[:4], theirs[name][:4], err_msg=name)
         new = {GAMMA: 0.5, SLOPE: 0.375}.get(name)
         np.testing.assert_array_equal(values[4:], theirs[name][4:] if new is None else np.float32(new), err_msg=name)
-    assert members.source(0) == (other.name, 4) and members.begun == 4 and members.source(2) is None
+    assert members.source(0) == (other.name, 4) and members.settled == 4 and members.source(2) is None
 
     again = members.take_over(3, 0, 8, {"lambda": 0.25})
     weights = columns(again)[GAMMA]
@@ -65,7 +66,9 @@ def test_a_member_has_the_other_ones_numbers_up_to_the_step_and_its_own_from_the
     line = [(part.step, part.source, part.values["lambda"]) for part in members.lines[3]]
     assert line == [(0, None, other.parameters["lambda"]), (4, 2, 0.5), (8, 0, 0.25)]
 
-    # Another driver finds the same.
+    # Another driver finds the same, once it is on record.
+    assert storage.lines() == {}
+    members.keep()
     later = Population(members._spec, storage, list(members._founders.values()))
     assert {n: trial.name for n, trial in later.members.items()} == {n: t.name for n, t in members.members.items()}
 
@@ -80,25 +83,27 @@ def test_a_schedule_inside_goes_on_where_it_is(population):
 
 
 def test_a_run_that_is_some_members_already_is_not_made_twice(population):
-    _, storage, members = population()
+    _, _, members = population()
     before = dict(members.members)
     assert members.take_over(0, 1, 4, dict(before[1].parameters)) is None, "the same values: the other one's own run"
     assert members.take_over(0, 1, 4, {"lambda": 0.5}) is not None
     assert members.take_over(2, 1, 4, {"lambda": 0.5}) is None, "that is what member 0 does now"
-    assert members.members[2] is before[2] and storage.lines()[2][-1].source is None
+    assert members.members[2] is before[2] and members.lines[2][-1].source is None
 
 
 def test_a_member_whose_founder_is_another_one_now_begins_anew(population, sweeping):
     _, storage, members = population()
     members.take_over(0, 2, 4, {"lambda": 0.5})
+    members.keep()
     wider = llrflow.load_spec(sweeping(scheduler={"type": "pbt"}, search={"type": "random", "seed": 1}))
     other = Population(wider, storage, trials_of(wider, describe))
-    assert other.begun == 0 and all(len(line) == 1 for line in other.lines.values())
+    assert other.settled == 0 and all(len(line) == 1 for line in other.lines.values())
 
 
 def test_the_record_tells_what_a_member_went_through(population):
     spec, storage, members = population()
     members.take_over(0, 2, 4, {"lambda": 0.5})
+    members.keep()
     line = trial_record(spec, storage, members.members[0]).line
     assert [part.source for part in line] == [None, 2] and line[1].run == members.members[0].name
 
@@ -119,6 +124,57 @@ def test_decisions_depend_on_the_seed_and_the_decision_alone(kind, population):
     assert random.getstate() == outside
     scheduler = spec.sweep.scheduler.bred(parents)
     assert scheduler._synch and scheduler._perturbation_interval == 1
+
+
+class OfTune:
+    """A trial as Tune's scheduler sees it, waiting."""
+
+    status, checkpoint = "PAUSED", "kept"
+    temporary_state = SimpleNamespace(saving_to=None)
+
+    def __init__(self, number, parameters):
+        self.config = {"trial": {"number": number, "values": {"lambda": parameters["lambda"]}}}
+        manager = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
+        self.run_metadata = SimpleNamespace(checkpoint_manager=manager)
+        self.experiment_tag = self.trial_id = str(number)
+        self.last_result = {"training_iteration": 0}
+
+    def is_finished(self):
+        return self.status == "TERMINATED"
+
+    def set_experiment_tag(self, tag):
+        self.experiment_tag = tag
+
+    def set_config(self, config):
+        self.config = config
+
+
+@pytest.mark.parametrize("ends", ["on_trial_complete", "on_trial_error"])
+def test_the_others_do_not_wait_for_a_member_that_has_ended(ends, population):
+    from llrflow.sweep.breeding import Parents
+
+    spec, storage, members = population()
+    parents = Parents(spec.sweep, members, lambda t: {"number": t.number, "values": t.parameters}, lambda line: None)
+    scheduler = spec.sweep.scheduler.bred(parents)
+    scheduler.set_search_properties("worst_case.accuracy", "max")
+    trials = [OfTune(n, members.members[n].parameters) for n in range(4)]
+    controller = SimpleNamespace(
+        search_alg=None, get_trials=lambda: trials, get_live_trials=lambda: [t for t in trials if not t.is_finished()]
+    )
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)
+    trials[3].status = "RUNNING"
+    for number in range(3):
+        look = {"training_iteration": 1, "worst_case.accuracy": number / 10, "rung": 1, "step": 4}
+        assert scheduler.on_trial_result(controller, trials[number], look) in ("PAUSE", "NOOP")
+    trials[3].status = "PENDING"  # it has never reported
+    assert scheduler.choose_trial_to_run(controller) is trials[3]
+    trials[3].status = "RUNNING"
+    getattr(scheduler, ends)(controller, trials[3], *([{}] if ends == "on_trial_complete" else []))
+    trials[3].status = "TERMINATED"
+    assert scheduler.choose_trial_to_run(controller) in trials[:3], "a decision was made, and they go on"
+    line = storage.lines()[0]
+    assert [(part.step, part.source) for part in line] == [(0, None), (4, 2)], "the worst took over the best"
 
 
 @pytest.mark.parametrize(
