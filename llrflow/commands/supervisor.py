@@ -93,6 +93,11 @@ def run_on_hosts(
         digest = spec_hash(resolve(spec, describe(spec.data)))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
     before = _stamp(folder.run)
+
+    def begun() -> bool:
+        """Whether this run is under way: one that was lost before it could start over has yet to do so."""
+        return not fresh or _stamp(folder.run) != before
+
     cpus = max(os.cpu_count() or 1, math.ceil(spec.devices.wanted.get("CPU", 0) * spec.devices.hosts))
     losses: list[LossRecord] = []
     # What Ray prints of dying nodes are pages; what was lost is said here. Process 0's output goes another way.
@@ -105,18 +110,16 @@ def run_on_hosts(
         _check(spec, address)
         reached, without = (0, 0) if fresh else _progress(folder), 0
         while True:
-            # One that was lost before it could start over has yet to do so.
-            done = [] if fresh and _stamp(folder.run) == before else ["--fresh"]
             try:
-                _attempt(spec, [a for a in arguments if a not in done], folder, address, stop)
+                going_on = [argument for argument in arguments if argument != "--fresh"]
+                _attempt(spec, going_on if begun() else arguments, folder, address, stop)
                 break
             except _Lost as loss:
-                begun = not fresh or _stamp(folder.run) != before
-                now = _progress(folder) if begun else (0, 0)
+                now = _progress(folder) if begun() else (0, 0)
                 reached, without = max(reached, now), 1 if now > reached else without + 1
                 losses.append(_record_of(loss, now[0]))
                 stands = f"lost at step {now[0]}, {loss}"
-                if begun:
+                if begun():
                     _put_on_record(folder, digest, losses, state="interrupted", error=stands)
                 if sys.stderr.isatty():
                     say("\x1b[?25h")  # the cursor, which a progress bar had hidden

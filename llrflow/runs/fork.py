@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 
-from llrflow.files import write_atomic
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.records import ForkRecord, RunFolder
 from llrflow.spec.schema import Spec
@@ -24,8 +22,8 @@ def fork(source: RunFolder, pinned: Checkpoints, step: int, spec: Spec, digest: 
     folder = RunFolder(begun)
     folder.evaluation.mkdir(parents=True)
     pinned.copy_to(Checkpoints(folder.checkpoints), step)
-    lines = [json.dumps(line) + "\n" for line in source.metric_lines() if line["step"] <= step]
-    write_atomic(folder.metrics, "".join(lines).encode())
+    shutil.copyfile(source.metrics, folder.metrics)
+    folder.rewind_metrics(step)
     shutil.copytree(source.events, folder.events)
     for path in source.evaluation.iterdir() if source.evaluation.exists() else ():
         number = re.match(r"(\d+)[-.]", path.name)

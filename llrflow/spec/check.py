@@ -169,11 +169,10 @@ def _population(sweep: Sweep) -> Iterator[Problem]:
     if sweep.seeds > 1:
         got = f"= {sweep.seeds}, but members of {label} take over each other's weights: they have one seed"
         yield Problem("sweep.seeds", got, "delete it")
-    changing = {name: domain for name, domain in sweep.parameters.items() if domain.changes}
     for name, domain in sweep.parameters.items():
         if domain.when:
             yield Problem(f"sweep.parameters.{name}.when", f"has no place with {label}", "delete it")
-    for name, domain in changing.items():
+    for name, domain in sweep.changing.items():
         kind = domain.registered_as[1]
         if domain.crossed:
             got = f"({domain.label()}) gives every value to every draw, but {label} changes values"
@@ -181,7 +180,7 @@ def _population(sweep: Sweep) -> Iterator[Problem]:
         elif sweep.scheduler.registered_as[1] == "pb2" and kind not in ("uniform", "loguniform"):
             got = f"({domain.label()}) has no place in pb2's model of the gains"
             yield Problem(f"sweep.parameters.{name}", got, "use uniform, or the scheduler pbt")
-    if not changing:
+    if not sweep.changing:
         yield Problem("sweep.parameters", f"has nothing that {label} could change", "add a parameter")
 
 

@@ -373,6 +373,11 @@ class Sweep(Component):
     """Where trials are shown besides the sweep's folder."""
 
     @property
+    def changing(self) -> dict[str, Any]:
+        """The parameters whose values are chosen, by name; the others follow from them."""
+        return {name: domain for name, domain in self.parameters.items() if domain.changes}
+
+    @property
     def metrics(self) -> list[str]:
         """What a look at a rung measures."""
         attacks = [f"attacks.{name}.accuracy" for name in self.rung.attacks]

@@ -34,7 +34,7 @@ class Parents:
     ) -> None:
         self._sweep, self._population, self._task_of, self.say = sweep, population, task_of, say
         self._problem: str | None = None
-        self.names = [name for name, domain in sweep.parameters.items() if domain.changes]
+        self.names = list(sweep.changing)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune would store it, for a restore that is never made

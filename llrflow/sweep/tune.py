@@ -151,7 +151,6 @@ def _mirror(uri: str, storage: Storage, resume: bool) -> Mirror:
 
 def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, address: str) -> None:
     scheduler, population = sweep.scheduler, watch.population
-    changed = [name for name, domain in sweep.parameters.items() if domain.changes] if scheduler.breeds else []
 
     def task_of(trial: Trial) -> dict[str, Any]:
         settled = 0 if population is None else sum(rung <= population.settled for rung in trial.rungs)
@@ -166,7 +165,7 @@ def _fit(sweep: Sweep, todo: Sequence[Trial], storage: Storage, watch: _Watch, a
             scheduler=scheduler.model_dump(),
             breeds=scheduler.breeds,
             reported=settled,
-            values={name: trial.parameters[name] for name in changed},
+            values={name: trial.parameters[name] for name in sweep.changing} if scheduler.breeds else {},
             source=None if population is None else population.source(trial.number),
         )._asdict()
 
