@@ -19,9 +19,9 @@ import matplotlib
 import numpy as np
 
 import llrflow
-from llrflow.objective import Objective, perturb
-from llrflow.probe import Probe
-from llrflow.threat import Threat
+from llrflow.method.objective import Objective, perturb
+from llrflow.method.probe import Probe
+from llrflow.method.threat import Threat
 
 EPSILON = 0.1
 X = jnp.full((1, 1, 2, 1), 0.5)

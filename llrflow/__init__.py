@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llrflow.attacks.run import attack
-    from llrflow.errors import SpecError
-    from llrflow.probe import Probe
+    from llrflow.base.errors import SpecError
+    from llrflow.components.registry import make
+    from llrflow.method.probe import Probe
     from llrflow.program.compile import compile_spec as compile
-    from llrflow.registry import make
     from llrflow.report.page import make_report
     from llrflow.runs.export import load_exported
     from llrflow.runs.model import load_model
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Probe": ("llrflow.probe", "Probe"),
-    "SpecError": ("llrflow.errors", "SpecError"),
+    "Probe": ("llrflow.method.probe", "Probe"),
+    "SpecError": ("llrflow.base.errors", "SpecError"),
     "attack": ("llrflow.attacks.run", "attack"),
     "compile": ("llrflow.program.compile", "compile_spec"),
     "load_exported": ("llrflow.runs.export", "load_exported"),
     "load_model": ("llrflow.runs.model", "load_model"),
     "load_spec": ("llrflow.spec.load", "load_spec"),
-    "make": ("llrflow.registry", "make"),
+    "make": ("llrflow.components.registry", "make"),
     "make_report": ("llrflow.report.page", "make_report"),
     "run": ("llrflow.runs.pipeline", "run"),
 }

@@ -59,8 +59,8 @@ def repository():
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A directory in which digits is prepared and decoded."""
-    from llrflow.data.block import Data
     from llrflow.data.resident import load_split
+    from llrflow.data.schema import Data
 
     data = Data(name="digits", dir=str(tmp_path_factory.mktemp("data")))
     for split in (data.train, data.test):

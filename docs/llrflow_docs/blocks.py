@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llrflow.registry import Chosen, Component
+from llrflow.components.fields import Chosen
+from llrflow.components.registry import Component
 from llrflow.spec.catalog import json_schema
 from llrflow.spec.schema import Spec
 from llrflow_docs.fields import fields_table, kind_of, parts

@@ -10,8 +10,8 @@ from typing import Any
 
 import optax
 
-from llrflow.plugins import load_plugin
-from llrflow.registry import KINDS, PLACE_FIELDS, Entry, entries
+from llrflow.components.plugins import load_plugin
+from llrflow.components.registry import KINDS, PLACE_FIELDS, Entry, entries
 from llrflow.spec.catalog import catalog, json_schema
 from llrflow.spec.source import dump_yaml
 from llrflow_docs.fields import fields_table, kind_of

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
-from llrflow.registry import KINDS, Chosen, Component
+from llrflow.components.fields import Chosen
+from llrflow.components.registry import KINDS, Component
 from llrflow_docs.prose import escape, flow, table
 
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}

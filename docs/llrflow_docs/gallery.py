@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import llrflow
-from llrflow.registry import Component
+from llrflow.components.registry import Component
 from llrflow_docs.links import anchor_of, page_of, relink
 from llrflow_docs.prose import escape, fence, table
 

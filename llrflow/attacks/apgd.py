@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack, aimed_class
-from llrflow.batched import choose, spread
-from llrflow.probe import SearchProbe
-from llrflow.registry import Traced, register
-from llrflow.terms.classification import dlr, targeted_dlr
-from llrflow.threat import Threat
+from llrflow.components.fields import Traced
+from llrflow.components.registry import register
+from llrflow.method.ascent import ProbeFactory, misclassified
+from llrflow.method.batched import choose, spread
+from llrflow.method.probe import SearchProbe
+from llrflow.method.terms.classification import dlr, targeted_dlr
+from llrflow.method.threat import Threat
 
 # Croce & Hein 2020, section 3.1 and appendix C.
 FIRST_SIZE = 2.0

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from llrflow.attacks.base import Attack
-from llrflow.errors import SpecError
-from llrflow.registry import make, register
-from llrflow.threat import Threat
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import make, register
+from llrflow.method.threat import Threat
 
 TARGETS, RESTARTS, DRAWS = 9, 5, 20
 """Targets of the targeted attacks, restarts of the untargeted ones in `plus`, draws of a query in `rand`."""

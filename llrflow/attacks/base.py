@@ -8,12 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 from pydantic import Field
 
-from llrflow.ascent import ProbeFactory
-from llrflow.labels import at_label
-from llrflow.probe import SearchProbe
-from llrflow.registry import Component
-from llrflow.terms.classification import margin, wrong_classes
-from llrflow.threat import Threat
+from llrflow.components.registry import Component
+from llrflow.method.ascent import ProbeFactory
+from llrflow.method.labels import at_label
+from llrflow.method.probe import SearchProbe
+from llrflow.method.terms.classification import margin, wrong_classes
+from llrflow.method.threat import Threat
 
 
 class StepCost(NamedTuple):

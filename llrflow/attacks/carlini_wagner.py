@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import optax
 from pydantic import Field
 
-from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack, StepCost
-from llrflow.batched import choose
-from llrflow.registry import Traced, register
-from llrflow.terms.classification import margin
-from llrflow.threat import Threat
+from llrflow.components.fields import Traced
+from llrflow.components.registry import register
+from llrflow.method.ascent import ProbeFactory, misclassified
+from llrflow.method.batched import choose
+from llrflow.method.terms.classification import margin
+from llrflow.method.threat import Threat
 
 INSIDE = 0.999999
 """Images are shrunk by this factor about their middle grey, so that artanh of a pixel at 0 or 1 is finite."""

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
-from llrflow.ascent import ProbeFactory
 from llrflow.attacks.carlini_wagner import Descent, TanhAttack, from_tanh, to_tanh
-from llrflow.batched import choose
-from llrflow.registry import Traced, raise_at, register
-from llrflow.threat import Threat
+from llrflow.base.validation import raise_at
+from llrflow.components.fields import Traced
+from llrflow.components.registry import register
+from llrflow.method.ascent import ProbeFactory
+from llrflow.method.batched import choose
+from llrflow.method.threat import Threat
 
 SOLVED = 1e-4
 """Loss, in units of the constant, below which a threshold counts as kept (the authors' code)."""

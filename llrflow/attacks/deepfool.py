@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack, StepCost
-from llrflow.batched import choose, spread
-from llrflow.registry import Traced, register
-from llrflow.threat import Threat, clip_to_box
+from llrflow.components.fields import Traced
+from llrflow.components.registry import register
+from llrflow.method.ascent import ProbeFactory, misclassified
+from llrflow.method.batched import choose, spread
+from llrflow.method.threat import Threat, clip_to_box
 
 
 class Walk(NamedTuple):

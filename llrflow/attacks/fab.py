@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from llrflow.ascent import ProbeFactory, misclassified
 from llrflow.attacks.base import Attack, StepCost, aimed_class
-from llrflow.batched import choose, spread
-from llrflow.labels import at_label
-from llrflow.probe import SearchProbe
-from llrflow.registry import Traced, register
-from llrflow.terms.classification import margin, wrong_classes
-from llrflow.threat import Threat, clip_to_box
+from llrflow.components.fields import Traced
+from llrflow.components.registry import register
+from llrflow.method.ascent import ProbeFactory, misclassified
+from llrflow.method.batched import choose, spread
+from llrflow.method.labels import at_label
+from llrflow.method.probe import SearchProbe
+from llrflow.method.terms.classification import margin, wrong_classes
+from llrflow.method.threat import Threat, clip_to_box
 
 ACROSS = 1e-4
 """How far beyond the predicted boundary the final search goes, as a share of the segment that it searches."""

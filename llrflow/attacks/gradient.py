@@ -7,13 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import jax
 from pydantic import Field, PlainValidator, model_validator
 
-from llrflow.answer import ask
-from llrflow.ascent import Carry, Goal, ProbeFactory, Search
 from llrflow.attacks.base import Attack, aimed_class
-from llrflow.probe import SearchProbe
-from llrflow.registry import Chosen, Traced, invalid, raise_at, register
-from llrflow.terms.classification import Targeted
-from llrflow.threat import Threat
+from llrflow.base.validation import invalid, raise_at
+from llrflow.components.fields import Chosen, Traced
+from llrflow.components.registry import register
+from llrflow.method.ascent import Carry, Goal, ProbeFactory, Search
+from llrflow.method.probe import SearchProbe
+from llrflow.method.term import ask
+from llrflow.method.terms.classification import Targeted
+from llrflow.method.threat import Threat
 
 
 class GradientAttack(Search, Attack):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llrflow.attacks.base import Attack
-from llrflow.attacks.lab import Lab, Subject
-from llrflow.threat import Threat
+from llrflow.attacks.trial_attacks import Subject, TrialAttacks
+from llrflow.method.threat import Threat
 
 STEPS, RESTARTS, LONG, QUERIES = 20, 5, 100, 200
 """Of the trials' attacks."""
@@ -37,10 +37,10 @@ def find_flags(
 
     `report(trials done)` is called between trials.
     """
-    lab, flags = Lab(subject), []
+    trials, flags = TrialAttacks(subject), []
     for done, trial in enumerate(TRIALS):
         report(done)
-        flags += trial(lab)
+        flags += trial(trials)
     return [_joined(flag, made) for flag in flags]
 
 
@@ -54,14 +54,14 @@ def _margin(steps: int, size: float, restarts: int = 1) -> dict[str, Any]:
     return {"type": "pgd", "steps": steps, "restarts": restarts, "step": {"type": "steepest", "size": size}}
 
 
-def _steps(lab: Lab) -> list[Flag]:
+def _steps(trials: TrialAttacks) -> list[Flag]:
     """FGSM against PGD, the loss against the number of steps, its linearity, and the gradients it all rests on."""
-    epsilon = float(lab.subject.threat.epsilon)
-    single = lab.attack("ascent", _ascent(1, epsilon)).arrays
-    short = lab.attack("ascent", _ascent(STEPS // 4, 2.5 * epsilon / (STEPS // 4))).arrays
-    long = lab.attack("ascent", _ascent(STEPS, 2.5 * epsilon / STEPS)).arrays
-    clean = lab.reference(lab.subject.key)
-    again = lab.reference(lab.subject.key + np.uint32(1))
+    epsilon = float(trials.subject.threat.epsilon)
+    single = trials.attack("ascent", _ascent(1, epsilon)).arrays
+    short = trials.attack("ascent", _ascent(STEPS // 4, 2.5 * epsilon / (STEPS // 4))).arrays
+    long = trials.attack("ascent", _ascent(STEPS, 2.5 * epsilon / STEPS)).arrays
+    clean = trials.reference(trials.subject.key)
+    again = trials.reference(trials.subject.key + np.uint32(1))
     n = len(clean.loss)
     fewer, gains = single["wrong"] & ~long["wrong"], {}
     for name, found in (("1 step", single), (f"{STEPS // 4} steps", short), (f"{STEPS} steps", long)):
@@ -73,7 +73,7 @@ def _steps(lab: Lab) -> list[Flag]:
     bent = float(np.mean(long["linearity"]) / max(float(np.mean(slope)), 1e-12))
     reached, before = gains[f"{STEPS} steps"], gains[f"{STEPS // 4} steps"]
     # To first order the loss grows by epsilon times the gradient's dual norm; an honest attack finds much of that.
-    dual = 1 if lab.subject.threat.norm == "linf" else 2
+    dual = 1 if trials.subject.threat.norm == "linf" else 2
     expected = epsilon * float(np.mean(np.linalg.norm(np.nan_to_num(clean.gradient).reshape(n, -1), dual, axis=1)))
     gains["to first order"] = expected
     flat = not np.isfinite(reached) or reached <= max(0.1 * expected, 1e-9) or reached < 0.9 * before
@@ -115,13 +115,13 @@ def _steps(lab: Lab) -> list[Flag]:
     ]
 
 
-def _restarts(lab: Lab) -> list[Flag]:
+def _restarts(trials: TrialAttacks) -> list[Flag]:
     """What restarts add, and what an attack without gradients finds beyond them."""
-    size, n = 2.5 * float(lab.subject.threat.epsilon) / STEPS, len(lab.subject.labels)
-    found = lab.attack("margin", _margin(STEPS, size))
+    size, n = 2.5 * float(trials.subject.threat.epsilon) / STEPS, len(trials.subject.labels)
+    found = trials.attack("margin", _margin(STEPS, size))
     once = found.arrays["wrong"].copy()
-    often = lab.attack("margin", _margin(STEPS, size, RESTARTS), into=found).arrays["wrong"]
-    blind = lab.attack("blind", {"type": "square", "queries": QUERIES}).arrays["wrong"]
+    often = trials.attack("margin", _margin(STEPS, size, RESTARTS), into=found).arrays["wrong"]
+    blind = trials.attack("blind", {"type": "square", "queries": QUERIES}).arrays["wrong"]
     beyond = blind & ~often
     return [
         Flag(
@@ -144,13 +144,13 @@ def _restarts(lab: Lab) -> list[Flag]:
     ]
 
 
-def _without_bound(lab: Lab) -> list[Flag]:
+def _without_bound(trials: TrialAttacks) -> list[Flag]:
     """Attacks that may do anything to the image must succeed."""
-    threat = lab.subject.threat
-    diameter = 1.0 if threat.norm == "linf" else float(np.sqrt(np.prod(lab.subject.images.shape[1:])))
+    threat = trials.subject.threat
+    diameter = 1.0 if threat.norm == "linf" else float(np.sqrt(np.prod(trials.subject.images.shape[1:])))
     whole = Threat(norm=threat.norm, epsilon=diameter)
-    huge = _robust(lab.attack("margin", _margin(STEPS, 2.5 * diameter / STEPS), whole).arrays)
-    steady = _robust(lab.attack("margin", _margin(LONG, max(float(threat.epsilon), 0.05 * diameter)), whole).arrays)
+    huge = _robust(trials.attack("margin", _margin(STEPS, 2.5 * diameter / STEPS), whole).arrays)
+    steady = _robust(trials.attack("margin", _margin(LONG, max(float(threat.epsilon), 0.05 * diameter)), whole).arrays)
     advice = "no distance suffices to change the prediction, which cannot be: the attack is broken, or blind. "
     return [
         Flag(
@@ -168,7 +168,7 @@ def _without_bound(lab: Lab) -> list[Flag]:
     ]
 
 
-TRIALS: tuple[Callable[[Lab], list[Flag]], ...] = (_steps, _restarts, _without_bound)
+TRIALS: tuple[Callable[[TrialAttacks], list[Flag]], ...] = (_steps, _restarts, _without_bound)
 
 
 def _joined(flag: Flag, made: Sequence[tuple[Attack, np.ndarray]]) -> Flag:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llrflow.ascent import restart_keys
-from llrflow.keys import example_keys
-from llrflow.labels import cross_entropy
-from llrflow.probe import ApplyFn, Reference
+from llrflow.method.ascent import restart_keys
+from llrflow.method.keys import example_keys
+from llrflow.method.labels import cross_entropy
+from llrflow.method.probe import ApplyFn, Reference
 
 NOISE = 2**31
 """Numbers from here on name the draws of a stochastic model outside the steps, which count from 0."""
@@ -27,7 +27,7 @@ class Network(NamedTuple):
     stochastic: bool = False
 
 
-class Lanes(NamedTuple):
+class Placement(NamedTuple):
     """How functions and arrays get onto devices."""
 
     wrap: Callable[[Any], Any]
@@ -49,13 +49,13 @@ class Lanes(NamedTuple):
 
 
 @functools.cache
-def one_device() -> Lanes:
+def one_device() -> Placement:
     """Plain `jax.jit` on the default device."""
 
     def to_host(tree: Any) -> Any:
         return jax.tree.map(np.asarray, tree)
 
-    return Lanes(jax.jit, lambda tree: tree, lambda tree: tree, to_host, jax.default_backend())
+    return Placement(jax.jit, lambda tree: tree, lambda tree: tree, to_host, jax.default_backend())
 
 
 class Examples(NamedTuple):
@@ -108,11 +108,11 @@ def reference_of(network: Network, variables: Any, examples: Examples, keys: jax
 
 
 @functools.lru_cache(maxsize=32)
-def look_phase(network: Network, lanes: Lanes, eot: int) -> Callable[[Any, Examples, Any], Start]:
+def look_phase(network: Network, placement: Placement, eot: int) -> Callable[[Any, Examples, Any], Start]:
     """(variables, examples, key) -> Start, compiled once for all attacks on a network."""
 
     def look(variables: Any, examples: Examples, key: jax.Array) -> Start:
         keys = restart_keys(example_keys(jax.random.wrap_key_data(key), examples.ids), examples.run)
         return Start(reference_of(network, variables, examples, keys, eot), jax.random.key_data(keys))
 
-    return lanes.wrap(look)
+    return placement.wrap(look)

@@ -13,18 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llrflow.ascent import Plan, misclassified, plan_steps, repeat
 from llrflow.attacks.base import Attack
-from llrflow.attacks.network import NOISE, Examples, Lanes, Network, Start, look_phase, querying, reference_of
-from llrflow.batched import choose
+from llrflow.attacks.network import NOISE, Examples, Network, Placement, Start, look_phase, querying, reference_of
+from llrflow.base.errors import SpecError
+from llrflow.base.validation import listing
+from llrflow.components.calls import guarded, shaped
+from llrflow.components.registry import Component
+from llrflow.components.traced import bind, numbers, static_key
 from llrflow.data.batches import padded_chunks
-from llrflow.errors import SpecError
-from llrflow.guard import guarded, shaped
-from llrflow.probe import SearchProbe
-from llrflow.registry import Component, listing
-from llrflow.terms.linearity import LocalLinearity
-from llrflow.threat import Threat, clip_to_box
-from llrflow.traced import bind, numbers, static_key
+from llrflow.method.ascent import Plan, misclassified, plan_steps, repeat
+from llrflow.method.batched import choose
+from llrflow.method.probe import SearchProbe
+from llrflow.method.terms.linearity import LocalLinearity
+from llrflow.method.threat import Threat, clip_to_box
 
 
 class Verdict(NamedTuple):
@@ -67,20 +68,22 @@ class AttackProgram:
         attack: Attack,
         threat: Threat,
         network: Network,
-        lanes: Lanes,
+        placement: Placement,
         surrogate: Network | None = None,
         plan: Plan | None = None,
     ) -> None:
         """`plan` says how its steps are compiled; by default what suits the platform and the attack's length."""
         if threat.norm not in attack.norms:
             raise SpecError(attack.label(), f"knows no {threat.norm} threat", f"choose from {listing(attack.norms)}")
-        self.attack, self.threat, self.network, self.lanes = attack, threat, network, lanes
+        self.attack, self.threat, self.network, self.placement = attack, threat, network, placement
         self._searched = surrogate or network
-        self.plan = plan or plan_steps(attack.length, lanes.platform, inside=False)
+        self.plan = plan or plan_steps(attack.length, placement.platform, inside=False)
         self._compiled: dict[Any, dict[str, Any]] = {}
         self._draws = attack.eot if self._searched.stochastic else 1
-        self._look = look_phase(self._searched, lanes, self._draws)
-        self._begin, self._advance, self._finish = map(lanes.wrap, (self._begin_fn, self._advance_fn, self._finish_fn))
+        self._look = look_phase(self._searched, placement, self._draws)
+        self._begin, self._advance, self._finish = map(
+            placement.wrap, (self._begin_fn, self._advance_fn, self._finish_fn)
+        )
 
     @property
     def numbers(self) -> dict[str, np.float32]:
@@ -110,10 +113,10 @@ class AttackProgram:
     ) -> Iterator[tuple[np.ndarray, Verdict]]:
         """One run of every example, in batches of `size`: (rows of `examples` [M], their verdicts) as they end.
 
-        variables (and the surrogate's, if there is one) and key data as `lanes` replicates them; examples in NumPy,
+        variables (and the surrogate's, if there is one) and key data as `placement` replicates them; examples in NumPy,
         a few batches of them for packing to pay. `report()` is called between chunks of steps.
         """
-        lanes, inputs = self.lanes, self.lanes.replicate(self.numbers)
+        placement, inputs = self.placement, self.placement.replicate(self.numbers)
         searched = variables if surrogate is None else surrogate
         one = Examples(*(np.asarray(field)[0] for field in examples))
         if (size, _kind(one)) not in self._compiled:
@@ -127,28 +130,28 @@ class AttackProgram:
         for first in range(0, self.attack.length, self.plan.chunk) if self.attack.length else ():
             if not flights:  # a search may be far shorter than it might have been
                 break
-            index, settled = lanes.replicate(np.int32(first)), []
+            index, settled = placement.replicate(np.int32(first)), []
             for place, f in enumerate(flights):  # one after the other: an old state is given up for each new one
                 flying, done = phases["advance"](searched, f.examples, f.start, f.flying, index, inputs)
                 flights[place] = f._replace(flying=flying)
                 settled.append(done)
             report()
             if first + self.plan.chunk < self.attack.length and self._settles:
-                going = [f.mask & ~lanes.gather(done) for f, done in zip(flights, settled, strict=True)]
+                going = [f.mask & ~placement.gather(done) for f, done in zip(flights, settled, strict=True)]
                 count = sum(int(g.sum()) for g in going)
                 if -(-count // size) < len(flights):
                     ended = [f.mask & ~g for f, g in zip(flights, going, strict=True)]
-                    on_host = [(f.rows, *lanes.gather((f.examples, f.start, f.flying))) for f in flights]
+                    on_host = [(f.rows, *placement.gather((f.examples, f.start, f.flying))) for f in flights]
                     landing, flights = (self._pack(on_host, chosen, size) for chosen in (ended, going))
                     yield from self._land(landing, rest)
         yield from self._land(flights, rest)
 
     def arguments(self, variables: Any, searched: Any, size: int, example: Examples) -> dict[str, tuple[Any, ...]]:
         """The abstract arguments of each phase on a batch of `size` examples like one `example`; nothing is run."""
-        lead, each = self.lanes.lead, size // self.lanes.count
+        lead, each = self.placement.lead, size // self.placement.count
         examples = Examples(*(jax.ShapeDtypeStruct((*lead, each, *one.shape), one.dtype) for one in example))
         key, index = jax.ShapeDtypeStruct((*lead, 2), np.uint32), jax.ShapeDtypeStruct(lead, np.int32)
-        inputs = self.lanes.replicate(self.numbers)
+        inputs = self.placement.replicate(self.numbers)
         start = jax.eval_shape(self._look, searched, examples, key)
         begin = (searched, examples, start, inputs)
         flying = jax.eval_shape(self._begin, *begin)
@@ -174,7 +177,7 @@ class AttackProgram:
         phases = {"begin": self._begin, "advance": self._advance, "finish": self._finish}
         used = {name: phase for name, phase in phases.items() if name != "advance" or self.attack.length}
         lowered = {name: phase.lower(*arguments[name]) for name, phase in used.items()}
-        quick = {"xla_backend_optimization_level": 0} if self.lanes.platform == "cpu" else None
+        quick = {"xla_backend_optimization_level": 0} if self.placement.platform == "cpu" else None
         options = [None if name == "advance" else quick for name in lowered]  # the others run once: compile them fast
         with ThreadPoolExecutor() as pool:
             made = pool.map(lambda phase, chosen: phase.compile(chosen), lowered.values(), options)
@@ -189,7 +192,7 @@ class AttackProgram:
         return type(self.attack).settled is not Attack.settled
 
     def _launch(self, begin: Any, variables: Any, examples: Examples, rows: np.ndarray, key: Any, inputs: Any) -> Any:
-        batch = self.lanes.shard(Examples(*(np.asarray(field)[rows] for field in examples)))
+        batch = self.placement.shard(Examples(*(np.asarray(field)[rows] for field in examples)))
         start = self._look(variables, batch, key)
         return batch, start, begin(variables, batch, start, inputs)
 
@@ -204,15 +207,15 @@ class AttackProgram:
         packed = []
         for places, mask in padded_chunks(np.arange(len(whole[0])), size):
             rows, *on_devices = jax.tree.map(lambda leaf, p=places: leaf[p], whole)
-            packed.append(_Flight(rows, mask, *self.lanes.shard(tuple(on_devices))))
+            packed.append(_Flight(rows, mask, *self.placement.shard(tuple(on_devices))))
         return packed
 
     def _land(self, flights: list[_Flight], rest: Any) -> Iterator[tuple[np.ndarray, Verdict]]:
         finish, variables, searched, inputs = rest
         for flight in flights:
             verdict = finish(variables, searched, flight.examples, flight.start, flight.flying, inputs)
-            verdict = Verdict(*(field[flight.mask] for field in self.lanes.gather(verdict)))
-            self._check(verdict, self.lanes.gather(flight.examples.x)[flight.mask])
+            verdict = Verdict(*(field[flight.mask] for field in self.placement.gather(verdict)))
+            self._check(verdict, self.placement.gather(flight.examples.x)[flight.mask])
             yield flight.rows[flight.mask], verdict
 
     def _check(self, verdict: Verdict, x: np.ndarray) -> None:
@@ -288,13 +291,15 @@ def kept_program(
     attack: Attack,
     threat: Threat,
     network: Network,
-    lanes: Lanes,
+    placement: Placement,
     surrogate: Network | None = None,
     plan: Plan | None = None,
 ) -> AttackProgram:
     """As the constructor; what was compiled for an attack and a threat that differ in traced numbers serves again."""
     static = static_key(attack), static_key(threat)
-    return _kept(type(attack), static, network, lanes, surrogate, plan, _Held((attack, threat))).like(attack, threat)
+    return _kept(type(attack), static, network, placement, surrogate, plan, _Held((attack, threat))).like(
+        attack, threat
+    )
 
 
 class _Held:
@@ -311,9 +316,11 @@ class _Held:
 
 
 @functools.lru_cache(maxsize=32)
-def _kept(cls: type, static: tuple[str, str], network: Any, lanes: Any, surrogate: Any, plan: Any, held: _Held) -> Any:
+def _kept(
+    cls: type, static: tuple[str, str], network: Any, placement: Any, surrogate: Any, plan: Any, held: _Held
+) -> Any:
     attack, threat = held.value
-    return AttackProgram(attack, threat, network, lanes, surrogate, plan)
+    return AttackProgram(attack, threat, network, placement, surrogate, plan)
 
 
 def _kind(example: Examples) -> tuple[Any, ...]:

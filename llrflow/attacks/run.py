@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
-from llrflow.answer import lacking_classes
 from llrflow.attacks.network import Network, one_device
 from llrflow.attacks.program import kept_program
 from llrflow.attacks.search import Findings, InMemory, search
-from llrflow.errors import SpecError
-from llrflow.registry import first_problem, make
-from llrflow.threat import Threat
+from llrflow.base.errors import SpecError
+from llrflow.base.validation import first_problem
+from llrflow.components.registry import make
+from llrflow.method.term import lacking_classes
+from llrflow.method.threat import Threat
 
 
 class AttackResult(NamedTuple):

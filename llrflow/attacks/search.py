@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from llrflow.ascent import outranks
 from llrflow.attacks.network import Examples
 from llrflow.attacks.program import AttackProgram, Verdict
 from llrflow.data.batches import padded_chunks
+from llrflow.method.ascent import outranks
 
 WINDOW = 16
 """Batches in flight at once: examples that settle leave them, and the rest is packed into fewer."""

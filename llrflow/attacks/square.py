@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from llrflow.ascent import ProbeFactory, misclassified, restart_keys
 from llrflow.attacks.base import Attack, StepCost
-from llrflow.batched import choose
-from llrflow.registry import register
-from llrflow.terms.classification import margin
-from llrflow.threat import Threat
+from llrflow.components.registry import register
+from llrflow.method.ascent import ProbeFactory, misclassified, restart_keys
+from llrflow.method.batched import choose
+from llrflow.method.terms.classification import margin
+from llrflow.method.threat import Threat
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Changes after which p is halved, of 10,000 (section 5 of the paper)."""

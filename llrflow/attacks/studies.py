@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from pydantic import Field, model_validator
 
-from llrflow.ascent import Goal
 from llrflow.attacks.gradient import PGD
-from llrflow.attacks.lab import Lab, Subject
-from llrflow.registry import Chosen, Component, raise_at
-from llrflow.threat import Threat
+from llrflow.attacks.trial_attacks import Subject, TrialAttacks
+from llrflow.base.validation import raise_at
+from llrflow.components.fields import Chosen
+from llrflow.components.registry import Component
+from llrflow.method.ascent import Goal
+from llrflow.method.threat import Threat
 
 Counts = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
 Factors = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
@@ -72,7 +74,7 @@ class Strength(Study):
 
     def run(self, subject: Subject, report: Callable[[int], None]) -> dict[str, Any]:
         """Curves: lists of {steps | restarts | epsilon, accuracy}."""
-        lab, epsilon, done = Lab(subject), float(subject.threat.epsilon), 0
+        trials, epsilon, done = TrialAttacks(subject), float(subject.threat.epsilon), 0
         base = self.attack.model_copy(update={"restarts": 1})
 
         def accuracy(steps: int, factor: float, restarts: int, found: Any = None) -> tuple[float, Any]:
@@ -80,7 +82,7 @@ class Strength(Study):
             ball = _scaled(subject.threat, factor)
             config = _sized(base, steps, float(ball.epsilon)) | {"restarts": restarts}
             sized = hasattr(base.step, "size")  # other steps may depend on their number: a program for each
-            found = lab.attack("pgd" if sized else f"pgd {steps}", config, ball, into=found)
+            found = trials.attack("pgd" if sized else f"pgd {steps}", config, ball, into=found)
             done += 1
             report(done)
             return float(1 - found.arrays["wrong"].mean()), found
@@ -130,8 +132,8 @@ class Linearity(Study):
 
     def run(self, subject: Subject, report: Callable[[int], None]) -> dict[str, Any]:
         """By perturbation a list of {epsilon, gamma, relative}, each with mean and quantiles, in nats."""
-        lab, done = Lab(subject), 0
-        clean = lab.reference(subject.key).loss
+        trials, done = TrialAttacks(subject), 0
+        clean = trials.reference(subject.key).loss
         search = {"steps": self.steps, "stop": "never"}
         found: dict[str, list[Any]] = {"random": [], "fgsm": [], "pgd": [], "gamma": []}
         for factor in sorted(self.radii):
@@ -142,7 +144,7 @@ class Linearity(Study):
                 ("pgd", PGD(maximize="cross_entropy", **search)),
                 ("gamma", Largest(maximize="local_linearity", **search)),
             ):
-                arrays = lab.attack(name, config, ball).arrays
+                arrays = trials.attack(name, config, ball).arrays
                 relative = arrays["linearity"] / np.maximum(np.abs(arrays["loss"] - clean), 1e-12)
                 both = {"gamma": statistics(arrays["linearity"]), "relative": statistics(relative)}
                 found[name].append({"epsilon": float(ball.epsilon), **both})
@@ -184,8 +186,8 @@ class Surface(Study):
 
     def run(self, subject: Subject, report: Callable[[int], None]) -> dict[str, Any]:
         """{axis, images: [{id, label, loss [P][P]}]}: rows along the attack, columns along the random direction."""
-        lab = Lab(subject)
-        delta = lab.attack("attack", self.attack).delta
+        trials = TrialAttacks(subject)
+        delta = trials.attack("attack", self.attack).delta
         epsilon, found = float(subject.threat.epsilon), np.asarray(subject.threat.distance(jax.numpy.asarray(delta)))
         delta = delta * (epsilon / np.maximum(found, 1e-12))[:, None, None, None]  # it may have stopped inside the ball
         report(1)
@@ -196,7 +198,7 @@ class Surface(Study):
         axis: list[float] = np.linspace(-self.reach, self.reach, self.points).tolist()
         rows = []
         for done, along in enumerate(axis):
-            row = [lab.losses(along * delta + across * other) for across in axis]
+            row = [trials.losses(along * delta + across * other) for across in axis]
             rows.append(np.stack(row, axis=1))
             report(2 + done)
         losses = np.stack(rows, axis=1)

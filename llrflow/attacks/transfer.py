@@ -7,10 +7,12 @@ from typing import Annotated, Any, ClassVar
 import jax
 from pydantic import Field, model_validator
 
-from llrflow.ascent import ProbeFactory
 from llrflow.attacks.base import Attack, StepCost
-from llrflow.registry import Chosen, raise_at, register
-from llrflow.threat import Threat
+from llrflow.base.validation import raise_at
+from llrflow.components.fields import Chosen
+from llrflow.components.registry import register
+from llrflow.method.ascent import ProbeFactory
+from llrflow.method.threat import Threat
 
 
 @register("attack", "transfer")

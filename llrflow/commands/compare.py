@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llrflow.cli import console, json_option, print_json, run_argument
+from llrflow.commands.options import console, json_option, print_json, run_argument
 
 
 @click.command()

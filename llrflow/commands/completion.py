@@ -26,13 +26,11 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from llrflow.cli import cli
-
     place, then = PLACES[shell]
     made = get_completion_class(shell)
     assert made is not None
     if shell != "zsh":  # whose script must begin with its own `#compdef`
         click.echo(f"# Save as {place} and {then}.")
-    click.echo(made(cli, {}, "llrflow", "_LLRFLOW_COMPLETE").source())
+    click.echo(made(click.get_current_context().find_root().command, {}, "llrflow", "_LLRFLOW_COMPLETE").source())
     if shell == "zsh":
         click.echo(f"# Save as {place}, {then}.")

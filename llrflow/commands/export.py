@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llrflow.cli import json_option, print_json, run_argument
+from llrflow.commands.options import json_option, print_json, run_argument
 
 
 @click.command()

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from llrflow.cli import exit_status
-from llrflow.errors import LlrflowError, SpecError, line_of
+from llrflow.base.errors import LlrflowError, SpecError, line_of
+from llrflow.commands.exit_status import exit_status
 
 WAIT = 120
 """Seconds to wait for the other processes at the start."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llrflow.cli import json_option, print_json, spec_argument
+from llrflow.commands.options import json_option, print_json, spec_argument
 
 NOT_PREPARED = (
     "{name} is not prepared: its facts come from llrflow's table of well-known datasets; `run` needs the data"
@@ -27,7 +27,7 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     Example:
       llrflow validate specs/quickstart.yaml --set train.batch_size=63
     """
-    from llrflow.data.known import describe_or_known
+    from llrflow.data.well_known import describe_or_known
     from llrflow.program.compile import compile_spec, undivided
     from llrflow.spec.load import load_spec
     from llrflow.spec.resolve import spec_hash
@@ -38,7 +38,8 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     if loaded.devices.count is not None and loaded.train.batch_size % (together := hosts * len(program.devices)):
         raise undivided(loaded, together)
     if loaded.sweep is not None:
-        from llrflow.sweep.space import check_trials, trials_of
+        from llrflow.sweep.decisions.check import check_trials
+        from llrflow.sweep.space.trials import trials_of
 
         trials = trials_of(loaded, describe_or_known)
         check_trials(loaded, trials, describe_or_known)
@@ -85,7 +86,7 @@ def plan(
     program, count = program_of_share(loaded, devices_of(loaded) if devices is None else devices)
     result = make_plan(program, count, measure, compiled)
     if loaded.sweep is not None:
-        from llrflow.sweep.cost import sweep_cost
+        from llrflow.sweep.space.cost import sweep_cost
 
         result["sweep"] = sweep_cost(loaded, result["measured"]["step"] if measure else None)
     if as_json:
@@ -159,7 +160,7 @@ def _estimate_lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _kinds(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from llrflow.registry import KINDS
+    from llrflow.components.registry import KINDS
 
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
@@ -176,8 +177,9 @@ def types(kind: str | None, plugins: tuple[str, ...], as_json: bool) -> None:
       llrflow types term
       llrflow types --plugin my_terms.py --json
     """
-    from llrflow.errors import SpecError
-    from llrflow.registry import KINDS, suggest
+    from llrflow.base.errors import SpecError
+    from llrflow.base.validation import suggest
+    from llrflow.components.registry import KINDS
     from llrflow.spec.catalog import catalog
 
     if kind is not None and kind not in KINDS:
@@ -240,8 +242,8 @@ def init(path: Path) -> None:
     """
     from importlib.resources import files
 
-    from llrflow.errors import SpecError
-    from llrflow.files import write_atomic
+    from llrflow.base.errors import SpecError
+    from llrflow.base.files import write_atomic
 
     if path.exists():
         raise SpecError(str(path), "exists", "choose another name")
@@ -260,7 +262,7 @@ def _schema_uri() -> str:
 
 
 def _load(plugins: tuple[str, ...]) -> None:
-    from llrflow.plugins import load_plugin
+    from llrflow.components.plugins import load_plugin
 
     for plugin in plugins:
         load_plugin(str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin, plugin)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llrflow.cli import json_option, overrides, print_json
+from llrflow.commands.options import json_option, overrides, print_json
 
 
 @click.group()
@@ -43,10 +43,11 @@ def check(plugin: str, changes: dict[str, Any], as_json: bool) -> None:
       llrflow plugins check my_term.py
       llrflow plugins check my_term.py --set my_term.power=3
     """
-    from llrflow.checks import check as check_component
-    from llrflow.errors import SpecError
-    from llrflow.plugins import load_plugin, registered_by
-    from llrflow.registry import make, suggest
+    from llrflow.base.errors import SpecError
+    from llrflow.base.validation import suggest
+    from llrflow.commands.check_plugins import check as check_component
+    from llrflow.components.plugins import load_plugin, registered_by
+    from llrflow.components.registry import make
 
     found = registered_by(load_plugin(str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin, plugin))
     for path in changes:

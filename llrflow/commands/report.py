@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from llrflow.cli import json_option, print_json
+from llrflow.commands.options import json_option, print_json
 
 
 @click.command()

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from llrflow.cli import console, json_option, print_json, ray_environment, run_argument, spec_argument
-from llrflow.errors import SpecError
+from llrflow.base.errors import SpecError
+from llrflow.commands.environment import ray_environment
+from llrflow.commands.options import console, json_option, print_json, run_argument, spec_argument
 
 MASKED = 3
 """Exit status of an evaluation with signs of gradient masking."""

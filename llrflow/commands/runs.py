@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from llrflow.cli import console, json_option, print_json
+from llrflow.commands.options import console, json_option, print_json
 
 
 @click.command()
@@ -27,7 +27,7 @@ def runs(directory: Path, markdown: bool, as_json: bool) -> None:
       llrflow runs sweeps/digits --json
       llrflow runs runs/methods --markdown
     """
-    from llrflow.errors import CheckpointError
+    from llrflow.base.errors import CheckpointError
     from llrflow.runs.records import RunFolder
 
     found, others = _folders(directory)
@@ -125,7 +125,7 @@ def _row(folder: Any) -> dict[str, Any]:
     """One run as plain data; what was not evaluated is None."""
     from pydantic import ValidationError
 
-    from llrflow.errors import CheckpointError
+    from llrflow.base.errors import CheckpointError
 
     row: dict[str, Any] = {
         "path": str(folder.path),

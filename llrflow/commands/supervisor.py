@@ -19,20 +19,20 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from llrflow.base.errors import LlrflowError, SpecError
+from llrflow.base.files import sole_owner
+from llrflow.base.progress import say
+from llrflow.commands.host_process import PAUSE, HostProcess
 from llrflow.commands.hosts import LOST
-from llrflow.commands.member import PAUSE, Member
 from llrflow.data.facts import describe
-from llrflow.errors import LlrflowError, SpecError
-from llrflow.files import sole_owner
 from llrflow.program.compile import located
-from llrflow.progress import say
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests
 from llrflow.runs.pipeline import run_name
 from llrflow.runs.records import LossRecord, RunFolder
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec
-from llrflow.sweep.cluster import check_room, patience, ray_at
+from llrflow.sweep.running.cluster import check_room, patience, ray_at
 
 GRACE = 10.0
 """Seconds that the others have to end by themselves, and to say why, once a process has ended."""
@@ -213,9 +213,9 @@ def _room(spec: Spec, strategy: str, stop: StopRequest) -> Iterator[PlacementGro
 def _actors(spec: Spec, room: PlacementGroup) -> list[Process]:
     others = dict(spec.devices.wanted)
     options = {"num_cpus": others.pop("CPU", 0), "num_gpus": others.pop("GPU", 0), "resources": others}
-    member = ray.remote(**options)(Member)
+    process = ray.remote(**options)(HostProcess)
     places = [PlacementGroupSchedulingStrategy(room, index) for index in range(room.bundle_count)]
-    return [Process(i, member.options(scheduling_strategy=place).remote()) for i, place in enumerate(places)]
+    return [Process(i, process.options(scheduling_strategy=place).remote()) for i, place in enumerate(places)]
 
 
 def _meet(processes: Sequence[Process], folder: RunFolder, stop: StopRequest) -> str:

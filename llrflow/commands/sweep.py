@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from llrflow.cli import json_option, print_json, ray_environment, spec_argument
+from llrflow.commands.environment import ray_environment
+from llrflow.commands.options import json_option, print_json, spec_argument
 
 
 @click.command()
@@ -43,8 +44,8 @@ def sweep(
     """
     ray_environment()
     from llrflow.spec.load import load_spec
-    from llrflow.sweep.storage import folder_of
-    from llrflow.sweep.tune import run_sweep
+    from llrflow.sweep.running.tune import run_sweep
+    from llrflow.sweep.tracking.storage import folder_of
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # its errors are in the table
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -64,7 +65,7 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from llrflow.sweep.live import cells
+    from llrflow.sweep.tracking.live import cells
 
     table = Table(title=f"{record.name}: {len(record.trials)} trials, {record.state}", title_justify="left", box=None)
     headings = ("trial", "state", "step", *sweep.parameters, record.metric, "nominal", "gamma", "worst case", "seconds")

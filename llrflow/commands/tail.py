@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from llrflow.cli import json_option, run_argument
-from llrflow.progress import per_second
+from llrflow.base.progress import per_second
+from llrflow.commands.options import json_option, run_argument
 
 PAUSE = 0.5
 """Seconds between two looks."""
@@ -34,7 +34,7 @@ def tail(run_folder: Path, lines: int, follow: bool, as_json: bool) -> None:
       llrflow tail runs/quickstart-1a2b3c4d5e6f
       llrflow tail runs/quickstart-1a2b3c4d5e6f -n 100 --no-follow
     """
-    from llrflow.files import has_owner
+    from llrflow.base.files import has_owner
     from llrflow.runs.records import RunFolder
 
     folder = RunFolder(run_folder)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from llrflow.errors import DataError
+from llrflow.base.errors import DataError
 
 _LARGEST = 2**30  # bytes of a member; the largest of CIFAR's has 154 MB
 

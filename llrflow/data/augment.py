@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from llrflow.guard import placed, shaped
-from llrflow.registry import Component, register
+from llrflow.components.calls import placed, shaped
+from llrflow.components.registry import Component, register
 
 
 class Augmentation(Component):

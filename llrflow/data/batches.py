@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llrflow.errors import DataError
+from llrflow.base.errors import DataError
 
 # No other stream of a run may be keyed by the same seed and purpose.
 _PURPOSE = zlib.crc32(b"epoch order")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llrflow.data.block import Data
-from llrflow.errors import DataError
-from llrflow.registry import entries, listing, suggest
+from llrflow.base.errors import DataError
+from llrflow.base.validation import listing, suggest
+from llrflow.components.registry import entries
+from llrflow.data.schema import Data
 
 INFO_FILE = "dataset_info.json"
 

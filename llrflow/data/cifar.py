@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from llrflow.base.errors import DataError
 from llrflow.data.archive import read_members
 from llrflow.data.importing import ImportReport, check_name, store_arrays
 from llrflow.data.unpickle import UnsafePickle, unpickle
 from llrflow.data.writer import Progress
-from llrflow.errors import DataError
 
 _PIXELS = 3 * 32 * 32
 _AGAIN = "download the file again"

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
+from llrflow.components.registry import register
 from llrflow.data.augment import Augmentation
-from llrflow.registry import register
 
 Number = jax.Array | float
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
+from llrflow.base.validation import invalid
+from llrflow.components.registry import register
 from llrflow.data.augment import Augmentation
-from llrflow.registry import invalid, register
 
 TRIES = 10
 """Windows that are drawn for an image, of which the first that fits is taken."""

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from llrflow.components.registry import Component, register
 from llrflow.data.examples import Examples, of_chunks
 from llrflow.data.writer import write_tfds
-from llrflow.registry import Component, register
 
 _CHUNK_PIXELS = 2**21
 

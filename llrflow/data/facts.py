@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llrflow.data.block import Data
 from llrflow.data.reader import count, image_shape, open_dataset
+from llrflow.data.schema import Data
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DatasetFacts:
     test: int
     """Examples that the block's `test` expression selects."""
     source: Literal["prepared", "table"] = "prepared"
-    """Whether the dataset was looked at, or is not there and stands in `llrflow.data.known`."""
+    """Whether the dataset was looked at, or is not there and stands in `llrflow.data.well_known`."""
     varies: bool = False
     """Whether the dataset's images vary in size, so that they are resized to `image_shape`."""
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from llrflow.data.block import Data
 from llrflow.data.images import decode
 from llrflow.data.reader import Records, count, open_dataset
+from llrflow.data.schema import Data
 
 _CHUNK = 200  # of encoded images, which may be large
 _CELL, _TEXT, _GAP = 128, 14, 4  # pixels

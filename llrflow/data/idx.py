@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llrflow.base.errors import DataError
+from llrflow.base.files import sha256_file
 from llrflow.data.importing import ImportReport, check_name, class_count, store_arrays
 from llrflow.data.writer import Progress
-from llrflow.errors import DataError
-from llrflow.files import sha256_file
 
 
 @dataclass(frozen=True)

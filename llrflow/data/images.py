@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from llrflow.errors import line_of
+from llrflow.base.errors import line_of
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")

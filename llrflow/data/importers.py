@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llrflow.base.errors import DataError
+from llrflow.base.validation import listing, suggest
 from llrflow.data.cifar import import_cifar_binary, import_cifar_python
 from llrflow.data.folder import import_folder
 from llrflow.data.idx import import_idx
 from llrflow.data.importing import ImportReport
 from llrflow.data.npz import import_npz
 from llrflow.data.writer import Progress
-from llrflow.errors import DataError
-from llrflow.registry import listing, suggest
 
 FORMATS: dict[str, Callable[..., ImportReport]] = {
     "idx": import_idx,

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from llrflow.base.errors import DataError
+from llrflow.base.validation import listing
 from llrflow.data.catalog import prepared
 from llrflow.data.examples import Splits, content_sha256
 from llrflow.data.writer import VERSION, Progress, content_of, write_tfds
-from llrflow.errors import DataError
-from llrflow.registry import listing
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from llrflow.errors import PluginError
-from llrflow.guard import described, guarded, is_array, placed, shape_text
-from llrflow.labels import probabilities
-from llrflow.registry import Component, register
+from llrflow.base.errors import PluginError
+from llrflow.components.calls import described, guarded, is_array, placed, shape_text
+from llrflow.components.registry import Component, register
+from llrflow.method.labels import probabilities
 
 
 class Mixing(Component):

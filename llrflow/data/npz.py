@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llrflow.base.errors import DataError
+from llrflow.base.files import sha256_file
 from llrflow.data.importing import ImportReport, check_name, class_count, store_arrays
 from llrflow.data.writer import Progress
-from llrflow.errors import DataError
-from llrflow.files import sha256_file
 
 NAMES = (
     {"train": ("train_images", "train_labels"), "test": ("test_images", "test_labels")},

@@ -6,15 +6,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from llrflow.data.block import Data
+from llrflow.base.errors import DataError
+from llrflow.base.memory_size import amount
 from llrflow.data.facts import DatasetFacts, describe
 from llrflow.data.reader import fingerprint, open_dataset
 from llrflow.data.resident import load_split
+from llrflow.data.schema import Data
 from llrflow.data.split import Split
 from llrflow.data.streaming import Streaming
 from llrflow.data.windows import original_crop
-from llrflow.errors import DataError
-from llrflow.quantity import amount
 
 Role = Literal["train", "test"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llrflow.data.block import Data
+from llrflow.base.errors import DataError, line_of
+from llrflow.base.validation import suggest
 from llrflow.data.catalog import Prepared, find, prepared
-from llrflow.errors import DataError, line_of
-from llrflow.registry import suggest
+from llrflow.data.schema import Data
 
 _SECONDS = 5.0  # to wait for an answer of a server that is to be downloaded from
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from pydantic import Field
 
+from llrflow.base.validation import invalid
+from llrflow.components.registry import register
 from llrflow.data.augment import Augmentation
 from llrflow.data.color import (
     auto_contrast,
@@ -21,7 +23,6 @@ from llrflow.data.color import (
     sharpness,
     solarize,
 )
-from llrflow.registry import invalid, register
 
 Operation = Literal[
     "identity",

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llrflow.data.block import Data
+from llrflow.base.errors import DataError, line_of
+from llrflow.base.validation import listing, suggest
 from llrflow.data.catalog import Prepared, find
+from llrflow.data.schema import Data
 from llrflow.data.writer import content_of
-from llrflow.errors import DataError, line_of
-from llrflow.registry import listing, suggest
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llrflow.data.block import Data
+from llrflow.base.files import locked, open_atomic, sha256_file, write_atomic
 from llrflow.data.reader import count, fingerprint, image_shape, open_dataset
+from llrflow.data.schema import Data
 from llrflow.data.split import Loaded, Request, Split
 from llrflow.data.streaming import Streaming
 from llrflow.data.writer import PRIVATE
-from llrflow.files import locked, open_atomic, sha256_file, write_atomic
 
 _CHUNK = 1000
 _CHUNK_BYTES = 2**24

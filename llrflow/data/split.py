@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llrflow.base.errors import DataError
 from llrflow.data.batches import batch_ids
 from llrflow.data.images import allowed_corrupt
 from llrflow.data.reader import Opened
-from llrflow.errors import DataError
 
 
 class Loaded(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llrflow.errors import line_of
+from llrflow.base.errors import line_of
 
 _STRUCTURE = "PROTO FRAME STOP MARK POP POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET"
 _VALUES = (

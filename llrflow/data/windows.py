@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llrflow.base.errors import DataError
 from llrflow.data.crops import TRIES, RandomResizedCrop
 from llrflow.data.images import Window
-from llrflow.errors import DataError
 
 CENTRE = 224 / 256
 """Side of the central square as a share of the shorter side: as if that were resized to 256 and 224 pixels cut out."""

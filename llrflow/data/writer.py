@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from llrflow.base.errors import DataError
+from llrflow.base.files import locked, sync, write_atomic
 from llrflow.data.examples import FILES, Checksum, Examples, Splits, as_examples, encoded
-from llrflow.errors import DataError
-from llrflow.files import locked, sync, write_atomic
 
 PRIVATE = ".llrflow"
 """Directory below a data directory for files of llrflow that are not datasets."""

@@ -6,8 +6,9 @@ import haiku as hk
 import jax
 from pydantic import Field, model_validator
 
+from llrflow.base.validation import raise_at
+from llrflow.components.registry import register
 from llrflow.models.network import Network, NormType, Sizes, norm_layer
-from llrflow.registry import raise_at, register
 
 
 @register("model", "mlp")

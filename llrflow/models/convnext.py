@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
+from llrflow.base.validation import raise_at
+from llrflow.components.registry import register
 from llrflow.models.network import Network, Sizes, layer_norm
 from llrflow.models.repeated import repeated
-from llrflow.registry import raise_at, register
 
 SMALL = hk.initializers.TruncatedNormal(0.02)
 

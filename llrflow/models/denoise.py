@@ -8,10 +8,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from llrflow.components.registry import register
 from llrflow.models.network import norm_layer
 from llrflow.models.residual import Layers
 from llrflow.models.resnet import ResNetV1
-from llrflow.registry import register
 
 
 def non_local_mean(

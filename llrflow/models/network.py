@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from llrflow.registry import Component
+from llrflow.components.registry import Component
 
 AXIS = "devices"
 """Name of the device axis that batch statistics are averaged over."""

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 import jax
 from pydantic import Field, field_validator
 
+from llrflow.base.validation import invalid
+from llrflow.components.registry import register
 from llrflow.models.network import Network, NormType, Sizes
 from llrflow.models.residual import STAGES, Layers, ResidualNetwork, Stem, pooled_logits, positions
-from llrflow.registry import invalid, register
 
 
 @register("model", "resnet")

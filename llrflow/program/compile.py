@@ -14,21 +14,22 @@ import jax
 import numpy as np
 import optax
 
-from llrflow.answer import lacking_classes
-from llrflow.ascent import plan_steps
 from llrflow.attacks.base import Attack
-from llrflow.attacks.network import Lanes, Network, example_of
+from llrflow.attacks.network import Network, Placement, example_of
 from llrflow.attacks.program import AttackProgram, kept_program
-from llrflow.data.block import Data
+from llrflow.base.errors import InputError, LlrflowError, SpecError, line_of
+from llrflow.components.calls import placed
+from llrflow.components.traced import bind, static_key
 from llrflow.data.facts import DatasetFacts, describe
 from llrflow.data.mix import mix
 from llrflow.data.pipelines import Role, choose
+from llrflow.data.schema import Data
 from llrflow.data.windows import on_device
-from llrflow.errors import InputError, LlrflowError, SpecError, line_of
-from llrflow.guard import placed
+from llrflow.method.ascent import plan_steps
+from llrflow.method.objective import CLEAN
+from llrflow.method.probe import LogitsFn, Probe
+from llrflow.method.term import lacking_classes
 from llrflow.models.repeated import Tracing
-from llrflow.objective import CLEAN
-from llrflow.probe import LogitsFn, Probe
 from llrflow.program.devices import Devices
 from llrflow.program.inputs import BLOCKS, Inputs, optax_errors
 from llrflow.program.state import Batch, TrainState
@@ -45,7 +46,6 @@ from llrflow.program.step import (
 from llrflow.spec.load import at
 from llrflow.spec.resolve import resolve
 from llrflow.spec.schema import Spec
-from llrflow.traced import bind, static_key
 
 
 class Program:
@@ -98,13 +98,13 @@ class Program:
         return self._compiled.attacked
 
     @property
-    def lanes(self) -> Lanes:
+    def placement(self) -> Placement:
         """How attacks get onto this program's devices."""
-        return self._compiled.lanes
+        return self._compiled.placement
 
     def attack(self, attack: Attack, surrogate: Network | None = None) -> AttackProgram:
         """An attack on this program's network, compiled over its devices."""
-        return kept_program(attack, self.spec.threat, self.network, self.lanes, surrogate)
+        return kept_program(attack, self.spec.threat, self.network, self.placement, surrogate)
 
     def trace_attack(self, attack: Attack) -> None:
         """Trace an attack without running it: raises PluginError for a plugin's fault in it."""
@@ -305,7 +305,7 @@ class _Compiled:
         self.network = network_of(spec.model, facts.classes)
         self.attacked = Network(partial(_predict, self.network))
         copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
-        self.lanes = Lanes(*copies, devices.platform, (len(devices.own),))
+        self.placement = Placement(*copies, devices.platform, (len(devices.own),))
         tracing = Tracing(spec.train.remat, in_parts=devices.platform == "cpu")
         trained = network_of(spec.model, facts.classes, spec.train.precision, tracing)
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)

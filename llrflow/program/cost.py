@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, get_args
 import jax
 import numpy as np
 
-from llrflow.data.known import describe_or_known
 from llrflow.data.pipelines import Role, choose
-from llrflow.objective import Objective
-from llrflow.probe import Pass, Probe
+from llrflow.data.well_known import describe_or_known
+from llrflow.method.objective import Objective
+from llrflow.method.probe import Pass, Probe
 from llrflow.program.compile import Program, compile_spec
 from llrflow.program.estimate import memory
 from llrflow.program.state import Batch

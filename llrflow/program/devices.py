@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llrflow.errors import SpecError
+from llrflow.base.errors import SpecError
 from llrflow.models.network import AXIS
 
 T = TypeVar("T")

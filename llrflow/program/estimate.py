@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from llrflow.data.known import describe_or_known
+from llrflow.data.well_known import describe_or_known
 from llrflow.program.compile import Program, compile_spec, located, undivided
 from llrflow.program.devices import Devices
 from llrflow.spec.resolve import resolve
@@ -45,7 +45,7 @@ def memory(program: Program, kept: int) -> Memory:
 def program_of_share(spec: Spec, count: int | None) -> tuple[Program, int]:
     """(program, number of devices); of one device's share of the batch where there are fewer than `count` devices here.
 
-    A dataset that is not prepared may stand in `llrflow.data.known`. Raises as `compile_spec`.
+    A dataset that is not prepared may stand in `llrflow.data.well_known`. Raises as `compile_spec`.
     """
     if count is None or count <= len(Devices()):
         changed = spec if count is None else _on(spec, count, spec.train.batch_size)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llrflow.errors import SpecError
+from llrflow.base.errors import SpecError
 from llrflow.models.network import AXIS
 from llrflow.program.devices import Devices
 

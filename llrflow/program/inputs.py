@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from llrflow.optimizers import Piecewise
-from llrflow.registry import Component
+from llrflow.components.optimizers import Piecewise
+from llrflow.components.registry import Component
+from llrflow.components.traced import numbers
 from llrflow.spec.load import at
 from llrflow.spec.schema import Spec
-from llrflow.traced import numbers
 
 BLOCKS = ("objective", "optimizer", "threat", "train")
 

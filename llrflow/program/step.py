@@ -11,22 +11,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llrflow import objective as objectives
-from llrflow.answer import first_state, is_stateful
+from llrflow.base.errors import PluginError
+from llrflow.components.calls import described, guarded, placed, shaped, structure_of
 from llrflow.data.augment import augment
-from llrflow.errors import PluginError
-from llrflow.gradients import Gradient
-from llrflow.guard import described, guarded, placed, shaped, structure_of
-from llrflow.keys import example_keys, purpose_key
-from llrflow.labels import at_label
+from llrflow.method import objective as objectives
+from llrflow.method.keys import example_keys, purpose_key
+from llrflow.method.labels import at_label
+from llrflow.method.objective import Objective
+from llrflow.method.parameter_gradient import Gradient
+from llrflow.method.probe import ApplyFn, Probe
+from llrflow.method.term import first_state, is_stateful
+from llrflow.method.threat import Threat
 from llrflow.models.convolution import in_parts
 from llrflow.models.network import AXIS, norm_layer
 from llrflow.models.precision import Precision, in_precision
 from llrflow.models.repeated import PLAIN, Tracing, traced_as
-from llrflow.objective import Objective
-from llrflow.probe import ApplyFn, Probe
 from llrflow.program.state import Batch, TrainState
-from llrflow.threat import Threat
 
 
 class Statistics(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llrflow.errors import CheckpointError
-from llrflow.files import NOT_NPZ
+from llrflow.base.errors import CheckpointError
+from llrflow.base.files import NOT_NPZ
 from llrflow.report.tables import attack_list, differing_paths, leaves
 from llrflow.runs.presets import PRESETS, evaluate_block
 from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunFolder, RunRecord, label_of

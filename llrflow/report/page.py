@@ -9,8 +9,8 @@ from importlib import resources
 from itertools import chain
 from pathlib import Path
 
-from llrflow.errors import SpecError
-from llrflow.files import write_atomic
+from llrflow.base.errors import SpecError
+from llrflow.base.files import write_atomic
 from llrflow.report import pictures, sweeps
 from llrflow.report.gallery import Shown, gallery
 from llrflow.report.pictures import Picture

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from llrflow.errors import CheckpointError, SpecError
-from llrflow.files import NOT_NPZ, has_owner
+from llrflow.base.errors import CheckpointError, SpecError
+from llrflow.base.files import NOT_NPZ, has_owner
 from llrflow.runs.records import EvaluationRecord, FlagRecord, RunFolder, RunRecord, refuse_newer
 from llrflow.spec.source import read_source
-from llrflow.sweep.records import SWEEP_FORMAT, SweepRecord
+from llrflow.sweep.tracking.records import SWEEP_FORMAT, SweepRecord
 
 KEYS = {
     "strength": {"steps", "restarts", "epsilon"},

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llrflow.base.shown import short
 from llrflow.report.pictures import COLOURS, INK, Picture, axes
 from llrflow.report.read import ReadSweep
-from llrflow.shown import short
-from llrflow.sweep.records import TrialRecord
+from llrflow.sweep.tracking.records import TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llrflow.base.shown import description, short
 from llrflow.report.read import ReadRun, ReadSweep
 from llrflow.runs.records import EvaluationRecord, Proportion, RunRecord
-from llrflow.shown import description, short
 
 
 @dataclass(frozen=True)

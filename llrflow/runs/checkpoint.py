@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from llrflow.errors import CheckpointError
-from llrflow.files import sha256_file, write_atomic
+from llrflow.base.errors import CheckpointError
+from llrflow.base.files import sha256_file, write_atomic
+from llrflow.base.validation import listing
 from llrflow.program.state import TrainState
-from llrflow.registry import listing
 
 
 class Checkpoints:

@@ -13,8 +13,8 @@ import numpy as np
 
 from llrflow.attacks.run import AttackResult, attack
 from llrflow.attacks.studies import Largest
-from llrflow.labels import cross_entropy
-from llrflow.threat import Threat
+from llrflow.method.labels import cross_entropy
+from llrflow.method.threat import Threat
 
 
 class LinearityResult(NamedTuple):

@@ -17,21 +17,21 @@ from pydantic import ValidationError
 from scipy.special import softmax
 
 from llrflow.attacks.base import Attack
-from llrflow.attacks.lab import Subject
 from llrflow.attacks.masking import TRIALS, Flag, find_flags
 from llrflow.attacks.memory import fitting_batch
 from llrflow.attacks.network import Network, example_of
 from llrflow.attacks.search import search
 from llrflow.attacks.studies import Study
+from llrflow.attacks.trial_attacks import Subject
+from llrflow.base.errors import NonFiniteError
+from llrflow.base.files import open_atomic, write_atomic
+from llrflow.base.progress import progress
+from llrflow.components.registry import make
 from llrflow.data.batches import padded_chunks
 from llrflow.data.split import Request, Split
-from llrflow.errors import NonFiniteError
-from llrflow.files import open_atomic, write_atomic
-from llrflow.keys import purpose_key
+from llrflow.method.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
-from llrflow.progress import progress
-from llrflow.registry import make
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
 from llrflow.runs.records import EvaluationRecord, FlagRecord, RunFolder, versions, written
@@ -330,7 +330,7 @@ class Evaluator:
         size = min(self._fitting, -(-len(ids) // devices) * devices)
         return Subject(
             program.network,
-            program.lanes,
+            program.placement,
             self._variables,
             program.spec.threat,
             *self._examples(ids),

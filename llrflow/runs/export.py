@@ -22,11 +22,11 @@ import numpy as np
 from jax import export as jax_export
 from pydantic import ValidationError
 
-from llrflow.errors import CheckpointError, SpecError, line_of
-from llrflow.files import remove_temporaries, sha256_file, write_atomic
+from llrflow.base.errors import CheckpointError, SpecError, line_of
+from llrflow.base.files import remove_temporaries, sha256_file, write_atomic
+from llrflow.method.threat import Threat
 from llrflow.runs.classifier import Classifier, parameter_count
 from llrflow.runs.records import Record, first_problem, written
-from llrflow.threat import Threat
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS, RECORD = "logits.stablehlo", "weights.npz", "model.json"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from llrflow.errors import LlrflowError
+from llrflow.base.errors import LlrflowError
 
 
 class Interrupted(LlrflowError):

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import jax
 
+from llrflow.base.errors import CheckpointError, SpecError
+from llrflow.base.progress import say
 from llrflow.data.facts import DatasetFacts
-from llrflow.errors import CheckpointError, SpecError
 from llrflow.program.compile import Program
 from llrflow.program.devices import Devices
 from llrflow.program.state import TrainState
-from llrflow.progress import say
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.classifier import Classifier, parameter_count
 from llrflow.runs.records import RunFolder, RunRecord

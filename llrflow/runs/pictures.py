@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llrflow.files import write_atomic
+from llrflow.base.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from llrflow.base.errors import CheckpointError, SpecError
+from llrflow.base.files import sole_owner, write_atomic
+from llrflow.base.progress import say
 from llrflow.data.pipelines import open_split
 from llrflow.data.split import Split
-from llrflow.errors import CheckpointError, SpecError
-from llrflow.files import sole_owner, write_atomic
 from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.cost import parts
 from llrflow.program.group import Group
-from llrflow.progress import say
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
 from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests

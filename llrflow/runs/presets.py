@@ -7,10 +7,11 @@ from importlib import resources
 from typing import Any, get_args
 
 from llrflow.attacks.base import Attack
-from llrflow.errors import SpecError
-from llrflow.registry import listing, make
-from llrflow.spec.schema import Preset
+from llrflow.base.errors import SpecError
+from llrflow.base.validation import listing
+from llrflow.components.registry import make
 from llrflow.spec.source import read_source
+from llrflow.spec.sweep_schema import Preset
 
 PRESETS: tuple[str, ...] = get_args(Preset)
 

@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llrflow.errors import CheckpointError
-from llrflow.files import write_atomic
+from llrflow.base.errors import CheckpointError
+from llrflow.base.files import write_atomic
 
 FORMAT = 1
 """Of run.json."""

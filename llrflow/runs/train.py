@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from llrflow.base.errors import NonFiniteError
+from llrflow.base.files import sync
+from llrflow.base.progress import progress
 from llrflow.data.split import Split
-from llrflow.errors import NonFiniteError
-from llrflow.files import sync
 from llrflow.program.compile import Program
 from llrflow.program.group import Group
 from llrflow.program.state import Batch, TrainState
-from llrflow.progress import progress
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.records import RunFolder

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llrflow.attacks.search import Findings
-from llrflow.files import NOT_NPZ, open_atomic
+from llrflow.base.files import NOT_NPZ, open_atomic
 
 SAVE_SECONDS = 2.0
 """Longest stretch of finished work that a kill can lose."""

@@ -9,8 +9,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from llrflow.optimizers import Duration
-from llrflow.registry import CHOICE, KINDS, Chosen, Component, Traced, entries, standing_in
+from llrflow.components.fields import CHOICE, Chosen, Traced
+from llrflow.components.optimizers import Duration
+from llrflow.components.registry import KINDS, Component, entries, standing_in
 from llrflow.spec.schema import Spec
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from llrflow.answer import is_stateful
-from llrflow.objective import CLEAN
-from llrflow.registry import Component, first_problem, suggest
-from llrflow.spec.schema import Spec, Sweep
-from llrflow.threat import Threat
-from llrflow.traced import components, numbers
+from llrflow.base.validation import first_problem, suggest
+from llrflow.components.registry import Component
+from llrflow.components.traced import components, numbers
+from llrflow.method.objective import CLEAN
+from llrflow.method.term import is_stateful
+from llrflow.method.threat import Threat
+from llrflow.spec.schema import Spec
+from llrflow.spec.sweep_schema import Sweep
 
 NOT_SWEPT = ("llrflow", "name", "plugins", "seed", "devices", "sweep", "extends", "data.dir")
 """Paths that decide no result, or that a sweep sets itself."""
@@ -209,7 +211,7 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
     if not grid and sweep.trials is None:
         yield Problem("sweep", "has no `trials`", "give the number of draws, or `search: {type: grid}`")
     yield from _rounds(sweep)
-    if sweep.scheduler.breeds:
+    if sweep.scheduler.is_population:
         yield from _population(sweep)
     for name in sweep.rung.attacks:
         if name == "random":

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from llrflow.errors import SpecError
-from llrflow.plugins import load_plugins
-from llrflow.registry import first_problem
+from llrflow.base.errors import SpecError
+from llrflow.base.validation import first_problem
 from llrflow.spec.check import contradictions
+from llrflow.spec.plugins import load_plugins
 from llrflow.spec.schema import Spec
 from llrflow.spec.source import read_source
 

@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from llrflow.base.errors import DataError
+from llrflow.components.optimizers import Duration, has_duration_keys, resolve_duration
+from llrflow.components.registry import Component
 from llrflow.data.batches import steps_per_epoch
 from llrflow.data.facts import DatasetFacts
-from llrflow.errors import DataError
-from llrflow.optimizers import Duration, has_duration_keys, resolve_duration
-from llrflow.registry import Component
 from llrflow.spec.schema import Spec
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from llrflow.registry import Component, Traced, register
+from llrflow.plugin import Component, Traced, register
 
 
 @register("gradient", "awp")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from llrflow.registry import Component, register
+from llrflow.plugin import Component, register
 
 
 @register("term", "confidence")

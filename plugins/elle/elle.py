@@ -11,8 +11,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from llrflow.answer import Answer
-from llrflow.registry import Component, Traced, register
+from llrflow.plugin import Answer, Component, Traced, register
 
 
 @register("term", "elle")

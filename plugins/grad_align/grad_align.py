@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
-from llrflow.registry import Component, register
+from llrflow.plugin import Component, register
 
 
 @register("term", "grad_align")

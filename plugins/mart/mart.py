@@ -7,8 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from llrflow.labels import at_label, largest_other
-from llrflow.registry import Component, register
+from llrflow.plugin import Component, at_label, largest_other, register
 
 # The guards of the authors' code: they keep the logarithms finite, and reference values depend on them.
 ABOVE_ONE, ABOVE_TRUE, ABOVE_ZERO = 1.0001, 1.0000001, 1e-12

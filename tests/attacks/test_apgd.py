@@ -9,10 +9,10 @@ import pytest
 
 import llrflow
 from llrflow.attacks.apgd import checkpoints
-from llrflow.errors import SpecError
-from llrflow.probe import SearchProbe
-from llrflow.registry import make
-from llrflow.threat import Threat
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import make
+from llrflow.method.probe import SearchProbe
+from llrflow.method.threat import Threat
 
 KEY = jax.random.key(5)
 LINF, L2 = {"norm": "linf", "epsilon": 0.1}, {"norm": "l2", "epsilon": 0.3}

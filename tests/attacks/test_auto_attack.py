@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.errors import SpecError
-from llrflow.registry import make
-from llrflow.threat import Threat
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import make
+from llrflow.method.threat import Threat
 
 L2 = {"norm": "l2", "epsilon": 0.06}
 BALL = Threat.model_validate(L2)

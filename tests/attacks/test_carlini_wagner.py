@@ -11,9 +11,9 @@ from quadratic_model import KEY, SHAPE, Q, W, X, Y, quadratic
 
 import llrflow
 from llrflow.attacks.carlini_wagner import CarliniWagner
-from llrflow.errors import SpecError
-from llrflow.probe import SearchProbe
-from llrflow.threat import Threat
+from llrflow.base.errors import SpecError
+from llrflow.method.probe import SearchProbe
+from llrflow.method.threat import Threat
 
 L2 = {"norm": "l2", "epsilon": 0.15}
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.errors import SpecError
-from llrflow.probe import SearchProbe
-from llrflow.registry import make
-from llrflow.threat import Threat
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import make
+from llrflow.method.probe import SearchProbe
+from llrflow.method.threat import Threat
 
 KEY = jax.random.key(3)
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -10,10 +10,10 @@ from scipy.optimize import brentq, linprog
 
 import llrflow
 from llrflow.attacks.fab import project_hyperplane_box
-from llrflow.errors import SpecError
-from llrflow.probe import SearchProbe
-from llrflow.registry import make
-from llrflow.threat import Threat
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import make
+from llrflow.method.probe import SearchProbe
+from llrflow.method.threat import Threat
 
 KEY = jax.random.key(4)
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])

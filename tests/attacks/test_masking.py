@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llrflow.attacks.lab import Subject
 from llrflow.attacks.masking import find_flags
 from llrflow.attacks.network import Network, one_device
-from llrflow.threat import Threat
+from llrflow.attacks.trial_attacks import Subject
+from llrflow.method.threat import Threat
 
 N, D, K = 48, 16, 4
 

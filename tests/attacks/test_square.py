@@ -9,9 +9,9 @@ import pytest
 
 import llrflow
 from llrflow.attacks.square import Square, draw_change, draw_grid, shares, sides
-from llrflow.errors import SpecError
-from llrflow.probe import SearchProbe
-from llrflow.threat import Threat
+from llrflow.base.errors import SpecError
+from llrflow.method.probe import SearchProbe
+from llrflow.method.threat import Threat
 
 KEY = jax.random.key(3)  # and prime numbers of queries, which compile one step, not a chunk of several
 RNG = np.random.default_rng(0)

@@ -220,7 +220,7 @@ def test_a_file_that_is_no_spec(command, tmp_path, text, says):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-IMPORT = "from llrflow.registry import Component, register\n\n\n"
+IMPORT = "from llrflow.components.registry import Component, register\n\n\n"
 RAISING = "import json\n\n\ndef read():\n    return json.loads('{')\n\n\nread()\n"
 PLUGINS = {
     "raises": ("x = 1\n1 / 0\n", r"failed to import at {file}:2: ZeroDivisionError: division by zero"),

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import llrflow
-from llrflow.registry import KINDS
+from llrflow.components.registry import KINDS
 from llrflow.spec.source import read_source
 
 NAMES = {
@@ -234,7 +234,7 @@ def test_schema_of_the_certificate_describes_every_field(command):
 QUANTISED = '''
 import jax.numpy as jnp
 from llrflow.models.classic import MLP
-from llrflow.registry import register
+from llrflow.components.registry import register
 
 
 @register("model", "quantised")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import llrflow
-from llrflow.registry import make
+from llrflow.components.registry import make
 from llrflow.runs.presets import evaluate_block
 
 SPECS = Path(__file__).parents[2] / "specs"

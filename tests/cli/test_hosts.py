@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from llrflow.base.errors import LlrflowError
 from llrflow.commands import hosts
-from llrflow.errors import LlrflowError
 
 
 def free_port():

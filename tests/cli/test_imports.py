@@ -1,7 +1,9 @@
 """Imports point one way, along the flow from spec to run folder, and importing llrflow is quick."""
 
 import ast
+import graphlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,22 +17,13 @@ FILES = {
     for path in PACKAGE.rglob("*.py")
 }
 
-# Who may not import whom, by the first part below `llrflow`.
-OUTER = {"spec", "program", "runs", "commands", "cli", "sweep", "report", "plugins"}
-FORBIDDEN = {
-    **dict.fromkeys(
-        ("terms", "models", "attacks", "threat", "probe", "ascent", "objective", "optimizers", "data"), OUTER
-    ),
-    **dict.fromkeys(("registry", "traced"), OUTER | {"data", "terms", "models", "attacks"}),
-    "errors": OUTER | {"registry", "data"},
-    "spec": {"program", "runs", "commands", "cli", "sweep", "report"},
-    "program": {"runs", "commands", "cli", "sweep", "report"},
-    "runs": {"commands", "cli", "sweep", "report"},
-    "sweep": {"commands", "cli", "report"},
-    "report": {"program", "commands", "cli"},
-}
-# Commands are part of the command line wherever they stand.
-EXEMPT = {"llrflow.data.commands"}
+FLOORS = ROOT / "docs" / "design.md"
+
+
+def floors():
+    """Which folder may import which, from the table in docs/design.md: its name, then those that it stands on."""
+    rows = re.findall(r"^\| `([a-z/]+)` \|([^|]*)\|", FLOORS.read_text(), re.MULTILINE)
+    return {folder: set(re.findall(r"`([a-z/]+)`", below)) for folder, below in rows}
 
 
 def imports(path):
@@ -44,21 +37,43 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def part(module):
-    pieces = module.split(".")
-    return pieces[1] if pieces[0] == "llrflow" and len(pieces) > 1 else None
+def folder_of(module):
+    """The folder of a module below `llrflow`, or the name of one at the root."""
+    inner = FILES[module].parent.relative_to(PACKAGE).as_posix()
+    return FILES[module].stem if inner == "." else inner
 
 
-def test_no_import_points_back():
-    assert {part(module) for module in FILES} >= set(FORBIDDEN), "a part was renamed: correct FORBIDDEN"
+def arrows():
+    """(importing module, imported module) of every import of llrflow's own files."""
+    return [(m, i) for m, path in FILES.items() for i in imports(path) if i in FILES and i not in (m, "llrflow")]
+
+
+def test_imports_are_those_that_the_design_has():
+    table = floors()
+    root = {path.stem for path in PACKAGE.glob("*.py")}
+    folders = {folder_of(module) for module in FILES if FILES[module].name != "__init__.py"}
+    assert set(table) == folders - root, "docs/design.md lists other folders"
     back = [
         f"{module} imports {imported}"
-        for module, path in FILES.items()
-        if module not in EXEMPT
-        for imported in imports(path)
-        if part(imported) in FORBIDDEN.get(part(module), ())
+        for module, imported in arrows()
+        if (folder := folder_of(module)) in table and folder_of(imported) not in {folder, *table[folder]}
     ]
     assert back == []
+
+
+def test_the_floors_of_the_design_stand_on_each_other_in_order():
+    seen = set()
+    for folder, below in floors().items():
+        assert below <= seen, f"{folder} stands on {below - seen}, which the table has further down"
+        seen.add(folder)
+
+
+def test_no_file_imports_itself_by_others():
+    below = {}
+    for module, imported in arrows():
+        below.setdefault(module, set()).add(imported)
+    order = graphlib.TopologicalSorter(below)
+    order.prepare()  # raises CycleError
 
 
 def names(path):
@@ -86,7 +101,7 @@ def test_only_one_file_calls_jax_pmap():
 @pytest.mark.parametrize("word", ["argv", "environ", "getenv", "basicConfig"])
 def test_library_code_reads_no_flags_or_environment(word):
     users = {module for module, path in FILES.items() if word in set(names(path))}
-    assert users <= {"llrflow.cli"}
+    assert users <= {"llrflow.cli", "llrflow.commands.environment"}
 
 
 def is_within(limit, command):

@@ -7,7 +7,7 @@ import pytest
 
 PLUGIN = '''
 import jax.numpy as jnp
-from llrflow.registry import Component, register
+from llrflow.components.registry import Component, register
 
 
 @register("term", "{name}")

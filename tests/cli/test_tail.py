@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from llrflow.files import sole_owner, write_atomic
+from llrflow.base.files import sole_owner, write_atomic
 from llrflow.runs.records import DataRecord, RunFolder, RunRecord
 
 

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import make
 from llrflow.data.augment import Flip, PadCrop, augment
-from llrflow.errors import SpecError
-from llrflow.registry import make
 
 IMAGES = jax.random.uniform(jax.random.key(1), (32, 8, 8, 3))
 KEYS = jax.random.split(jax.random.key(0), 32)

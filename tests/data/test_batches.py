@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from llrflow.base.errors import DataError
 from llrflow.data.batches import batch_ids, epoch_order, padded_chunks, steps_per_epoch
-from llrflow.errors import DataError
 
 
 def test_every_epoch_is_another_permutation():

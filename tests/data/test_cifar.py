@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llrflow.data.block import Data
+from llrflow.base.errors import DataError
 from llrflow.data.importers import import_files
 from llrflow.data.reader import open_dataset
 from llrflow.data.resident import load_split
-from llrflow.errors import DataError
+from llrflow.data.schema import Data
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 FOLDERS = {

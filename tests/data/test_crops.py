@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import make
 from llrflow.data.crops import Cutout, RandomResizedCrop, resized_window
-from llrflow.errors import SpecError
-from llrflow.registry import make
 
 IMAGE = jax.random.uniform(jax.random.key(0), (20, 14, 3))
 KEYS = jax.random.split(jax.random.key(1), 3000)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import llrflow
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import make
 from llrflow.data import datasets
-from llrflow.data.block import Data
 from llrflow.data.catalog import find, prepared
 from llrflow.data.examples import content_sha256
 from llrflow.data.facts import describe
 from llrflow.data.resident import load_split
-from llrflow.errors import SpecError
-from llrflow.registry import make
+from llrflow.data.schema import Data
 
 
 def test_the_default_is_what_it_always_was(tmp_path):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llrflow.base.errors import DataError
 from llrflow.data import folder as folders
-from llrflow.data.block import Data
 from llrflow.data.facts import describe
 from llrflow.data.images import decode
 from llrflow.data.importers import import_files
 from llrflow.data.reader import Records, open_dataset
 from llrflow.data.resident import load_split
-from llrflow.errors import DataError
+from llrflow.data.schema import Data
 
 CLASSES = ["n01 cat", "n02", "n10"]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from llrflow.data.block import Data
+from llrflow.base.errors import DataError
+from llrflow.commands.data import data as command
 from llrflow.data.catalog import prepared
-from llrflow.data.commands import data as command
 from llrflow.data.importers import import_idx
 from llrflow.data.resident import load_split
-from llrflow.errors import DataError
+from llrflow.data.schema import Data
 
 NAMES = {
     ("train", "images"): "train-images-idx3-ubyte",

@@ -2,10 +2,10 @@
 
 import pytest
 
-from llrflow.data.block import Data
+from llrflow.base.errors import DataError
 from llrflow.data.facts import describe
-from llrflow.data.known import KNOWN, describe_or_known
-from llrflow.errors import DataError
+from llrflow.data.schema import Data
+from llrflow.data.well_known import KNOWN, describe_or_known
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from llrflow.data.block import Data
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import make
 from llrflow.data.mix import mix
-from llrflow.errors import SpecError
-from llrflow.registry import make
+from llrflow.data.schema import Data
 
 N, SHAPE = 400, (8, 6, 3)
 IMAGES, PARTNERS = (np.asarray(jax.random.uniform(jax.random.key(k), (N, *SHAPE))) for k in (1, 2))

@@ -4,10 +4,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from llrflow.data.block import Data
+from llrflow.base.errors import DataError
 from llrflow.data.importers import import_files
 from llrflow.data.resident import load_split
-from llrflow.errors import DataError
+from llrflow.data.schema import Data
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 4, 3), np.uint8)
 LABELS = np.arange(12) % 3

@@ -11,11 +11,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from llrflow.base.errors import DataError
 from llrflow.data import prepare as module
-from llrflow.data.block import Data
 from llrflow.data.prepare import prepare
 from llrflow.data.resident import load_split
-from llrflow.errors import DataError
+from llrflow.data.schema import Data
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8)
 

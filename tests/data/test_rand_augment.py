@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llrflow.components.registry import make
 from llrflow.data import color, rand_augment
 from llrflow.data.augment import augment
 from llrflow.data.rand_augment import ALL, RandAugment, operations
-from llrflow.registry import make
 
 SQUARE = jax.random.uniform(jax.random.key(0), (11, 11, 3))
 OBLONG = jax.random.uniform(jax.random.key(1), (12, 17, 1))

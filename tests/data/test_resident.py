@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from llrflow.base.errors import DataError
 from llrflow.data import resident
-from llrflow.data.block import Data
 from llrflow.data.catalog import prepared
 from llrflow.data.facts import describe
 from llrflow.data.resident import load_split
+from llrflow.data.schema import Data
 from llrflow.data.writer import write_tfds
-from llrflow.errors import DataError
 
 
 @pytest.fixture(autouse=True)

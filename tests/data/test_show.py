@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llrflow.components.registry import make
 from llrflow.data.augment import augment
-from llrflow.data.block import Data
 from llrflow.data.gallery import _CELL, _GAP, _TEXT, augmented, draw_grid, sample
 from llrflow.data.importers import import_files
 from llrflow.data.resident import load_split
-from llrflow.keys import example_keys, purpose_key
-from llrflow.registry import make
+from llrflow.data.schema import Data
+from llrflow.method.keys import example_keys, purpose_key
 
 
 def cell(picture, columns, i, shape):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from llrflow import registry
+from llrflow.components import registry
 
 
 @pytest.fixture(scope="session")

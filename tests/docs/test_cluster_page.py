@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from llrflow.spec.schema import Resources
+from llrflow.spec.sweep_schema import Resources
 
 
 @pytest.fixture(scope="module")

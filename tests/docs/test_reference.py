@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import llrflow
-from llrflow.registry import KINDS, entries
+from llrflow.components.registry import KINDS, entries
 from llrflow.spec.schema import Spec
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import llrflow
-from llrflow.attacks.lab import Lab, Subject
+from llrflow.attacks.trial_attacks import Subject, TrialAttacks
 from llrflow.data.resident import load_split
 from llrflow.program.compile import compile_spec
 from llrflow.runs.checkpoint import Checkpoints
@@ -100,13 +100,13 @@ def throughput(run: str, model: Any, n: int) -> None:
                                   for i in range(0, count, size)])  # fmt: skip
         ids = np.flatnonzero(correct)
         rest = (x[ids], y[ids], key, program.classes, size, ids)
-        return Subject(program.network, program.lanes, variables, program.spec.threat, *rest)
+        return Subject(program.network, program.placement, variables, program.spec.threat, *rest)
 
-    lab = Lab(subject(size))
-    lab.attack("pgd", config)
+    trials = TrialAttacks(subject(size))
+    trials.attack("pgd", config)
     began = time.perf_counter()
-    lab.subject = subject(n)
-    robust = int((~lab.attack("pgd", config).arrays["wrong"]).sum())
+    trials.subject = subject(n)
+    robust = int((~trials.attack("pgd", config).arrays["wrong"]).sum())
     ours = time.perf_counter() - began
     attack = foolbox.attacks.LinfPGD(steps=50)
     theirs(model, attack, x[:size], y[:size], epsilon)

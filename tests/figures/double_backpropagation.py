@@ -16,8 +16,8 @@ import optax
 
 import llrflow
 from llrflow.data.augment import augment
-from llrflow.keys import example_keys, purpose_key
-from llrflow.labels import cross_entropy
+from llrflow.method.keys import example_keys, purpose_key
+from llrflow.method.labels import cross_entropy
 from llrflow.models.network import AXIS
 from llrflow.program.compile import Program
 from llrflow.program.cost import measure

@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from llrflow.data.batches import batch_ids
-from llrflow.data.block import Data
 from llrflow.data.examples import of_files
 from llrflow.data.pipelines import open_split
+from llrflow.data.schema import Data
 from llrflow.data.split import Loaded, Request, Split
 from llrflow.data.writer import write_tfds
 

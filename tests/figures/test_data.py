@@ -9,9 +9,9 @@ import psutil
 import pytest
 from streaming_rate import BATCH, RECORDS, rates, streamed
 
-from llrflow.data.block import Data
 from llrflow.data.importers import import_idx
 from llrflow.data.resident import load_split
+from llrflow.data.schema import Data
 from llrflow.data.writer import write_tfds
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from llrflow import registry
+from llrflow.components import registry
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def plugin_file(repository):
 @pytest.fixture
 def load_term(plugin_file):
     """load_term(plugin, configuration) -> a term of that plugin of the repository."""
-    from llrflow.plugins import load_plugin
+    from llrflow.components.plugins import load_plugin
 
     def made(plugin, configuration):
         load_plugin(plugin_file(plugin))
@@ -41,8 +41,8 @@ def load_term(plugin_file):
 @pytest.fixture
 def probe_of():
     """probe_of(loss, x, epsilon) -> a Probe whose cross-entropy is a positive loss [B,H,W,C] -> [B]."""
-    from llrflow.probe import Probe
-    from llrflow.threat import Threat
+    from llrflow.method.probe import Probe
+    from llrflow.method.threat import Threat
 
     def made(loss, x, epsilon=0.1):
         def logits(images):

@@ -7,13 +7,13 @@ import optax
 import pytest
 
 import llrflow
-from llrflow.keys import example_keys, purpose_key
-from llrflow.objective import perturb
-from llrflow.plugins import load_plugin
-from llrflow.probe import Probe
+from llrflow.components.plugins import load_plugin
+from llrflow.components.registry import make
+from llrflow.method.keys import example_keys, purpose_key
+from llrflow.method.objective import perturb
+from llrflow.method.probe import Probe
 from llrflow.program.state import Batch
 from llrflow.program.step import network_of, predict
-from llrflow.registry import make
 
 RATE = 0.1
 SGD = {"type": "sgd", "learning_rate": RATE}

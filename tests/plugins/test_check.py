@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from llrflow.checks import check as findings_of
+from llrflow.commands.check_plugins import check as findings_of
+from llrflow.components.registry import Component, make
 from llrflow.models.network import Network
-from llrflow.registry import Component, make
 
 COSTS = {
     "elle": {"term elle": "9 F", "term elle_a": "9 F"},
@@ -25,8 +25,8 @@ TERM = '''
 import jax
 import jax.numpy as jnp
 import numpy as np
-from llrflow.answer import Answer
-from llrflow.registry import Component, register
+from llrflow.method.term import Answer
+from llrflow.components.registry import Component, register
 
 
 @register("term", "{name}")

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.answer import ask
-from llrflow.errors import PluginError
-from llrflow.probe import Probe
-from llrflow.registry import Component, import_as, register
+from llrflow.base.errors import PluginError
+from llrflow.components.registry import Component, import_as, register
+from llrflow.method.probe import Probe
+from llrflow.method.term import ask
 
 HEAD = '''
 import jax
 import jax.numpy as jnp
-from llrflow.answer import Answer
-from llrflow.registry import Component, register
+from llrflow.method.term import Answer
+from llrflow.components.registry import Component, register
 
 
 @register("{kind}", "{name}")

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llrflow.keys import example_keys
-from llrflow.probe import Probe
-from llrflow.threat import Threat
+from llrflow.method.keys import example_keys
+from llrflow.method.probe import Probe
+from llrflow.method.threat import Threat
 
 SHAPE = (3, 4, 4, 2)
 PIXELS = SHAPE[1] * SHAPE[2] * SHAPE[3]

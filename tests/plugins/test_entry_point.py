@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llrflow
-from llrflow.errors import PluginError
+from llrflow.base.errors import PluginError
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ py-modules = ["tiny_terms_code"]
 """
 MODULE = '''
 import jax.numpy as jnp
-from llrflow.registry import Component, register
+from llrflow.components.registry import Component, register
 
 
 @register("term", "from_afar")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llrflow.probe import Probe
-from llrflow.threat import Threat
+from llrflow.method.probe import Probe
+from llrflow.method.threat import Threat
 
 SHAPE = (4, 4, 4, 2)
 

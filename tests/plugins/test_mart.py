@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llrflow.probe import Probe
+from llrflow.method.probe import Probe
 
 LABELS = np.array([0, 1, 2, 3, 3, 0])
 CLEAN = np.random.default_rng(0).normal(0, 2, (6, 4))

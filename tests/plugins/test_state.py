@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.answer import ask
-from llrflow.probe import Probe
+from llrflow.method.probe import Probe
+from llrflow.method.term import ask
+from llrflow.method.threat import Threat
 from llrflow.runs.checkpoint import Checkpoints
-from llrflow.threat import Threat
 
 ELLE_A = {"type": "elle_a", "sensitivity": 0.5, "decay": 0.9, "weight": 10.0}
 

@@ -3,7 +3,8 @@
 from typing import Annotated
 
 import llrflow
-from llrflow.registry import Component, Traced, register
+from llrflow.components.fields import Traced
+from llrflow.components.registry import Component, register
 
 
 @register("augmentation", "dim_of_a_test")

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llrflow.components.registry import make
 from llrflow.models import convolution
 from llrflow.models.repeated import Tracing
 from llrflow.program.step import network_of
-from llrflow.registry import make
 
 RESNET = {"type": "wide_resnet", "depth": 10, "width": 1, "norm": "group"}
 CNN = {"type": "cnn", "channels": [8, 12], "dense": 8}

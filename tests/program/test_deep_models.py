@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.registry import entries
+from llrflow.components.registry import entries
 
 SPECS = Path(__file__).parents[2] / "specs" / "models"
 TRAINED = sorted(path.stem for path in SPECS.glob("*.yaml") if path.stem != "all_of_training")

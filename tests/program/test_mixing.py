@@ -9,7 +9,7 @@ from tree_difference import relative
 import llrflow
 from llrflow.data.augment import augment
 from llrflow.data.mix import mix
-from llrflow.keys import example_keys, purpose_key
+from llrflow.method.keys import example_keys, purpose_key
 
 CHANGES = {
     "model": {"type": "mlp", "widths": [64]},

@@ -8,7 +8,7 @@ from jax.extend.core import jaxprs_in_params
 from tree_difference import relative
 
 import llrflow
-from llrflow.ascent import Plan
+from llrflow.method.ascent import Plan
 from llrflow.program import compile as compiling
 from llrflow.program.compile import Program
 from llrflow.program.cost import parts

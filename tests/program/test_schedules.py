@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import llrflow
-from llrflow.errors import LlrflowError
+from llrflow.base.errors import LlrflowError
 
 
 def ramp(end, steps, start=0):

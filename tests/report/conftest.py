@@ -9,8 +9,8 @@ import pytest
 import llrflow
 from llrflow.runs.pipeline import evaluate_run
 from llrflow.runs.records import RunFolder
-from llrflow.sweep.outcome import outcome
-from llrflow.sweep.records import SweepRecord, TrialRecord
+from llrflow.sweep.tracking.outcome import outcome
+from llrflow.sweep.tracking.records import SweepRecord, TrialRecord
 
 STUDIES = {
     "evaluate.strength": {"examples": 20, "steps": [1, 2], "restarts": [1, 2], "epsilons": [0.5, 1.0]},
@@ -43,7 +43,7 @@ def runs(studied, tmp_path):
 @pytest.fixture
 def swept(studied, load, tmp_path):
     """A sweep's folder: four trials, of which one is masked and one was stopped; the runs of the others are there."""
-    from llrflow.sweep.storage import Storage
+    from llrflow.sweep.tracking.storage import Storage
 
     parameters = {
         "lambda": {"type": "loguniform", "low": 0.1, "high": 10.0, "path": "objective.terms.gamma.weight"},

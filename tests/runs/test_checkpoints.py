@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.errors import CheckpointError
+from llrflow.base.errors import CheckpointError
 from llrflow.program.state import TrainState
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.records import RunFolder
@@ -190,7 +190,7 @@ def test_a_tree_that_does_not_fit_is_named(tmp_path):
 
 def test_training_that_diverges_stops_with_the_step_and_the_last_finite_values(load, tmp_path):
     changes = {"optimizer": {"type": "sgd", "learning_rate": 1e12}, "train.log_every": 1, "checkpoint.every": 1}
-    with pytest.raises(llrflow.errors.NonFiniteError) as caught:
+    with pytest.raises(llrflow.base.errors.NonFiniteError) as caught:
         llrflow.run(load(changes), tmp_path)
     message, record = str(caught.value), json.loads((tmp_path / "run.json").read_text())
     assert "the objective is not finite at step " in message and "learning rate" in message

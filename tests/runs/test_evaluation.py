@@ -198,7 +198,7 @@ def test_the_model_of_a_run_is_a_jax_function_that_needs_no_dataset(finished, lo
     wrong = np.asarray(model.logits(result.x_adv)).argmax(-1) != split.labels[:64]
     np.testing.assert_array_equal(np.asarray(result.success), wrong)
     assert wrong.mean() > (logits.argmax(-1) != split.labels[:64]).mean()
-    with pytest.raises(llrflow.errors.CheckpointError, match="choose from 12, 4, 8"):
+    with pytest.raises(llrflow.base.errors.CheckpointError, match="choose from 12, 4, 8"):
         llrflow.load_model(finished, step=5)
 
 
@@ -239,7 +239,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_worst_case(copied):
     assert evaluate_run(copied, "best").evaluation.checkpoint == 4
     for path in (copied / "evaluation").glob("*.json"):
         path.unlink()
-    with pytest.raises(llrflow.errors.CheckpointError, match="no evaluation to choose the best"):
+    with pytest.raises(llrflow.base.errors.CheckpointError, match="no evaluation to choose the best"):
         evaluate_run(copied, "best")
 
 
@@ -314,7 +314,7 @@ def test_a_transfer_attack_searches_on_the_other_model(copied, finished, load, t
     assert record.attacks["itself"].correct == pytest.approx(record.attacks["pgd"].correct, abs=1)
     assert record.attacks["pgd"].correct < record.attacks["other"].correct < record.nominal.correct - 36
     for wrong, message in (({"run": ""}, "names no run"), ({"run": str(tmp_path)}, "is not a run folder")):
-        with pytest.raises((llrflow.SpecError, llrflow.errors.CheckpointError), match=message):
+        with pytest.raises((llrflow.SpecError, llrflow.base.errors.CheckpointError), match=message):
             evaluate_run(copied, attacks={"x": {"type": "transfer", "attack": white, **wrong}})
 
 

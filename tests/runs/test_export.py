@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.errors import CheckpointError
+from llrflow.base.errors import CheckpointError
 from llrflow.runs.export import export_model
 
 RESNET = {
@@ -104,7 +104,7 @@ def flip(path):
 
 def lie(folder):
     """A program that is none, with the checksum to match."""
-    from llrflow.files import sha256_file
+    from llrflow.base.files import sha256_file
 
     (folder / "logits.stablehlo").write_bytes(b"no program " * 50)
     record = json.loads((folder / "model.json").read_text())

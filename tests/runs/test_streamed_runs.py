@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import llrflow
+from llrflow.base.errors import CheckpointError, DataError
 from llrflow.data.examples import of_files
 from llrflow.data.writer import write_tfds
-from llrflow.errors import CheckpointError, DataError
 
 STREAMED = {"data.pipeline": "streaming"}
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from llrflow.errors import SpecError
+from llrflow.base.errors import SpecError
 from llrflow.spec.source import Origin, Source, dump_yaml, read_source, scalar
 
 

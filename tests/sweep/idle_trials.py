@@ -58,8 +58,8 @@ def noting(function, name):
 def idle(base):
     """A TrialRunner that takes the records of REAL_RUN for its own."""
     from llrflow.runs.records import RunFolder
-    from llrflow.sweep.space import sweep_of
-    from llrflow.sweep.storage import look_at, look_label, record_of
+    from llrflow.sweep.space.trials import look_label, sweep_of
+    from llrflow.sweep.tracking.storage import look_at, record_of
 
     first, real = FIRST, REAL  # Ray sends the class to its workers, with what it refers to
 
@@ -87,12 +87,14 @@ def idle(base):
 
 
 def main():
-    from llrflow.cli import main, ray_environment
+    from llrflow.cli import main
+    from llrflow.commands.environment import ray_environment
 
     ray_environment()
     import ray
 
-    from llrflow.sweep import outcome, storage, tune
+    from llrflow.sweep.running import tune
+    from llrflow.sweep.tracking import outcome, storage
 
     note("imports")
     FIRST.unlink(missing_ok=True)

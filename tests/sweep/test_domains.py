@@ -5,9 +5,9 @@ import inspect
 import numpy as np
 import pytest
 
-from llrflow.errors import SpecError
-from llrflow.registry import entries, make
-from llrflow.sweep.schedulers import TIME
+from llrflow.base.errors import SpecError
+from llrflow.components.registry import entries, make
+from llrflow.sweep.decisions.schedulers import TIME
 
 U = np.linspace(0, 1 - 1e-9, 1001)
 

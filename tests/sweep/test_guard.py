@@ -6,11 +6,11 @@ import json
 import pytest
 
 import llrflow
-from llrflow.errors import SpecError
-from llrflow.sweep.guard import broken_down
-from llrflow.sweep.outcome import trial_record
-from llrflow.sweep.space import trials_of
-from llrflow.sweep.storage import Ended, Storage
+from llrflow.base.errors import SpecError
+from llrflow.sweep.decisions.guard import broken_down
+from llrflow.sweep.space.trials import trials_of
+from llrflow.sweep.tracking.outcome import trial_record
+from llrflow.sweep.tracking.storage import Ended, Storage
 
 FGSM = {"pgd": {"type": "pgd", "steps": 10}, "fgsm": {"type": "fgsm"}}
 

@@ -11,9 +11,9 @@ import llrflow
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.pipeline import session
 from llrflow.runs.records import RunFolder
-from llrflow.sweep import mirror as module
-from llrflow.sweep.mirror import SWEEP, Mirror
-from llrflow.sweep.storage import Ended, Storage
+from llrflow.sweep.tracking import mirror as module
+from llrflow.sweep.tracking.mirror import SWEEP, Mirror
+from llrflow.sweep.tracking.storage import Ended, Storage
 
 NAME = "tiny-0123456789ab"
 

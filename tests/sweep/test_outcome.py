@@ -5,10 +5,10 @@ import datetime
 import pytest
 
 from llrflow.runs.records import RunFolder
-from llrflow.sweep.outcome import finalists, outcome, write
-from llrflow.sweep.records import EscalatedRecord, TrialRecord
-from llrflow.sweep.space import sweep_of
-from llrflow.sweep.storage import Storage
+from llrflow.sweep.space.trials import sweep_of
+from llrflow.sweep.tracking.outcome import finalists, outcome, write
+from llrflow.sweep.tracking.records import EscalatedRecord, TrialRecord
+from llrflow.sweep.tracking.storage import Storage
 
 
 def trial(number, value, escalated=None, masked=(), stronger_masked=(), state="finished", configuration=None, seed=0):

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 import llrflow
+from llrflow.base.errors import SpecError
 from llrflow.data.facts import describe
-from llrflow.errors import SpecError
 from llrflow.program.inputs import Inputs
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.fork import fork
 from llrflow.runs.records import RunFolder
 from llrflow.spec.resolve import spec_hash
-from llrflow.sweep.outcome import trial_record
-from llrflow.sweep.population import Population
-from llrflow.sweep.space import check_trials, trials_of
-from llrflow.sweep.storage import Storage
+from llrflow.sweep.decisions.check import check_trials
+from llrflow.sweep.decisions.population import Population
+from llrflow.sweep.space.trials import trials_of
+from llrflow.sweep.tracking.outcome import trial_record
+from llrflow.sweep.tracking.storage import Storage
 
 GAMMA, SLOPE, RATE = "objective.terms.gamma.weight", "objective.terms.slope.weight", "optimizer.learning_rate"
 WARMUP = {"type": "warmup_constant_schedule", "init_value": 0.0, "peak_value": 0.01, "warmup_steps": 6}
@@ -110,19 +111,19 @@ def test_the_record_tells_what_a_member_went_through(population):
 
 @pytest.mark.parametrize("kind", ["pbt", "pb2"])
 def test_decisions_depend_on_the_seed_and_the_decision_alone(kind, population):
-    from llrflow.sweep.breeding import Parents
+    from llrflow.sweep.decisions.population_schedulers import Takeovers
 
     spec, _, members = population(scheduler={"type": kind})
-    parents = Parents(spec.sweep, members, lambda trial: {}, print)
+    takeovers = Takeovers(spec.sweep, members, lambda trial: {}, print)
 
     def draws(decision):
-        with parents.seeded(decision):
+        with takeovers.seeded(decision):
             return random.random(), np.random.uniform()
 
     outside = random.getstate()
     assert draws(1) == draws(1) != draws(2)
     assert random.getstate() == outside
-    scheduler = spec.sweep.scheduler.bred(parents)
+    scheduler = spec.sweep.scheduler.population_scheduler(takeovers)
     assert scheduler._synch and scheduler._perturbation_interval == 1
 
 
@@ -151,11 +152,13 @@ class OfTune:
 
 @pytest.mark.parametrize("ends", ["on_trial_complete", "on_trial_error"])
 def test_the_others_do_not_wait_for_a_member_that_has_ended(ends, population):
-    from llrflow.sweep.breeding import Parents
+    from llrflow.sweep.decisions.population_schedulers import Takeovers
 
     spec, storage, members = population()
-    parents = Parents(spec.sweep, members, lambda t: {"number": t.number, "values": t.parameters}, lambda line: None)
-    scheduler = spec.sweep.scheduler.bred(parents)
+    takeovers = Takeovers(
+        spec.sweep, members, lambda t: {"number": t.number, "values": t.parameters}, lambda line: None
+    )
+    scheduler = spec.sweep.scheduler.population_scheduler(takeovers)
     scheduler.set_search_properties("worst_case.accuracy", "max")
     trials = [OfTune(n, members.members[n].parameters) for n in range(4)]
     controller = SimpleNamespace(

@@ -7,12 +7,13 @@ import shutil
 import pytest
 
 import llrflow
+from llrflow.base.errors import DataError, SpecError
 from llrflow.data.facts import describe
-from llrflow.errors import DataError, SpecError
-from llrflow.sweep.outcome import trial_record
-from llrflow.sweep.searchers import LIBRARIES
-from llrflow.sweep.space import check_trials, trials_of
-from llrflow.sweep.storage import Storage
+from llrflow.sweep.decisions.check import check_trials
+from llrflow.sweep.decisions.searchers import LIBRARIES
+from llrflow.sweep.space.trials import trials_of
+from llrflow.sweep.tracking.outcome import trial_record
+from llrflow.sweep.tracking.storage import Storage
 
 LAMBDA = "objective.terms.gamma.weight"
 SPACE = {
@@ -34,7 +35,7 @@ def record(rounds, trial, value, state="finished", masked=()):
 def rounds(sweeping, tmp_path):
     """rounds(folder, **fields of the sweep block) -> Rounds in a folder of tmp_path."""
     pytest.importorskip("optuna")
-    from llrflow.sweep.rounds import Rounds
+    from llrflow.sweep.decisions.rounds import Rounds
 
     def make(folder="sweep", **fields):
         search = {"type": "optuna", "round": 4, "startup": 8, **fields.pop("search", {})}
@@ -115,7 +116,7 @@ def test_stopped_trials_teach_what_they_reached(rounds):
 
 
 def test_tune_waits_for_a_round(rounds):
-    from llrflow.sweep.rounds import Queue
+    from llrflow.sweep.decisions.rounds import Queue
 
     later = [[{"name": "c"}], []]
     queue = Queue([{"name": "a"}, {"name": "b"}], lambda: later.pop(0))

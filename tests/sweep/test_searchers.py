@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import llrflow
+from llrflow.base.errors import SpecError
 from llrflow.data.facts import describe
-from llrflow.errors import SpecError
-from llrflow.sweep.searchers import LIBRARIES, Heard, asked, check
-from llrflow.sweep.space import check_trials, trials_of
+from llrflow.sweep.decisions.check import check_trials
+from llrflow.sweep.decisions.searchers import LIBRARIES, Heard, asked, check
+from llrflow.sweep.space.trials import trials_of
 
 LAMBDA, RATE = "objective.terms.gamma.weight", "optimizer.learning_rate"
 NUMBERS = {
@@ -102,7 +103,7 @@ def test_failed_and_masked_configurations_are_bad_ones_and_stopped_ones_teach(se
 
 
 def test_a_trial_that_was_stopped_is_told_to_be_no_better_than_one_that_finished(searched):
-    from llrflow.sweep.searchers import _told
+    from llrflow.sweep.decisions.searchers import _told
 
     values = {LAMBDA: 0.1, "objective.terms.slope.weight": 0.075, RATE: 0.01}
     came = [(0.5, None), (0.7, None), (0.9, 4), (0.3, 8), (None, None)]

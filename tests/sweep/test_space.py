@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import llrflow
+from llrflow.base.errors import SpecError
 from llrflow.data.facts import describe
-from llrflow.errors import SpecError
 from llrflow.program.compile import compile_spec
 from llrflow.spec.resolve import spec_hash
-from llrflow.sweep.cost import sweep_cost
-from llrflow.sweep.space import check_trials, kinds_of, trials_of
+from llrflow.sweep.decisions.check import check_trials
+from llrflow.sweep.space.cost import sweep_cost
+from llrflow.sweep.space.trials import kinds_of, trials_of
 
 LAMBDA, MU = "objective.terms.gamma.weight", "objective.terms.slope.weight"
 

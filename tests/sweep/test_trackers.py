@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 import llrflow
+from llrflow.base.errors import SpecError
 from llrflow.data.facts import describe
-from llrflow.errors import SpecError
-from llrflow.spec.schema import TensorBoard, Trackers
-from llrflow.sweep.outcome import trial_record
-from llrflow.sweep.space import trials_of
-from llrflow.sweep.storage import Storage
-from llrflow.sweep.trackers import Tracker, trackers_of
-from llrflow.sweep.tune import WORST, _Watch
+from llrflow.spec.sweep_schema import TensorBoard, Trackers
+from llrflow.sweep.running.tune import WORST, _Watch
+from llrflow.sweep.space.trials import trials_of
+from llrflow.sweep.tracking.outcome import trial_record
+from llrflow.sweep.tracking.storage import Storage
+from llrflow.sweep.tracking.trackers import Tracker, trackers_of
 
 LOOK = {"step": 4, "worst_case.accuracy": 0.25, "nominal.accuracy": 0.5, "gamma.pgd.mean": 0.1}
 

@@ -1,0 +1,107 @@
+"""Files that are either complete or absent, whenever the process is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import os
+import secrets
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from llrflow.base.errors import SpecError
+
+NOT_NPZ = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+"""What reading arrays from an .npz file raises that is absent, damaged or holds others."""
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary sibling of `path` for writing; a clean exit flushes it to disk and renames it to `path`."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # Not tempfile: it creates private files, and the result should have the mode any other file gets.
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the one that the user knows
+        raise
+    sync(path.parent)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader, or a crash at any instant, sees the old file or the new one."""
+    with open_atomic(path) as file:
+        file.write(content)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what writing `path` left beside it when the process was killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, waiting for other processes; a killed holder lets go by itself."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+TRIES, BETWEEN = 11, 0.05
+"""To get a lock, and seconds from one to the next: `has_owner` holds it for an instant."""
+
+
+@contextmanager
+def sole_owner(folder: Path, process: str) -> Iterator[None]:
+    """Hold the lock of a folder, which a killed process lets go. Raises SpecError when another `process` has it."""
+    with (folder / ".lock").open("ab") as lock:
+        for left in reversed(range(TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    got = f"is in use by another {process}"
+                    raise SpecError(str(folder), got, "wait for it, or choose another --out") from None
+            time.sleep(BETWEEN)
+        yield
+
+
+def has_owner(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder that `sole_owner` takes."""
+    try:
+        with (folder / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory to disk (a rename lives in the directory, not in the file)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

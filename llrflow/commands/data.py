@@ -1,0 +1,243 @@
+"""`llrflow data`: import or prepare datasets, list those that are prepared, look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llrflow.commands.options import json_option, overrides, print_json
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="~/tensorflow_datasets",
+    show_default=True,
+    envvar="LLRFLOW_DATA_DIR",
+    show_envvar=True,
+    help="Where datasets are prepared (`data.dir` of a spec).",
+)
+_name = click.argument("name")
+_config = click.option("--config", help="TFDS config, where there are several.")
+_options = click.option(
+    "--set",
+    "options",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    callback=overrides,
+    help="Option of a built-in dataset (`data.options` of a spec); repeatable.",
+)
+
+
+@click.group()
+def data() -> None:
+    """Import or prepare datasets, list those that are prepared, look at them.
+
+    \b
+    Examples:
+      llrflow data list
+      llrflow data import fashion_mnist --format idx --from ~/Downloads/fashion-mnist
+    """
+
+
+@data.command("import")
+@_name
+@click.option("--format", "file_format", required=True, help="idx, cifar-python, cifar-binary, npz or folder.")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Directory that holds the files; for cifar-* and npz also the file itself.",
+)
+@click.option("--coarse", is_flag=True, default=None, help="Take CIFAR-100's 20 superclasses as its classes.")
+@click.option("--max-corrupt", type=float, help="Share of images of a folder that may be unreadable.  [default: 0]")
+@_data_dir
+@json_option
+def import_command(name: str, file_format: str, source: Path, data_dir: Path, as_json: bool, **options: Any) -> None:
+    """Check files, then write them as the dataset NAME, which a spec uses as `data: {name: NAME}`.
+
+    \b
+    idx           train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte,
+                  t10k-labels-idx1-ubyte, plain or as .gz
+    cifar-python  cifar-10-python.tar.gz, cifar-100-python.tar.gz, or what they unpack to
+    cifar-binary  cifar-10-binary.tar.gz, cifar-100-binary.tar.gz, or what they unpack to
+    npz           train_images, train_labels, test_images, test_labels, or x_train, y_train, x_test, y_test
+    folder        train/CLASS/IMAGE and test/CLASS/IMAGE (or val, validation), JPEG and PNG of any size
+
+    All but folder are read as a whole first; nothing is left behind unless everything is sound.
+
+    \b
+    Examples:
+      llrflow data import fashion_mnist --format idx --from ~/Downloads/fashion-mnist
+      llrflow data import cifar10 --format cifar-python --from cifar-10-python.tar.gz
+      llrflow data import imagenet --format folder --from /data/ILSVRC/CLS-LOC --max-corrupt 0.0001
+    """
+    from llrflow.base.progress import progress
+    from llrflow.data.importers import import_files
+
+    given = {option: value for option, value in options.items() if value is not None}
+    places = source.expanduser(), data_dir.expanduser()
+    with progress(f"writing {name}", total=1, quiet=as_json) as show:
+        report = import_files(file_format, name, *places, lambda done, total: show(done, total=total), given)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    click.echo(f"{name}: {'written to' if report.written else 'already imported in'} {report.directory}")
+    click.echo(f"  images {_shape(report.image_shape)}, {report.classes} classes")
+    for split, count in report.counts.items():
+        low, high = min(report.label_counts[split]), max(report.label_counts[split])
+        click.echo(f"  {split}: {count} examples, {low}{f' to {high}' if high > low else ''} of each class")
+    if report.corrupt:
+        click.echo(f"  left out: {len(report.corrupt)} images that cannot be read")
+    for line in report.corrupt[:20]:
+        click.echo(f"    {line}")
+    for file, checksum in report.files.items():
+        click.echo(f"  {file}  sha256 {checksum}")
+
+
+@data.command("prepare")
+@_name
+@_config
+@_options
+@click.option(
+    "--manual-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Directory with files of the dataset, under the names they are published with.",
+)
+@_data_dir
+@json_option
+def prepare_command(
+    name: str, config: str | None, options: dict[str, Any], manual_dir: Path | None, data_dir: Path, as_json: bool
+) -> None:
+    """Prepare the dataset NAME: a built-in one, or one of TFDS's catalogue by TFDS's own builder, as array_record.
+
+    TFDS downloads what it does not find in --manual-dir. Most of its builders need TensorFlow (`pip install
+    tensorflow`) to write a dataset; nothing here needs it to read one.
+
+    \b
+    Examples:
+      llrflow data prepare synthetic --set height=64 --set width=64
+      llrflow data prepare cifar10
+    """
+    from llrflow.data.catalog import summary
+    from llrflow.data.prepare import prepare
+
+    block = _block(name, data_dir, config, options)
+    dataset, made = prepare(block, manual_dir and manual_dir.expanduser())
+    if as_json:
+        print_json({**summary(dataset), "written": made})
+        return
+    click.echo(f"{name}: {'written to' if made else 'already prepared in'} {dataset.directory}")
+
+
+@data.command("list")
+@_data_dir
+@json_option
+def list_command(data_dir: Path, as_json: bool) -> None:
+    """List the prepared datasets: name, config, version, splits, image shape.
+
+    \b
+    Example:
+      llrflow data list --data-dir /data/tfds
+    """
+    from llrflow.data.catalog import prepared, summary
+
+    rows = [summary(dataset) for dataset in prepared(data_dir.expanduser())]
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        click.echo(f"no dataset is prepared in {data_dir.expanduser()}")
+    for row in rows:
+        name = "/".join(filter(None, (row["name"], row["config"])))
+        splits = ", ".join(f"{split} {count}" for split, count in row["splits"].items())
+        shape = _shape(row["image_shape"] or ["no images"])
+        click.echo(f"{name}  {row['version']}  {splits}  {shape}  {row['format']}")
+
+
+@data.command("show")
+@_name
+@click.option("--split", default="train", show_default=True, help="Split, or a slice such as `test[:100]`.")
+@click.option("--examples", type=click.IntRange(min=0), default=24, show_default=True, help="Images to show.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="Draw them into this file.")
+@click.option("--augment", "spec", type=click.Path(path_type=Path), metavar="SPEC", help="Augment them as a spec does.")
+@_config
+@_options
+@_data_dir
+@json_option
+def show_command(
+    name: str,
+    split: str,
+    examples: int,
+    out: Path | None,
+    spec: Path | None,
+    config: str | None,
+    options: dict[str, Any],
+    data_dir: Path,
+    as_json: bool,
+) -> None:
+    """Count the examples of NAME by class, and draw some of them, evenly spaced.
+
+    With --augment they are drawn as the first training step of SPEC would see them, before any mixing.
+
+    \b
+    Example:
+      llrflow data show digits --out grid.png --augment specs/quickstart.yaml
+    """
+    from llrflow.base.errors import DataError
+    from llrflow.base.files import write_atomic
+    from llrflow.data.gallery import augmented, draw_grid, sample
+
+    if spec is not None and out is None:
+        raise DataError("--augment", "changes the picture, and none is drawn", "add --out grid.png")
+    if out is not None and not (examples and out.absolute().parent.is_dir()):
+        got = f"{out} has no parent folder" if examples else "draws no example"
+        raise DataError("--out", got, "create the folder first" if examples else "raise --examples")
+    found = sample(_block(name, data_dir, config, options), split, examples)
+    if out is not None:
+        images = found.images if spec is None else augmented(found, _augmentation(spec))
+        write_atomic(out, draw_grid(images, [found.class_names[label] for label in found.labels]))
+    if as_json:
+        print_json({"name": name, "split": split, **found.to_dict(), "out": out and str(out)})
+        return
+    click.echo(f"{name} {split}: {found.n} examples, {_shape(found.image_shape)}, {len(found.class_names)} classes")
+    most, width = max(found.histogram), max(map(len, found.class_names))
+    for title, number in zip(found.class_names, found.histogram, strict=True):
+        click.echo(f"  {title:<{width}}  {number:>7}  {'#' * round(40 * number / most)}".rstrip())
+    if out is not None:
+        click.echo(f"wrote {out}")
+
+
+def _augmentation(spec: Path) -> Any:
+    """(images [B, H, W, C], ids [B]) -> images, as the first training step of a spec augments them."""
+    import jax
+
+    from llrflow.data.augment import augment
+    from llrflow.method.keys import example_keys, purpose_key
+    from llrflow.spec.load import load_spec
+
+    loaded = load_spec(str(spec))
+    key = jax.random.fold_in(purpose_key(loaded.seed, "augment"), 0)
+    return jax.jit(lambda images, ids: augment(images, example_keys(key, ids), loaded.data.augment))
+
+
+def _block(name: str, data_dir: Path, config: str | None, options: dict[str, Any]) -> Any:
+    from pydantic import ValidationError
+
+    from llrflow.base.errors import DataError
+    from llrflow.base.validation import first_problem
+    from llrflow.data.schema import Data
+
+    try:
+        return Data.model_validate({"name": name, "dir": str(data_dir), "config": config, "options": options})
+    except ValidationError as error:
+        _, got, fix = first_problem(error)
+        raise DataError("--set", got, fix) from None
+
+
+def _shape(sizes: Any) -> str:
+    return " x ".join("?" if size is None else str(size) for size in sizes)

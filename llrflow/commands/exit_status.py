@@ -1,0 +1,46 @@
+"""How a command ends: its exit status, and one line about what went wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from llrflow.base.errors import InputError, LlrflowError
+
+PATHS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.ELOOP,
+}  # fmt: skip
+"""What the system says of a path that should have been chosen otherwise; a full or broken disk is no wrong input."""
+
+
+@contextmanager
+def exit_status(verbose: bool) -> Iterator[None]:
+    """End with the exit status of whatever the block raises on purpose, and a line about it."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):  # click makes the one of the other
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except LlrflowError as error:
+        if verbose:
+            traceback.print_exception(error)
+        label = "error: " if isinstance(error, InputError) or error.exit_code == 1 else ""
+        click.echo(f"{label}{' '.join(str(error).split())}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None or error.errno not in PATHS:
+            raise
+        if verbose:
+            traceback.print_exception(error)
+        click.echo(f"error: {os.fsdecode(error.filename)}: {error.strerror}", err=True)
+        sys.exit(2)

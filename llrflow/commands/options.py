@@ -1,0 +1,71 @@
+"""Arguments and options that commands share, and how they print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+
+def overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Click callback of `--set path=value`: values are YAML scalars or flow collections."""
+    from llrflow.base.errors import SpecError
+    from llrflow.spec.source import scalar
+
+    found: dict[str, Any] = {}
+    for text in values:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise SpecError("--set", f"got {text!r}", "write path=value, for example --set train.epochs=10")
+        found[path] = scalar(value)
+    return found
+
+
+def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """SPEC and --set, as every command on a spec takes them."""
+    command = click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        metavar="PATH=VALUE",
+        callback=overrides,
+        help="Change one value of the spec; repeatable.",
+    )(command)
+    return click.argument("spec", type=click.Path(path_type=Path))(command)
+
+
+def run_argument(name: str, metavar: str) -> Callable[..., Any]:
+    """A run folder, which shells complete."""
+    return click.argument(name, metavar=metavar, type=click.Path(path_type=Path), shell_complete=_run_folders)
+
+
+def _run_folders(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Run folders that begin with what is typed, or are right below such a folder; else any folder."""
+    parent, _, start = incomplete.rpartition("/")
+    below = (f"{start}*/run.json", f"{start}*/*/run.json")
+    records = [
+        record for pattern in below for record in Path(parent or ("/" if incomplete[:1] == "/" else ".")).glob(pattern)
+    ]
+    return [CompletionItem(str(record.parent)) for record in sorted(records)] or [
+        CompletionItem(incomplete, type="dir")
+    ]
+
+
+def console() -> Any:
+    """Where tables are printed: as wide as the terminal, or 100 columns in a file."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=100)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def print_json(value: Any) -> None:
+    """Machine-readable output of a command."""
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,1 @@
+"""What a component is, and how a spec makes one."""

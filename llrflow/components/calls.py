@@ -1,0 +1,82 @@
+"""Calls of components that may be plugins: what they raise, or return in a wrong shape, becomes a PluginError."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llrflow.base.errors import LlrflowError, PluginError
+from llrflow.components.registry import Component, entries
+
+
+def guarded(component: Component, call: Callable[[], Any]) -> Any:
+    """The result of a call of a plugin's component; what it raises becomes a PluginError with its file and line."""
+    try:
+        return call()
+    except LlrflowError:
+        raise
+    except Exception as error:
+        if _origin(component) in ("llrflow", "optax"):
+            raise
+        source = getattr(sys.modules.get(type(component).__module__), "__file__", None)
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+        place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+        first = str(error).strip().split("\n")[0]
+        got = f"failed{place}: {type(error).__name__}: {first}"
+        raise PluginError(described(component), got, "fix the plugin; --verbose shows the traceback") from error
+
+
+def shaped(component: Component, shape: tuple[int, ...], call: Callable[[], Any]) -> Any:
+    """As `guarded`; PluginError too when the result is not an array of that shape."""
+    made = guarded(component, call)
+    if not is_array(made) or made.shape != shape:
+        raise PluginError(described(component), f"returns {shape_text(made)}", f"return an array {list(shape)}")
+    return made
+
+
+@contextmanager
+def placed(path: str) -> Iterator[None]:
+    """Give a PluginError of a component its place in the spec, a dotted path, unless it has one."""
+    try:
+        yield
+    except PluginError as error:
+        if error.where.partition(".")[0] in ("objective", "model", "data", "evaluate"):
+            raise
+        raise PluginError(path, f"{error.where}: {error.got}", error.fix) from error
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is an array of JAX or NumPy, abstract ones included."""
+    return isinstance(value, (jax.Array, np.ndarray, np.generic))
+
+
+def shape_text(value: Any) -> str:
+    """`float32[6,5]`, or the type of what is no array."""
+    return f"{value.dtype}{list(value.shape)}" if is_array(value) else f"a {type(value).__name__}"
+
+
+def structure_of(tree: Any) -> str:
+    """Paths, dtypes and shapes of a tree's leaves, in words."""
+    leaves = {
+        jax.tree_util.keystr(path) or "it": f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return ", ".join(f"{path} {leaf}" for path, leaf in leaves.items()) or "nothing"
+
+
+def described(component: Component) -> str:
+    """`term elle (plugins/elle.py)`."""
+    return f"{component.label()} ({_origin(component)})"
+
+
+def _origin(component: Component) -> str:
+    kind, name = component.registered_as or ("term", "")
+    entry = entries(kind).get(name)
+    return entry.origin if entry else "llrflow"

@@ -1,0 +1,90 @@
+"""Plugins: imported only when a spec names them, credited with what they register."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+from llrflow.base.errors import PluginError
+from llrflow.base.files import sha256_file
+from llrflow.components.registry import KINDS, entries, forget, import_as, load_builtins
+
+
+def plugin_identity(plugin: str) -> str:
+    """What decides whether a plugin is the same: sha256 of a file, name and version of an installed one."""
+    if plugin.endswith(".py"):
+        return sha256_file(Path(plugin))
+    point = entry_point(plugin)
+    return f"{plugin}=={point.dist.version}" if point and point.dist else plugin
+
+
+def load_plugin(plugin: str, where: str = "plugin") -> str:
+    """Import one plugin: a `.py` file, an entry point of the group `llrflow.plugins`, or a module name; its origin."""
+    load_builtins()  # first, lest a plugin that imports them be credited with them, or take them along when it fails
+    if plugin.endswith(".py"):
+        path = Path(plugin)
+        if not path.is_file():
+            raise PluginError(
+                where, f"plugins: there is no file {plugin}", "paths are relative to the spec that names them"
+            )
+        # The content is part of the name: an unchanged file is one module however often specs name it.
+        name = f"llrflow_plugin_{path.stem}_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]}"
+        _import(plugin, where, lambda: _import_file(name, path))
+    else:
+        point = entry_point(plugin)
+        _import(plugin, where, point.load if point else lambda: importlib.import_module(plugin))
+    return plugin
+
+
+def entry_point(plugin: str) -> importlib.metadata.EntryPoint | None:
+    """The installed entry point of that name, if there is one."""
+    return next(iter(importlib.metadata.entry_points(group="llrflow.plugins", name=plugin)), None)
+
+
+def registered_by(origin: str) -> list[tuple[str, str]]:
+    """(kind, type name) of every component that a plugin registered.
+
+    Raises PluginError when there is none.
+    """
+    found = [(kind, name) for kind in KINDS for name, entry in entries(kind).items() if entry.origin == origin]
+    if not found:
+        raise PluginError(origin, "registers no component", 'decorate a class with @register("term", "its_name")')
+    return found
+
+
+def _import_file(name: str, path: Path) -> None:
+    if name in sys.modules:
+        return
+    forget(str(path))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with warnings.catch_warnings():  # Python hides these from all but the script that it was started with
+            warnings.filterwarnings("default", r"llrflow\.", DeprecationWarning)
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _import(plugin: str, where: str, load: object) -> None:
+    try:
+        import_as(plugin, load)  # type: ignore[arg-type]
+    except PluginError as error:
+        raise PluginError(where, f"plugin {plugin!r}: {error}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if f.filename == plugin]
+        ours = f"{Path(__file__).parent}/"
+        own = own or [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(ours)]
+        place = f" at {own[-1].filename}:{own[-1].lineno}" if own and not isinstance(error, SyntaxError) else ""
+        message = f"plugin {plugin!r} failed to import{place}: {type(error).__name__}: {error}"
+        raise PluginError(where, message, "fix the plugin, or correct its name") from error

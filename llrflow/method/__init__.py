@@ -1,0 +1,1 @@
+"""The mathematics: threat, probe, terms, the search, the objective."""

@@ -1,0 +1,152 @@
+"""The training objective: a loss plus weighted terms at shared perturbations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+from pydantic import Field
+
+from llrflow.components.calls import placed
+from llrflow.components.fields import Chosen, Traced
+from llrflow.components.registry import Component, Name
+from llrflow.method.ascent import Search, maximise
+from llrflow.method.probe import ApplyFn, Probe, asked_constants
+from llrflow.method.term import ask
+from llrflow.method.threat import Threat, clip_to_box
+
+CLEAN = "clean"
+
+
+class TermEntry(Component):
+    """A term's place in the objective: where it is evaluated and how much it weighs."""
+
+    at: str = CLEAN
+    """`clean`, or the name of a perturbation."""
+
+    weight: Annotated[float, Traced()] = 1.0
+    """Factor of the term in the objective; a number or a schedule over training steps."""
+
+    allow_negative: bool = False
+    """Allow a negative weight, which rewards what the term measures."""
+
+
+class Perturbation(Search):
+    """A named perturbation that terms share: the result of one search per batch."""
+
+    steps: int = Field(default=10, ge=0)
+    """Number of ascent steps; 0 keeps the start."""
+
+    norm: Literal["linf", "l2"] | None = None
+    """Norm of this search's ball; default the threat's. Another norm needs an epsilon of its own."""
+
+    epsilon: Annotated[float | None, Traced(ge=0)] = None
+    """Radius of this search, a number or a schedule (warm-up); default the threat's."""
+
+    onto: Literal["ball", "box"] = "ball"
+    """Project every iterate onto the ball, or only onto the pixel box (N-FGSM, de Jorge et al. 2022)."""
+
+    def ball(self, threat: Threat) -> Threat:
+        """The ball that this search runs in."""
+        own = {"norm": self.norm, "epsilon": self.epsilon}
+        return threat.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+    def project(self, threat: Threat, delta: jax.Array, x: jax.Array) -> jax.Array:
+        """The iterate inside its ball and the box, or the box alone."""
+        return super().project(threat, delta, x) if self.onto == "ball" else clip_to_box(delta, x)
+
+
+class Objective(Component):
+    """mean over the batch of  loss + sum_t weight_t * term_t(delta_at_t)."""
+
+    loss: Annotated[Any, Chosen("term", TermEntry, "cross_entropy")] = Field(
+        default="cross_entropy", validate_default=True
+    )
+    """The classification loss, and where it is evaluated (`at`): clean, or an adversarial perturbation."""
+
+    perturbations: dict[Name, Perturbation] = {}
+    """Named inner maximisations."""
+
+    terms: dict[Name, Annotated[Any, Chosen("term", TermEntry)]] = {}
+    """Named penalties."""
+
+    gradient: Annotated[Any, Chosen("gradient", default="plain")] = Field(default="plain", validate_default=True)
+    """How the parameter gradient is computed; plugins may wrap it (adversarial weight perturbation)."""
+
+    def entries(self) -> dict[str, Any]:
+        """The loss (as `loss`) and all terms."""
+        return {"loss": self.loss, **self.terms}
+
+    def places(self) -> dict[str, str]:
+        """Dotted path of the loss and of each term in a spec, by name."""
+        return {"loss": "objective.loss", **{name: f"objective.terms.{name}" for name in self.terms}}
+
+
+def perturb(
+    objective: Objective,
+    probe: Probe,
+    threat: Threat,
+    keys: Callable[[str], jax.Array],
+    search_apply: ApplyFn,
+    share_clean_pass: bool,
+    by: Literal["unroll", "scan"],
+) -> dict[str, jax.Array]:
+    """The perturbations [B,H,W,C] that the objective's searches find, by name; constants to any later derivative.
+
+    keys(name) are per-example keys [B] for one perturbation; `search_apply` is the network as searches see it, which
+    take what they need of the clean images from the probe's own clean pass when `share_clean_pass`.
+    """
+    deltas: dict[str, jax.Array] = {}
+    source = probe if share_clean_pass else probe.on(search_apply)
+    for name, search in objective.perturbations.items():
+        ball = search.ball(threat)
+        with placed(f"objective.perturbations.{name}"):
+            asked: set[str] = set()
+            if search.steps or search.restarts > 1:  # else the start is the result, whatever is maximised
+                tracing = probe.searching(search_apply, None, ball)
+                asked = asked_constants(lambda p, delta, term=search.maximize: ask(term, p, delta).value, tracing)
+                probe.searches[name] = [made for made in tracing.passes.values() if made.at != CLEAN]
+            searching = partial(probe.searching, search_apply, source.constants(asked), ball)
+            deltas[name] = maximise(search, searching, ball, keys(name), by)
+    if source is not probe:
+        probe.passes |= {
+            f"search {at}": replace(made, at="clean, as searches see it") for at, made in source.passes.items()
+        }
+    return deltas
+
+
+class Outcome(NamedTuple):
+    """What an objective amounts to on one batch."""
+
+    value: jax.Array
+    """The objective, [B]."""
+    metrics: dict[str, jax.Array]
+    """`loss` and each term by name, unweighted, and the terms' own metrics: [B] or scalars."""
+    states: dict[str, Any]
+    """The next running states of stateful terms, by name."""
+    logits: jax.Array
+    """[B,K], where the loss stands."""
+
+
+def evaluate(
+    objective: Objective, probe: Probe, perturbations: Mapping[str, jax.Array], states: Mapping[str, Any]
+) -> Outcome:
+    """The objective at given perturbations; `states` holds the running state of each stateful term."""
+    for name, delta in perturbations.items():
+        probe.name(delta, name)
+    deltas: dict[str, jax.Array | None] = {CLEAN: None, **perturbations}
+    total: Any = 0.0
+    metrics: dict[str, jax.Array] = {}
+    next_states: dict[str, Any] = {}
+    for name, place in objective.places().items():
+        term = objective.entries()[name]
+        with placed(place):
+            answer = ask(term, probe, deltas[term.at], states.get(name))
+        total += term.weight * answer.value
+        metrics |= {name: answer.value, **{f"{name}.{own}": part for own, part in answer.metrics.items()}}
+        if name in states:
+            next_states[name] = jax.lax.stop_gradient(answer.state)
+    return Outcome(total, metrics, next_states, probe.logits(deltas[objective.loss.at]))

@@ -1,0 +1,283 @@
+"""What a term may ask about the model around one batch, each answer computed once.
+
+Write f for the classifier, l for the cross-entropy of one example, x for the batch and delta for a
+perturbation; `None` stands for the clean image. A Probe serves the objective, where answers are
+differentiated with respect to parameters; a SearchProbe serves the inner maximisation, where parameters
+are constant and what is asked of the clean image was computed before the loop. Terms cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from llrflow.method.labels import cross_entropy
+from llrflow.method.threat import Threat
+
+LogitsFn = Callable[[jax.Array], jax.Array]
+ApplyFn = Callable[[jax.Array, bool], tuple[jax.Array, Any]]
+"""(images [B,H,W,C], is this the clean pass) -> (logits [B,K], auxiliary state of that pass)."""
+
+
+@dataclass
+class Pass:
+    """What was asked of the network at one point; read by the count of costs (`llrflow plan`)."""
+
+    at: str
+    """`clean`, the name of a perturbation, or `elsewhere`: a point that a term chose itself."""
+    differentiated: bool = False
+    """Whether the pass itself is differentiated with respect to parameters."""
+    slopes: int = 0
+    """Directional derivatives, each differentiated."""
+    gradient: bool = False
+    """Whether the input gradient was asked for."""
+    double: bool = False
+    """Whether the input gradient is itself differentiated: double backpropagation."""
+
+
+class _Linear(NamedTuple):
+    """The network's pass at one point, linearised: l and f there, v -> <v, grad l> per example, auxiliary state."""
+
+    loss: jax.Array
+    logits: jax.Array
+    tangent: Callable[[jax.Array], jax.Array]
+    state: Any
+
+
+class Probe:
+    """Answers about one batch that are differentiable with respect to the parameters inside `logits_fn`.
+
+    The pass at each point is linearised once: its loss, its logits, every slope <v, grad l> and grad l
+    itself share one forward pass. A slope is the forward-mode derivative, so differentiating it with
+    respect to parameters is reverse-over-forward (about 6F with the loss) and never double backpropagation.
+
+    Shapes: x [B,H,W,C] in [0,1], y [B] integer or [B,K] probabilities (`llrflow.method.labels`), keys [B] or None,
+    every answer [B] unless stated.
+    With batch statistics an example's loss depends on its batch-mates; slopes then carry the whole batch's
+    tangent, and only their sum equals that of <v, grad sum l>. Use `moving` statistics for exact per-example values.
+    """
+
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        x: jax.Array,
+        y: jax.Array,
+        keys: jax.Array | None = None,
+        threat: Threat | None = None,
+    ) -> None:
+        self.x, self.y, self.threat = x, y, threat
+        self._keys = keys
+        self._apply: ApplyFn = lambda images, clean: (logits_fn(images), None)
+        self._axis: str | None = None
+        self._recompute = False
+        self._names: dict[int, str] = {}
+        self._memo: dict[Any, tuple[Any, Any]] = {}
+        self.states: dict[str, Any] = {}
+        """Auxiliary state (BatchNorm) of the clean pass and of the first perturbed one that terms asked for."""
+        self.passes: dict[Any, Pass] = {}
+        """What was asked at each point."""
+        self.searches: dict[str, list[Pass]] = {}
+        """What one step of each search on this batch asks, by the search's name."""
+
+    @classmethod
+    def stateful(
+        cls,
+        apply: ApplyFn,
+        x: jax.Array,
+        y: jax.Array,
+        keys: jax.Array | None = None,
+        threat: Threat | None = None,
+        axis: str | None = None,
+        recompute: bool = False,
+    ) -> Probe:
+        """A Probe on a network whose passes also return state (BatchNorm), kept in `states`.
+
+        `axis` names the device axis that the batch is spread over; `recompute` is for networks whose derivatives
+        compute blocks anew (`train.remat`), which a pass linearised once would keep: each slope then takes its own.
+        """
+        probe = cls(lambda images: images, x, y, keys, threat)
+        probe._apply, probe._axis, probe._recompute = apply, axis, recompute
+        return probe
+
+    def logits(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
+        """f(x + delta), [B,K]; `constant` stops its derivative."""
+        logits = self._at(delta, differentiated=not constant).logits
+        return jax.lax.stop_gradient(logits) if constant else logits
+
+    def loss(self, delta: jax.Array | None = None) -> jax.Array:
+        """l(x + delta), the cross-entropy in nats."""
+        return self._at(delta, differentiated=True).loss
+
+    def slope(self, direction: jax.Array, delta: jax.Array | None = None) -> jax.Array:
+        """<direction, grad l(x + delta)> per example, in nats: the directional derivative."""
+
+        def run() -> jax.Array:
+            self._pass(delta).slopes += 1
+            return self._at(delta, differentiated=True).tangent(direction)
+
+        return self._once("slope", (direction, delta), run)
+
+    def input_gradient(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
+        """grad_x l(x + delta), [B,H,W,C], in nats per pixel unit.
+
+        Differentiating it with respect to parameters is double backpropagation: `slope` (for a direction) and
+        `of_gradients` (for any function of it) are cheaper. `constant` stops its derivative.
+        """
+        gradient = self._gradient(delta, self._at(delta, differentiated=not constant))
+        self._pass(delta).double |= not constant
+        return jax.lax.stop_gradient(gradient) if constant else gradient
+
+    def of_gradients(self, function: Callable[..., jax.Array], *deltas: jax.Array | None) -> jax.Array:
+        """function(grad l(x + delta_1), ...) -> [B], differentiated without double backpropagation.
+
+        With g the gradients and v = d function / d g, both constants, its parameter gradient is that of
+        sum_i <v_i, grad l(x + delta_i)>: one slope a point. `function` takes arrays [B,H,W,C], must treat
+        examples independently and be differentiable (`optax.safe_norm` where a gradient may vanish).
+        """
+        gradients = [self.input_gradient(delta, constant=True) for delta in deltas]
+        value, pull_back = jax.vjp(function, *gradients)
+        duals = jax.lax.stop_gradient(pull_back(jnp.ones_like(value)))
+        slopes = sum(self.slope(dual, delta) for dual, delta in zip(duals, deltas, strict=True))
+        return value + (slopes - jax.lax.stop_gradient(slopes))
+
+    def keys(self, purpose: str) -> jax.Array:
+        """One random key per example, [B], for one use (`purpose`); the same wherever the example stands in a batch."""
+        if self._keys is None:
+            raise ValueError("this probe was made without random keys: pass `keys`")
+        return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(purpose.encode())))(self._keys)
+
+    def batch_mean(self, values: jax.Array) -> jax.Array:
+        """The mean of [B] values over the whole batch, on all devices, as a constant: for a term's running state."""
+        mean = jax.lax.stop_gradient(jnp.mean(values))
+        return mean if self._axis is None else jax.lax.pmean(mean, self._axis)
+
+    def name(self, delta: jax.Array, name: str) -> None:
+        """Tell what a perturbation is called, for the count of costs."""
+        self._names[id(delta)] = name
+
+    def constants(self, asked: set[str]) -> Reference | None:
+        """What a search asks of the clean image (fields of `Reference`), as constants; None if it asks nothing."""
+        if not asked:
+            return None
+        clean = self._linear(None)  # not `_at`: what a search asks must not decide which pass updates BatchNorm
+        gradient = self._gradient(None, clean) if "gradient" in asked else None
+        return jax.lax.stop_gradient(Reference(clean.loss, clean.logits, gradient))
+
+    def searching(self, apply: ApplyFn, reference: Reference | None, threat: Threat) -> SearchProbe:
+        """The probe of a search on the same batch, in which the network is `apply`."""
+        probe = SearchProbe(apply, self.x, self.y, self._keys, threat, reference)
+        probe._recompute = self._recompute
+        return probe
+
+    def on(self, apply: ApplyFn) -> Probe:
+        """A probe on the same batch, in which the network is `apply`."""
+        return Probe.stateful(apply, self.x, self.y, recompute=self._recompute)
+
+    def _at(self, delta: jax.Array | None, differentiated: bool) -> _Linear:
+        at = self._linear(delta)
+        self._pass(delta).differentiated |= differentiated
+        self.states.setdefault("clean" if delta is None else "perturbed", at.state)
+        return at
+
+    def _linear(self, delta: jax.Array | None) -> _Linear:
+        def run() -> _Linear:
+            def loss_and_aux(images: jax.Array) -> tuple[jax.Array, Any]:
+                logits, state = self._apply(images, delta is None)
+                return cross_entropy(logits, self.y), (logits, state)
+
+            images = self.x if delta is None else self.x + delta
+            if self._recompute:  # JAX takes what a linearised function knows out of its checkpoints
+                loss, (logits, state) = loss_and_aux(images)
+                return _Linear(loss, logits, lambda v: jax.jvp(loss_and_aux, (images,), (v,), has_aux=True)[1], state)
+            loss, tangent, (logits, state) = jax.linearize(loss_and_aux, images, has_aux=True)
+            return _Linear(loss, logits, tangent, state)
+
+        self._pass(delta)
+        return self._once("pass", (delta,), run)
+
+    def _gradient(self, delta: jax.Array | None, at: _Linear) -> jax.Array:
+        def run() -> jax.Array:
+            return jax.linear_transpose(at.tangent, self.x)(jnp.ones_like(at.loss))[0]
+
+        self._pass(delta).gradient = True
+        return self._once("input_gradient", (delta,), run)
+
+    def _pass(self, delta: jax.Array | None) -> Pass:
+        at = "clean" if delta is None else self._names.get(id(delta), "elsewhere")
+        return self.passes.setdefault(id(delta), Pass(at))
+
+    def _once(self, what: str, arrays: tuple[jax.Array | None, ...], run: Callable[[], Any]) -> Any:
+        # The memo keeps the arrays themselves, so that no id can be reused while an entry lives.
+        key = (what, *map(id, arrays))
+        if key not in self._memo:
+            self._memo[key] = (arrays, run())
+        return self._memo[key][1]
+
+
+class Reference(NamedTuple):
+    """Constants of the clean images that a search may need."""
+
+    loss: Any
+    """l(x), [B]."""
+    logits: Any
+    """f(x), [B,K]."""
+    gradient: Any
+    """grad l(x), [B,H,W,C], or None where nobody asks for it."""
+
+
+class SearchProbe(Probe):
+    """A Probe with constant parameters: answers about the clean image are given, slopes there are inner products."""
+
+    def __init__(
+        self,
+        apply: ApplyFn,
+        x: jax.Array,
+        y: jax.Array,
+        keys: jax.Array | None,
+        threat: Threat,
+        reference: Reference | None,
+    ) -> None:
+        """Without a reference it finds the clean image's answers itself."""
+        super().__init__(lambda images: images, x, y, keys, threat)
+        self._apply, self._reference = apply, reference
+        self.asked: set[str] = set()
+        """Which fields of the reference were wanted."""
+
+    def logits(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
+        """f(x + delta); at the clean image the stored constant."""
+        return self._constants("logits").logits if delta is None else super().logits(delta, constant)
+
+    def loss(self, delta: jax.Array | None = None) -> jax.Array:
+        """l(x + delta); at the clean image the stored constant."""
+        return self._constants("loss").loss if delta is None else super().loss(delta)
+
+    def slope(self, direction: jax.Array, delta: jax.Array | None = None) -> jax.Array:
+        """<direction, grad l(x + delta)>; at the clean image with the stored gradient."""
+        if delta is not None:
+            return super().slope(direction, delta)
+        return jnp.sum((direction * self._constants("gradient").gradient).reshape(len(self.x), -1), axis=1)
+
+    def input_gradient(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
+        """grad l(x + delta); at the clean image the stored constant."""
+        return self._constants("gradient").gradient if delta is None else super().input_gradient(delta, constant)
+
+    def _constants(self, field: str) -> Reference:
+        self.asked.add(field)
+        if self._reference is not None:
+            return self._reference
+        clean = self._linear(None)
+        return Reference(clean.loss, clean.logits, self._gradient(None, clean))
+
+
+def asked_constants(term: Callable[[SearchProbe, jax.Array], Any], probe: SearchProbe) -> set[str]:
+    """Which constants of the clean image (fields of `Reference`) a search for a term's maximum needs.
+
+    Found by tracing the term once, on a probe without a reference; nothing is computed.
+    """
+    jax.eval_shape(lambda delta: term(probe, delta), probe.x)
+    return probe.asked

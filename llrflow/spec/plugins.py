@@ -1,0 +1,34 @@
+"""The plugins that a spec lists: exactly these are imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llrflow.base.errors import PluginError
+from llrflow.components.plugins import load_plugin
+from llrflow.spec.source import Source
+
+
+def load_plugins(source: Source) -> None:
+    """Import the plugins that a spec lists; a file is found relative to the spec file that names it.
+
+    Raises PluginError with the plugin's own file and line when the import fails.
+    """
+    listed = source.data.get("plugins") or ()
+    if not isinstance(listed, (list, tuple)):
+        return  # the schema reports it
+    seen: set[str] = set()
+    for index, plugin in enumerate(listed):
+        if isinstance(plugin, str):
+            path, where = plugin_path(source, index, plugin), source.where(("plugins", index))
+            if path in seen:
+                raise PluginError(where, f"plugins: {plugin} is listed twice", "delete one of them")
+            seen.add(path)
+            load_plugin(path, where)
+
+
+def plugin_path(source: Source, index: int, plugin: str) -> str:
+    """A plugin as `load_plugin` takes it: a file is made absolute, relative to the spec file that names it."""
+    origin = source.origins.get(("plugins", index))
+    folder = Path(origin.file).parent if origin is not None and origin.line else Path()
+    return str((folder / plugin).resolve()) if plugin.endswith(".py") else plugin

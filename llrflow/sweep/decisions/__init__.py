@@ -1,0 +1,1 @@
+"""What decides: searches that learn, schedulers, populations, the guard."""

@@ -1,0 +1,58 @@
+"""What only data and devices tell of a sweep's trials, found out before any of them starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from llrflow.base.errors import SpecError
+from llrflow.components.traced import numbers
+from llrflow.data.facts import DatasetFacts
+from llrflow.data.schema import Data
+from llrflow.program.compile import compile_spec
+from llrflow.program.inputs import BLOCKS
+from llrflow.runs.presets import preset_attacks
+from llrflow.spec.schema import Spec
+from llrflow.sweep.decisions import searchers
+from llrflow.sweep.space.trials import Trial, kinds_of, shown, sweep_of
+
+
+def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data], DatasetFacts]) -> None:
+    """Find out what only data and devices tell. Raises SpecError or DataError at the sweep.
+
+    Where trials ask for accelerators, which this machine need not have, the batch is not divided over devices.
+    """
+    sweep, trials = sweep_of(spec), list(trials)
+    if sweep.scheduler.is_population:
+        _check_members(spec, trials)
+    if sweep.search.learns:
+        searchers.check(spec)
+    resources = sweep.resources
+    for trial, *_ in kinds_of(trials):
+        for name, attack in sweep.rung.attacks.items():
+            if (norm := trial.spec.threat.norm) not in attack.norms:
+                got = f"sweep.rung.attacks.{name} ({attack.label()}) cannot look at a trial under {norm}"
+                place = ("sweep", "rung", "attacks", name)
+                raise SpecError(spec.where(place), got, "choose an attack that knows the norms of all trials")
+        try:
+            program = compile_spec(trial.spec, training=not (resources.gpu or resources.custom), facts_of=facts_of)
+            if sweep.escalate is not None:
+                for attack in preset_attacks(sweep.escalate.attacks).values():
+                    attack.stages(trial.spec.threat, program.classes)
+        except SpecError as error:
+            got = f"sweep: trial {trial.number} ({shown(trial.parameters)}): {error.got}"
+            raise SpecError(spec.where(("sweep",)), got, error.fix) from None
+
+
+def _check_members(spec: Spec, trials: Sequence[Trial]) -> None:
+    """Raise SpecError unless members may take over each other's weights and change their values in mid-training."""
+    label, first = sweep_of(spec).scheduler.label(), trials[0].spec
+    if len(trials) < 2:
+        raise SpecError(spec.where(("sweep",)), f"sweep: {label} has one member", "ask for more `trials`")
+    followed = {path: bounds.schedule for path, _, bounds in numbers(first)}
+    for name, domain in sweep_of(spec).parameters.items():
+        path = domain.path or name
+        above = next((known for known in followed if path == known or path.startswith(f"{known}.")), None)
+        if above is None or not followed[above] or above.split(".")[0] not in BLOCKS:
+            got = f"sweep.parameters.{name}: {path} is no number that may change while a trial trains, as {label} asks"
+            fix = "sweep numbers that `llrflow types` calls schedules, or use another scheduler"
+            raise SpecError(spec.where(("sweep", "parameters", name)), got, fix)

@@ -1,0 +1,1 @@
+"""What runs: Ray Tune, workers, the cluster."""

@@ -1,0 +1,59 @@
+"""Stronger attacks on the best trials of a sweep, as tasks of Ray: each is an evaluation of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from llrflow.base.errors import line_of
+from llrflow.runs.pipeline import evaluate_run
+from llrflow.sweep.space.trials import Trial
+from llrflow.sweep.tracking.storage import Storage
+
+PAUSE = 2.0
+"""Seconds between two looks at the clock."""
+
+
+def escalated(
+    attacks: str,
+    storage: Storage,
+    trials: Sequence[Trial],
+    wanted: dict[str, float],
+    retries: int,
+    late: Callable[[], bool],
+) -> Iterator[tuple[Trial, str]]:
+    """Attack the runs of `trials` with a preset, and yield each as it ends, with what went wrong, or nothing.
+
+    Ends early when it is `late`. A task asks for what a trial `wanted`. What it finds is in the run folder, and an
+    evaluation that was interrupted goes on there.
+    """
+    custom = {name: amount for name, amount in wanted.items() if name not in ("cpu", "gpu")}
+    options = {"num_cpus": wanted["cpu"], "num_gpus": wanted["gpu"], "resources": custom, "max_retries": retries}
+    attack = ray.remote(**options)(_attack)
+    cache, waiting = str(storage.cache), {}
+    for trial in trials:
+        run, devices = str(storage.run(trial.name).path), trial.spec.devices.count
+        waiting[attack.remote(run, attacks, devices, cache)] = trial
+    while waiting:
+        ended, _ = ray.wait(list(waiting), timeout=PAUSE)
+        if late():
+            return
+        if not ended:
+            continue
+        (ready,) = ended
+        trial = waiting.pop(ready)
+        try:
+            ray.get(ready)
+        except RayError as error:
+            yield trial, line_of(error.cause if isinstance(error, RayTaskError) else error)
+        else:
+            yield trial, ""
+
+
+def _attack(run: str, attacks: str, devices: int | None, cache: str) -> None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", cache)
+    evaluate_run(run, attacks=attacks, devices=devices)

@@ -1,0 +1,1 @@
+"""What a sweep tries: domains of parameters, the trials that follow, their cost."""

@@ -1,0 +1,269 @@
+"""The trials of a sweep: all of them are known, named and checked before the first one starts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic_core import PydanticCustomError
+
+from llrflow.base.errors import DataError, SpecError
+from llrflow.components.optimizers import resolve_duration
+from llrflow.components.registry import Component
+from llrflow.components.traced import numbers
+from llrflow.data.facts import DatasetFacts
+from llrflow.data.schema import Data
+from llrflow.program.compile import located, static_parts
+from llrflow.runs.pipeline import run_name
+from llrflow.runs.records import label_of
+from llrflow.spec.load import load_spec
+from llrflow.spec.resolve import resolve, spec_hash
+from llrflow.spec.schema import Checks, Evaluate, Spec
+from llrflow.spec.sweep_schema import Sweep
+from llrflow.sweep.space.domains import Domain
+
+MAX_TRIALS = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One run of a sweep."""
+
+    number: int
+    """From 0."""
+    configuration: int
+    """Trials that differ in their seed alone share it."""
+    seed: int
+    overrides: dict[str, Any]
+    """What it changes of the base, by path; the seed and the number of devices included."""
+    parameters: dict[str, Any]
+    """The swept values by the parameter's name; one whose `when` does not hold is missing."""
+    spec: Spec
+    """Resolved."""
+    name: str
+    """Of its run folder, <name>-<hash>."""
+    rungs: tuple[int, ...]
+    """Steps at which it is looked at; the last is the end of its training."""
+
+
+def sweep_of(spec: Spec) -> Sweep:
+    """The spec's sweep. Raises SpecError where it has none."""
+    if spec.sweep is None:
+        raise SpecError(spec.where(()), "has no `sweep` block", "add one, or use `llrflow run`")
+    return spec.sweep
+
+
+def base_of(spec: Spec) -> dict[str, Any]:
+    """What the user wrote, as plain data without the sweep, with places that hold anywhere on this machine."""
+    assert spec._source is not None
+    data = {key: value for key, value in spec._source.data.items() if key != "sweep"}
+    if spec.plugins:
+        data["plugins"] = list(spec.plugin_paths())
+    directory = spec.data.dir
+    if not directory.startswith("~"):
+        data["data"] = {**data["data"], "dir": str(Path(directory).absolute())}
+    if transfers := {n: a.run for n, a in spec.evaluate.attacks.items() if a.needs_surrogate}:
+        attacks = data["evaluate"]["attacks"]
+        moved = {name: {**attacks[name], "run": os.path.abspath(run)} for name, run in transfers.items()}  # noqa: PTH100
+        data["evaluate"] = {**data["evaluate"], "attacks": {**attacks, **moved}}
+    return data
+
+
+def trials_of(
+    spec: Spec,
+    facts_of: Callable[[Data], DatasetFacts],
+    drawn: Iterable[tuple[int, dict[str, Any]]] | None = None,
+    before: Sequence[Trial] = (),
+) -> list[Trial]:
+    """Every trial of a spec's sweep, in order and without repetitions; a larger random sweep begins with the same.
+
+    A search that learns has `drawn` the number and overrides of some configurations; their trials come after those
+    of `before`. Without them as many are drawn at random, which cost as much and are as good to check.
+    `facts_of` finds the dataset of a `data` block. Raises SpecError, at the parameter that a trial's spec does not
+    take, and DataError.
+    """
+    sweep, base, found, names = sweep_of(spec), base_of(spec), [], {trial.name for trial in before}
+    facts = _remembered(facts_of)
+    for configuration, overrides in enumerate(_configurations(spec, sweep)) if drawn is None else drawn:
+        for seed in range(spec.seed, spec.seed + sweep.seeds):
+            whole = {**overrides, "seed": seed, **_devices(spec, sweep)}
+            loaded = load_trial(spec, base, whole, overrides)
+            trial = trial_of(spec, loaded, len(before) + len(found), configuration, whole, overrides, facts)
+            if trial.name not in names:
+                names.add(trial.name)
+                found.append(trial)
+    return found
+
+
+def trial_of(
+    spec: Spec,
+    loaded: Spec,
+    number: int,
+    configuration: int,
+    whole: dict[str, Any],
+    chosen: Mapping[str, Any],
+    facts_of: Callable[[Data], DatasetFacts],
+) -> Trial:
+    """The trial whose spec is `loaded`, with the overrides `whole`, among them the `chosen` values of parameters."""
+    sweep = sweep_of(spec)
+    with located(spec):
+        facts = facts_of(loaded.data)
+    resolved, epoch = _resolved(spec, loaded, facts, chosen)
+    name = run_name(loaded, spec_hash(resolved))
+    shown = {n: chosen[p.path or n] for n, p in sweep.parameters.items() if (p.path or n) in chosen}
+    rungs = _rungs(sweep, epoch, resolved.train.steps or 0)
+    return Trial(number, configuration, loaded.seed, whole, shown, resolved, name, rungs)
+
+
+def _remembered(facts_of: Callable[[Data], DatasetFacts]) -> Callable[[Data], DatasetFacts]:
+    """The same, asked once for each dataset."""
+    known: dict[str, DatasetFacts] = {}
+
+    def remembered(data: Data) -> DatasetFacts:
+        key = json.dumps(data.model_dump(), sort_keys=True)
+        if key not in known:
+            known[key] = facts_of(data)
+        return known[key]
+
+    return remembered
+
+
+def kinds_of(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials by kind: those of a kind differ in single numbers of the compiled step, and in how long they train."""
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        spec = trial.spec
+        schedules = [[path, value.model_dump()] for path, value, _ in numbers(spec) if isinstance(value, Component)]
+        whole = [spec.data, spec.devices, spec.evaluate]
+        key = json.dumps([static_parts(spec), schedules, [block.model_dump() for block in whole]], sort_keys=True)
+        found.setdefault(key, []).append(trial)
+    return list(found.values())
+
+
+def look_block(spec: Spec, sweep: Sweep) -> Evaluate:
+    """What a look at a rung evaluates: the cheap attacks on every test image, nothing else."""
+    nothing = {"strength": None, "linearity": None, "surface": None, "checks": Checks(examples=0), "cascade": False}
+    return spec.evaluate.model_copy(update={"attacks": sweep.rung.attacks, **nothing})
+
+
+def look_label(spec: Spec, sweep: Sweep) -> str:
+    """Of the records of looks: evaluation/<step><label>.json."""
+    return label_of(look_block(spec, sweep).model_dump())
+
+
+def shown(values: Mapping[str, Any]) -> str:
+    """Parameters and their values, as a message has them."""
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
+
+
+def _resolved(spec: Spec, trial: Spec, facts: DatasetFacts, overrides: Mapping[str, Any]) -> tuple[Spec, int]:
+    """A trial's spec with durations in steps, and the steps of an epoch."""
+    try:
+        return resolve(trial, facts), facts.train // trial.train.batch_size
+    except DataError as error:
+        raise _at_fault(spec, error.where, f"{error.where} {error.got}", error.fix, overrides) from None
+
+
+def _at_fault(spec: Spec, path: str, got: str, fix: str, overrides: Mapping[str, Any]) -> SpecError:
+    """The error at the parameter that sets a path, or at all of them with what the trial sets."""
+    names = {domain.path or name: name for name, domain in sweep_of(spec).parameters.items()}
+    place = ("sweep", "parameters", *([names[path]] if path in names else []))
+    trial = "" if path in names else f" (a trial with {shown(overrides)})"
+    return SpecError(spec.where(place), f"{'.'.join(place)}: {got}{trial}", fix)
+
+
+def _rungs(sweep: Sweep, epoch: int, steps: int) -> tuple[int, ...]:
+    every = max(1, resolve_duration(sweep.rung.every, epoch, steps))
+    return (*range(every, steps, every), steps)
+
+
+def _devices(spec: Spec, sweep: Sweep) -> dict[str, Any]:
+    """A trial on CPUs has as many devices as CPUs, so that trials side by side do not share cores."""
+    own = spec.devices.count is not None or sweep.resources.gpu or sweep.resources.custom
+    return {} if own else {"devices.count": max(1, int(sweep.resources.cpu))}
+
+
+def _configurations(spec: Spec, sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """The overrides of each configuration, by path."""
+    whole = {
+        name: domain.listed()
+        for name, domain in sweep.parameters.items()
+        if domain.crossed or (sweep.search.type == "grid" and domain.registered_as[1] != "derived")
+    }
+    draws = sweep.trials or 1
+    count = draws * int(np.prod([float(len(values)) for values in whole.values()]))
+    if count * sweep.seeds > MAX_TRIALS:
+        got = f"has {count} configurations of {sweep.seeds} seed(s)"
+        raise SpecError(spec.where(("sweep",)), got, f"make fewer than {MAX_TRIALS} trials")
+    for draw in range(draws):
+        for combination in itertools.product(*whole.values()):
+            yield _drawn(spec, sweep, draw, dict(zip(whole, combination, strict=True)))
+
+
+def _drawn(spec: Spec, sweep: Sweep, draw: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    def value_for(name: str, domain: Domain, value_of: Callable[[str], Any]) -> Any:
+        return fixed[name] if name in fixed else domain.draw(uniform(sweep, name, draw), value_of)
+
+    return configuration_of(spec, sweep, value_for)
+
+
+def configuration_of(
+    spec: Spec, sweep: Sweep, value_for: Callable[[str, Any, Callable[[str], Any]], Any]
+) -> dict[str, Any]:
+    """The overrides of a configuration, by path, with `value_for(name, domain, value_of)` for each that applies.
+
+    `value_of(path)` is what the configuration has there so far. Raises SpecError at the parameter.
+    """
+    chosen: dict[str, Any] = {}
+
+    def value_of(path: str) -> Any:
+        above = [known for known in chosen if path == known or path.startswith(f"{known}.")]
+        if not above:
+            return _value(spec, path, path)
+        return _value(chosen[above[-1]], path.removeprefix(above[-1]).removeprefix("."), path)
+
+    for name, domain in sweep.parameters.items():
+        try:
+            if all(value_of(path) == value for path, value in domain.when.items()):
+                chosen[domain.path or name] = value_for(name, domain, value_of)
+        except (PydanticCustomError, SpecError) as error:
+            got = error.message() if isinstance(error, PydanticCustomError) else error.got
+            where = spec.where(("sweep", "parameters", name))
+            raise SpecError(where, f"sweep.parameters.{name} {got}", "name a parameter above, or a value") from None
+    return chosen
+
+
+def uniform(sweep: Sweep, name: str, draw: int) -> float:
+    """A number in [0,1) that depends on nothing but the seed of the search, the parameter's name and the draw."""
+    # Raw bits, because NumPy promises them for ever, unlike what its generators make of them (NEP 19).
+    bits = np.random.Philox(np.random.SeedSequence([sweep.search.seed, zlib.crc32(name.encode()), draw])).random_raw()
+    return (int(bits) >> 11) / 2**53
+
+
+def _value(value: Any, path: str, whole: str) -> Any:
+    """The value of a component, or of plain data, at a dotted path, which is called `whole`. Raises SpecError."""
+    for part in path.split(".") if path else ():
+        inside = value if isinstance(value, Mapping) else dict(value) if isinstance(value, Component) else {}
+        if part == "type" and isinstance(value, Component) and value.registered_as:
+            inside = {**inside, "type": value.registered_as[1]}
+        if part not in inside:
+            raise SpecError(whole, f"follows {whole}, which is no value of this spec", "")
+        value = inside[part]
+    return value
+
+
+def load_trial(spec: Spec, base: dict[str, Any], whole: dict[str, Any], overrides: dict[str, Any]) -> Spec:
+    """A trial's spec. SpecError names the parameter at fault."""
+    try:
+        return load_spec(base, whole)
+    except SpecError as error:
+        given = re.fullmatch(r"--set (\S+)", error.where)
+        raise _at_fault(spec, given[1] if given else "", error.got, error.fix, overrides) from None

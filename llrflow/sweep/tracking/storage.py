@@ -1,0 +1,189 @@
+"""The folder of a sweep: where its files are, and what they say of a trial. All that is known of a sweep is in them.
+
+- sweep.yaml: the spec with its sweep, as it was written
+- sweep.json: SweepRecord, the outcome so far
+- trials.csv: the same trials as a table
+- best.yaml: a complete spec that runs the winner again
+- draws.json: Draws, the configurations that a search which learns has drawn so far
+- lines.json: Lines, which members of a population took over which
+- runs/: a run folder for each trial, <name>-<hash>
+- ended/: <name>-<hash>.json for each trial that a scheduler stopped or that failed
+- cache/: what XLA compiled, for workers that start later
+- pinned/: checkpoints that members of a population may take over, while the sweep runs
+- ray/: Tune's own files, while it works; nothing is read from them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from llrflow.base.errors import CheckpointError, DataError, SpecError, line_of
+from llrflow.base.files import sole_owner
+from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.records import EvaluationRecord, Record, RunFolder, RunRecord
+from llrflow.spec.schema import Spec
+from llrflow.spec.sweep_schema import Sweep
+from llrflow.sweep.tracking.records import Segment
+
+R = TypeVar("R", bound=Record)
+
+PINNED = 2
+"""Rungs of which checkpoints are pinned: while some members wait at one, others may still set out from the last."""
+
+
+class Ended(Record):
+    """ended/<name>-<hash>.json: why a trial came to no end of its own."""
+
+    state: Literal["stopped", "failed"]
+    step: int
+    by: dict[str, Any] = {}
+    """The scheduler or guard that stopped it: under another one it goes on."""
+    error: str = ""
+    """Why it failed, or what the guard saw."""
+    traceback: str = ""
+
+    def holds(self, sweep: Sweep) -> bool:
+        """Whether the trial is still to end there."""
+        guard = sweep.rung.guard
+        return self.state == "failed" or self.by in (sweep.scheduler.model_dump(), guard and guard.model_dump())
+
+
+class Draws(Record):
+    """draws.json: configurations as overrides by path, in order."""
+
+    format: Literal[1] = 1
+    draws: list[dict[str, Any]] = []
+
+
+class Lines(Record):
+    """lines.json: what each member of a population went through, by its number."""
+
+    format: Literal[1] = 1
+    lines: dict[int, list[Segment]] = {}
+
+
+def folder_of(spec: Spec, out: str | Path | None) -> Path:
+    """Where a spec's sweep is kept: `out`, or sweeps/<name>."""
+    return Path("sweeps") / spec.name if out is None else Path(out)
+
+
+class Storage:
+    """Paths of one sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        names = ("sweep.yaml", "sweep.json", "trials.csv", "best.yaml", "draws.json", "lines.json")
+        self.spec, self.record, self.table, self.best, self._draws, self._lines = (self.path / n for n in names)
+        self.runs, self.ray, self.cache, self.pinned = (self.path / n for n in ("runs", "ray", "cache", "pinned"))
+        self._ended = self.path / "ended"
+
+    def run(self, name: str) -> RunFolder:
+        """The run folder of a trial."""
+        return RunFolder(self.runs / name)
+
+    def ended_path(self, name: str) -> Path:
+        """The file that says why a trial ended early."""
+        return self._ended / f"{name}.json"
+
+    def ended(self, name: str) -> Ended | None:
+        """Why a trial ended early, if it did."""
+        try:
+            return Ended.model_validate_json(self.ended_path(name).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def end(self, name: str, ended: Ended) -> None:
+        """Note why a trial ended early."""
+        ended.write(self.ended_path(name))
+
+    def forget_end(self, name: str) -> None:
+        """Take such a note back: the trial is tried again."""
+        self.ended_path(name).unlink(missing_ok=True)
+
+    def draws(self) -> list[dict[str, Any]]:
+        """The configurations that were drawn. Raises DataError."""
+        fix = "delete it; the same trials are drawn again as long as the spec has not changed"
+        return _read(self._draws, Draws, fix).draws
+
+    def draw(self, draws: list[dict[str, Any]]) -> None:
+        """Put all of them on record."""
+        Draws(draws=draws).write(self._draws)
+
+    def lines(self) -> dict[int, list[Segment]]:
+        """What the members of a population went through. Raises DataError."""
+        return _read(self._lines, Lines, "begin the sweep anew with another --out").lines
+
+    def set_lines(self, lines: dict[int, list[Segment]]) -> None:
+        """Put it on record."""
+        Lines(lines=lines).write(self._lines)
+
+    def pins(self, name: str) -> Checkpoints:
+        """Checkpoints of a trial at its last rungs, which others may take over."""
+        return Checkpoints(self.pinned / name, keep=PINNED)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Make the folder and hold it against other processes. Raises SpecError."""
+        with ExitStack() as stack:
+            try:
+                for path in (self.runs, self._ended):
+                    path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(sole_owner(self.path, "`llrflow sweep`"))
+            except OSError as error:
+                got = f"cannot be the folder of a sweep: {error.strerror}"
+                raise SpecError(str(self.path), got, "choose another --out") from None
+            yield
+
+
+def _read(path: Path, kind: type[R], fix: str) -> R:
+    """A file's record, an empty one where there is no file. Raises DataError."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return kind()
+    except (OSError, ValidationError) as error:
+        raise DataError(str(path), f"cannot be read: {line_of(error)}", fix) from None
+
+
+def look_at(folder: RunFolder, step: int, label: str) -> dict[str, float] | None:
+    """What a look measured, by the names of metrics, from the run folder's files; None where none is on record."""
+    return next(iter(looks_at(folder, [step], label)), None)
+
+
+def looks_at(folder: RunFolder, steps: Iterable[int], label: str) -> list[dict[str, float]]:
+    """What the looks at these steps measured, those that are on record."""
+    evaluations = [found for step in steps if (found := evaluation_of(folder, step, label)) is not None]
+    lines, looks = list(folder.metric_lines()) if evaluations else [], []
+    for found in evaluations:
+        logged = [line["objective"] for line in lines if line["step"] <= found.checkpoint]
+        look = {
+            "step": found.checkpoint,
+            "worst_case.accuracy": found.worst_case.accuracy,
+            "nominal.accuracy": found.nominal.accuracy,
+            **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
+            **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
+            **({"objective": logged[-1]} if logged else {}),
+        }
+        looks.append(look)
+    return looks
+
+
+def record_of(folder: RunFolder) -> RunRecord | None:
+    """A trial's run.json; None where there is none that can be read."""
+    try:
+        return folder.record()
+    except CheckpointError:
+        return None
+
+
+def evaluation_of(folder: RunFolder, step: int, label: str = "") -> EvaluationRecord | None:
+    """An evaluation of a trial, by default the one that finished it; None where there is none that can be read."""
+    try:
+        return EvaluationRecord.model_validate_json((folder.evaluation / f"{step}{label}.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
