@@ -232,7 +232,7 @@ def _check_objective(program: Program) -> None:
     """
     spec = program.spec
     policy, loss = spec.train.batch_norm, spec.objective.loss
-    usual = policy.update == "auto" and policy.perturbed == "batch" and loss.at == CLEAN
+    usual = policy.update == "auto" and loss.at == CLEAN
     if usual and not spec.plugins:
         return
     normed = bool(jax.tree.leaves(program.abstract_state().model_state))
@@ -252,9 +252,9 @@ def _check_objective(program: Program) -> None:
             raise
         raise at(spec, "objective", got, "try each one with `llrflow plugins check FILE`") from error
     updating = updating_pass(policy.update, kinds)
-    if normed and (updating not in kinds or (updating == "perturbed" and policy.perturbed == "moving")):
+    if normed and updating not in kinds:
         got = f"never updates the moving statistics: this objective has no {updating} pass with batch statistics"
-        raise at(spec, "train.batch_norm", got, "set `update: auto` and `perturbed: batch`")
+        raise at(spec, "train.batch_norm", got, "set `update: auto`")
 
 
 @contextmanager
@@ -311,6 +311,7 @@ class _Compiled:
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm
+        searching = policy.terms if policy.search == "terms" else policy.search
 
         def pieces(values: jax.Array, network: hk.TransformedWithState) -> Pieces:
             bound = bind(spec, {name: values[i] for i, name in enumerate(names)})
@@ -324,7 +325,7 @@ class _Compiled:
                 optimizer=optimizer,
                 ema=bound.train.ema,
                 augment=on_device(bound.data.augment, facts.varies),
-                statistics=Statistics(policy.search, policy.perturbed, policy.update),
+                statistics=Statistics(policy.terms, searching, policy.update),
                 accumulate=spec.train.accumulate,
                 by=plan.inside,
                 recompute=spec.train.remat != "none",
