@@ -8,7 +8,7 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from llrflow.base.files import write_atomic
 from llrflow.runs.presets import evaluate_block
@@ -22,6 +22,7 @@ from llrflow.sweep.tracking.records import (
     EscalatedRecord,
     State,
     SweepRecord,
+    SweepState,
     TrialRecord,
     WorkerRecord,
 )
@@ -71,7 +72,7 @@ def trial_record(spec: Spec, storage: Storage, trial: Trial, looks: Sequence[dic
 def outcome(
     spec: Spec,
     trials: Iterable[TrialRecord],
-    state: Literal["running", "finished", "interrupted", "out of budget"],
+    state: SweepState,
     began: datetime.datetime,
     workers: Sequence[WorkerRecord],
 ) -> SweepRecord:
