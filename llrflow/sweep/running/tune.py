@@ -71,14 +71,7 @@ def fit(
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
-        run_config=tune.RunConfig(
-            name=storage.ray.name,
-            storage_path=str(storage.path),
-            failure_config=tune.FailureConfig(max_failures=sweep.budget.retries),
-            callbacks=[TrialCallback(sweep, storage, agenda, publisher, budget)],
-            stop=budget,
-            verbose=0,
-        ),
+        run_config=_run_config(sweep, storage, TrialCallback(sweep, storage, agenda, publisher, budget), budget),
     )
     try:
         tuner.fit()
@@ -86,6 +79,17 @@ def fit(
         publisher.close_trackers()
     if queue is not None and queue.problem is not None:
         raise queue.problem
+
+
+def _run_config(sweep: Sweep, storage: Storage, callback: TrialCallback, budget: Budget) -> tune.RunConfig:
+    return tune.RunConfig(
+        name=storage.ray.name,
+        storage_path=str(storage.path),
+        failure_config=tune.FailureConfig(max_failures=sweep.budget.retries),
+        callbacks=[callback],
+        stop=budget,
+        verbose=0,
+    )
 
 
 class TrialCallback(tune.Callback):

@@ -17,6 +17,7 @@ from llrflow.spec.schema import Spec
 from llrflow.spec.source import dump_yaml, read_source
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.space.trials import Trial, look_label, sweep_of
+from llrflow.sweep.tracking.looks import evaluation_of, looks_at, record_of
 from llrflow.sweep.tracking.records import (
     ConfigurationRecord,
     EscalatedRecord,
@@ -26,7 +27,7 @@ from llrflow.sweep.tracking.records import (
     TrialRecord,
     WorkerRecord,
 )
-from llrflow.sweep.tracking.storage import Storage, evaluation_of, looks_at, record_of
+from llrflow.sweep.tracking.storage import Storage
 
 
 def trial_record(spec: Spec, storage: Storage, trial: Trial, looks: Sequence[dict[str, float]] = ()) -> TrialRecord:
