@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 from llrflow.base.errors import CheckpointError
-from llrflow.runs.records import EvaluationRecord, RunFolder, RunRecord
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.records import EvaluationRecord, RunRecord
 
 
 def look_at(folder: RunFolder, step: int, label: str) -> dict[str, float] | None:

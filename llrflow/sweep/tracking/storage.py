@@ -25,7 +25,8 @@ from pydantic import ValidationError
 from llrflow.base.errors import DataError, SpecError, line_of
 from llrflow.base.files import sole_owner
 from llrflow.runs.checkpoint import Checkpoints
-from llrflow.runs.records import Record, RunFolder
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.records import Record
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.tracking.records import Segment
