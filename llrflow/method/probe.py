@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from llrflow.method.input_gradient import input_gradient
 from llrflow.method.labels import cross_entropy
 from llrflow.method.threat import Threat
 
@@ -134,7 +134,7 @@ class Probe:
         """grad l(x + delta), [B,H,W,C], in nats per pixel unit; `constant` stops its derivative.
 
         Any function of it can be differentiated, at 1 forward-mode and 2 reverse passes a point however many terms
-        ask: no double backpropagation is made (`_differentiable`).
+        ask: no double backpropagation is made (`llrflow.method.input_gradient`).
         """
         gradient = self._gradient(delta, self._at(delta, differentiated=not constant))
         self._pass(delta).derivative |= not constant
@@ -207,7 +207,7 @@ class Probe:
 
     def _gradient(self, delta: jax.Array | None, at: _Linear) -> jax.Array:
         self._pass(delta).gradient = True
-        return self._once("input_gradient", (delta,), lambda: _differentiable(at.tangent, self.x))
+        return self._once("input_gradient", (delta,), lambda: input_gradient(at.tangent, self.x))
 
     def _pass(self, delta: jax.Array | None) -> Pass:
         at = "clean" if delta is None else self._names.get(id(delta), "elsewhere")
@@ -219,31 +219,6 @@ class Probe:
         if key not in self._memo:
             self._memo[key] = (arrays, run())
         return self._memo[key][1]
-
-
-def _differentiable(tangent: Callable[[jax.Array], jax.Array], like: jax.Array) -> jax.Array:
-    """G = d(sum_j l_j)/dx [B,H,W,C] of a linearised pass, with the derivative of double backpropagation at less cost.
-
-    Whatever is made of G, the cotangent C that comes back for it is a constant, and
-    d<C, G>/d theta = d/d theta of sum_j tangent_j(C): reverse mode over one forward-mode pass. `tangent` may depend on
-    anything that is being differentiated, images included.
-    """
-    closed = jax.make_jaxpr(tangent)(like)
-    losses = closed.out_avals[0]
-
-    def along(v: jax.Array, known: Sequence[Any]) -> jax.Array:
-        return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, known))(v)[0]
-
-    @jax.custom_vjp
-    def gradient(known: Sequence[Any]) -> jax.Array:
-        return jax.linear_transpose(lambda v: along(v, known), like)(jnp.ones(losses.shape, losses.dtype))[0]
-
-    def backward(known: Sequence[Any], cotangent: jax.Array) -> tuple[Any]:
-        total, pull_back = jax.vjp(lambda known: jnp.sum(along(cotangent, known)), known)
-        return pull_back(jnp.ones_like(total))
-
-    gradient.defvjp(lambda known: (gradient(known), known), backward)
-    return gradient(closed.consts)
 
 
 class Reference(NamedTuple):
