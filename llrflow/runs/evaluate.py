@@ -3,55 +3,43 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from pydantic import ValidationError
-from scipy.special import softmax
 
 from llrflow.attacks.base import Attack
 from llrflow.attacks.masking import TRIALS, Flag, find_flags
 from llrflow.attacks.memory import fitting_batch
-from llrflow.attacks.network import Network, example_of
+from llrflow.attacks.network import example_of
 from llrflow.attacks.search import search
 from llrflow.attacks.studies import Study
 from llrflow.attacks.trial_attacks import Subject
-from llrflow.base.errors import NonFiniteError
-from llrflow.base.files import open_atomic, write_atomic
+from llrflow.base.files import write_atomic
 from llrflow.base.progress import progress
 from llrflow.components.registry import make
-from llrflow.data.batches import padded_chunks
-from llrflow.data.split import Request, Split
+from llrflow.data.split import Split
 from llrflow.method.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
+from llrflow.runs.adversarial import write_adversarial, write_shown
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
+from llrflow.runs.predictions import Predictions, spread
 from llrflow.runs.records import EvaluationRecord, FlagRecord, versions, written
 from llrflow.runs.summaries import attack_record, distances_of, distribution, last_word, proportion
+from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
 
 RANDOM = "random"
 """Name of the control: uniform noise, whose linearity stands beside that of the attacks."""
-
-SHOWN = 8
-"""Correctly classified images whose perturbations are kept, for people to look at."""
-
-
-class Surrogate(NamedTuple):
-    """A model of another run that a transfer attack searches on."""
-
-    network: Network
-    variables: Any
-    identity: str
 
 
 class Evaluator:
@@ -75,16 +63,12 @@ class Evaluator:
         `export` also writes the images that each attack found. `surrogates` holds what each transfer attack searches
         on, by its name.
         """
-        spec, devices = program.spec, program.devices
         self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
         self.label, self.export, self._surrogates = label, export, surrogates or {}
-        self.stop, self.quiet, self.step, self.n = stop, quiet, int(state.step), len(split)
-        self.parameters: Literal["raw", "ema"] = program.evaluated_parameters
-        params = state.ema if self.parameters == "ema" else state.params
-        self._variables = devices.replicate((params, state.model_state))
-        self._sha256 = hash_of((params, state.model_state))
+        self.stop, self.quiet, self.step = stop, quiet, int(state.step)
+        self._predicted = Predictions(program, state, split)
+        self._fitting = self._predicted.batch_size
         self._versions = versions()
-        self._batch_size = self._fitting = -(-spec.evaluate.batch_size // len(devices)) * len(devices)
         folder.evaluation.mkdir(exist_ok=True)
 
     def evaluate(self) -> EvaluationRecord:
@@ -108,7 +92,7 @@ class Evaluator:
         """A hash over `parts` and all else that decides what an attack finds: on disk, what has it is taken over."""
         spec = self.program.spec
         packages = [self._versions[package] for package in ("llrflow", "jax", "jaxlib")]
-        shared = [spec.threat.model_dump(), spec.seed, self._sha256, self.split.fingerprint]
+        shared = [spec.threat.model_dump(), spec.seed, self._predicted.sha256, self.split.fingerprint]
         text = json.dumps([*parts, *shared, *spec.plugin_identities(), *packages], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -121,7 +105,7 @@ class Evaluator:
         return record if record.identity == identity else None
 
     def _evaluate(self, identity: str, started: str) -> EvaluationRecord:
-        block, threat, correct = self.program.spec.evaluate, self.program.spec.threat, self._correct
+        block, threat, correct = self.program.spec.evaluate, self.program.spec.threat, self._predicted.correct
         control = self._attack(RANDOM, make("attack", "noise"), correct)
         linearity = {RANDOM: control.arrays["linearity"][correct]}
         standing, attacks, made = correct.copy(), {}, {}
@@ -138,19 +122,19 @@ class Evaluator:
             if attacked.any():
                 linearity[name] = last_word(found, "linearity")[attacked]
         if correct.any():
-            self._show(made)
+            write_shown(self._path("npz"), self._predicted, made)
         flags = self._flags(list(itertools.chain(*made.values())))
         return EvaluationRecord(
             identity=identity,
             spec_hash=self.spec_hash,
             checkpoint=self.step,
-            network_sha256=self._sha256,
-            parameters=self.parameters,
+            network_sha256=self._predicted.sha256,
+            parameters=self._predicted.parameters,
             threat=threat.model_dump(),
             epsilon=written(threat.epsilon),
-            n=self.n,
+            n=self._predicted.n,
             corrupt=self.split.corrupt_names(),
-            ids_sha256=hashlib.sha256(f"{self.split.fingerprint} {self.n}".encode()).hexdigest(),
+            ids_sha256=hashlib.sha256(f"{self.split.fingerprint} {self._predicted.n}".encode()).hexdigest(),
             nominal=proportion(correct),
             cascade=block.cascade,
             attacks=attacks,
@@ -199,19 +183,6 @@ class Evaluator:
 
         return sorted(attacks.items(), key=place)
 
-    @functools.cached_property
-    def _correct(self) -> np.ndarray:
-        """Which images are classified correctly, [N]. Raises NonFiniteError."""
-        correct = np.zeros(self.n, bool)
-        chunks, again = itertools.tee(padded_chunks(np.arange(self.n), self._batch_size))
-        loaded = self.split.load(Request(ids) for ids, _ in again)
-        for (ids, mask), part in zip(chunks, loaded, strict=True):
-            logits = self.program.logits(self._variables, _in_unit_range(part.images))
-            if not np.isfinite(logits).all():
-                raise NonFiniteError(f"the network of checkpoint {self.step} gives logits that are not finite")
-            correct[ids[mask]] = (logits.argmax(-1) == part.labels)[mask]
-        return correct
-
     def _attack_in_stages(self, name: str, attack: Attack, attacked: np.ndarray) -> list[tuple[Attack, Verdicts]]:
         """An attack's stages with their verdicts, each on what the earlier ones left correct."""
         found, left = [], attacked
@@ -223,11 +194,11 @@ class Evaluator:
 
     def _attack(self, name: str, attack: Attack, attacked: np.ndarray, within: bool = False) -> Verdicts:
         """The verdicts of one attack on the images `attacked` [N]; a stage `within` another need only find errors."""
-        devices, spec = self.program.devices, self.program.spec
+        devices, spec, predicted = self.program.devices, self.program.spec, self._predicted
         surrogate = self._surrogates.get(name)
         others = surrogate and surrogate.identity
         identity = self._identity(attack.model_dump(), others, hashlib.sha256(attacked.tobytes()).hexdigest())
-        kept = np.arange(self.n) if self.export and name != RANDOM else self._shown
+        kept = np.arange(predicted.n) if self.export and name != RANDOM else predicted.shown
         exhaustive = attack.minimum_norm and not within
         path = self._path(f"{name}.npz")
         verdicts = Verdicts(path, attacked, exhaustive, identity, kept, self.split.image_shape)
@@ -236,8 +207,9 @@ class Evaluator:
         program = self.program.attack(attack, surrogate and surrogate.network)
         key = jax.random.key_data(purpose_key(spec.seed, f"attack {name}"))
         other = None if surrogate is None else devices.replicate(surrogate.variables)
-        places = (self._variables, self._variables if other is None else other, example_of(self.program.image_shape))
-        size = fitting_batch(program, self._batch_size, *places, spec.evaluate.memory)
+        own, example = predicted.variables, example_of(self.program.image_shape)
+        places = (own, own if other is None else other, example)
+        size = fitting_batch(program, predicted.batch_size, *places, spec.evaluate.memory)
         self._fitting = min(self._fitting, size)
         with progress(f"attack {name}", int(attacked.sum()), self.quiet) as report, verdicts.timed():
 
@@ -247,8 +219,8 @@ class Evaluator:
             search(
                 program,
                 verdicts,
-                self._examples,
-                self._variables,
+                predicted.examples,
+                own,
                 devices.replicate(np.asarray(key)),
                 self.program.classes,
                 size,
@@ -258,7 +230,7 @@ class Evaluator:
             between()
         verdicts.save()
         if self.export and name != RANDOM:
-            self._export(name, verdicts)
+            write_adversarial(self._path(f"{name}.adversarial.npz"), predicted, verdicts)
         return verdicts
 
     def _report(self, report: Any, verdicts: Verdicts, attack: Attack) -> None:
@@ -274,49 +246,10 @@ class Evaluator:
         assert self.stop.signum is not None
         raise Interrupted(self.stop.signum, "evaluation stopped and saved; run the same command to continue")
 
-    def _export(self, name: str, verdicts: Verdicts) -> None:
-        ids = np.flatnonzero(verdicts.candidates)
-        images, labels = self._examples(ids)
-        x_adv = images + verdicts.perturbations(ids)
-        with open_atomic(self._path(f"{name}.adversarial.npz")) as file:
-            wrong, distance = (verdicts.arrays[field][ids] for field in ("wrong", "distance"))
-            np.savez(file, ids=ids, x_adv=x_adv, labels=labels, success=wrong, distance=distance)
-
-    def _show(self, made: Mapping[str, list[tuple[Attack, Verdicts]]]) -> None:
-        """Write evaluation/<step><label>.npz: a few images, and each with the perturbation that changed it.
-
-        That of the first attack that did; where none did, that of the last attack on the image.
-        """
-        ids = self._shown
-        images, labels = self._examples(ids)
-        delta, changed = np.zeros_like(images), np.zeros(len(ids), bool)
-        names = np.full(len(ids), "none", dtype="U64")
-        for name, part, verdicts in ((n, *stage) for n, found in made.items() for stage in found):
-            wrong = verdicts.arrays["wrong"][ids]
-            take = verdicts.candidates[ids] & ~changed & (wrong | (not part.minimum_norm))
-            delta[take] = verdicts.perturbations(ids[take])
-            names[take] = name
-            changed |= take & wrong
-        found = {"ids": ids, "labels": labels, "images": images, "delta": delta, "attacks": names, "changed": changed}
-        clean, attacked = (self._probabilities(x) for x in (images, images + delta))
-        with open_atomic(self._path("npz")) as file:
-            np.savez(file, allow_pickle=False, **found, clean=clean, attacked=attacked)
-
-    def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Softmax of the network's logits, [M,K]."""
-        chunks = padded_chunks(np.arange(len(images)), self._batch_size)
-        logits = [self.program.logits(self._variables, images[rows])[mask] for rows, mask in chunks]
-        return softmax(np.concatenate(logits), axis=-1)
-
-    @functools.cached_property
-    def _shown(self) -> np.ndarray:
-        """Ids of the images that are kept for people to look at, ascending."""
-        return _spread(np.flatnonzero(self._correct), SHOWN)
-
     def _flags(self, stages: list[tuple[Attack, Verdicts]]) -> list[Flag]:
         """Signs of gradient masking: from the attacks made, and from trials on a sample of the correct images."""
         examples = self.program.spec.evaluate.checks.examples
-        if not examples or not self._correct.any():
+        if not examples or not self._predicted.correct.any():
             return []
         subject = self._subject(examples, "masking")
         with progress("masking checks", len(TRIALS), self.quiet) as report:
@@ -326,40 +259,17 @@ class Evaluator:
     def _subject(self, examples: int, purpose: str) -> Subject:
         """At most so many correctly classified images, evenly spread over them, as a subject of trials."""
         program, devices = self.program, len(self.program.devices)
-        ids = _spread(np.flatnonzero(self._correct), examples)
+        ids = spread(np.flatnonzero(self._predicted.correct), examples)
         key = np.asarray(jax.random.key_data(purpose_key(program.spec.seed, purpose)))
         size = min(self._fitting, -(-len(ids) // devices) * devices)
         return Subject(
             program.network,
             program.placement,
-            self._variables,
+            self._predicted.variables,
             program.spec.threat,
-            *self._examples(ids),
+            *self._predicted.examples(ids),
             key,
             program.classes,
             size,
             ids,
         )
-
-    def _examples(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images, labels, _ = self.split.read(ids)
-        return _in_unit_range(images), labels
-
-
-def _spread(ids: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of them, evenly spread."""
-    return ids[np.linspace(0, len(ids) - 1, min(most, len(ids))).astype(int)]
-
-
-def _in_unit_range(images: np.ndarray) -> np.ndarray:
-    """uint8 as float32 in [0, 1]."""
-    return images.astype(np.float32) / np.float32(255.0)
-
-
-def hash_of(variables: Any) -> str:
-    """SHA-256 over the names, types, shapes and values of a network's parameters and statistics."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode() + array.tobytes())
-    return digest.hexdigest()

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from llrflow.base.errors import line_of
-from llrflow.runs.pipeline import evaluate_run
+from llrflow.runs.reevaluate import evaluate_run
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.running.agenda import Agenda
 from llrflow.sweep.running.budget import Budget

@@ -1,0 +1,44 @@
+"""The adversarial images that an evaluation leaves: a few to look at, and all of them where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from llrflow.attacks.base import Attack
+from llrflow.base.files import open_atomic
+from llrflow.runs.predictions import Predictions
+from llrflow.runs.verdicts import Verdicts
+
+
+def write_shown(path: Path, predicted: Predictions, made: Mapping[str, list[tuple[Attack, Verdicts]]]) -> None:
+    """Write evaluation/<step><label>.npz: a few images, and each with the perturbation that changed it.
+
+    That of the first attack that did; where none did, that of the last attack on the image.
+    """
+    ids = predicted.shown
+    images, labels = predicted.examples(ids)
+    delta, changed = np.zeros_like(images), np.zeros(len(ids), bool)
+    names = np.full(len(ids), "none", dtype="U64")
+    for name, part, verdicts in ((n, *stage) for n, found in made.items() for stage in found):
+        wrong = verdicts.arrays["wrong"][ids]
+        take = verdicts.candidates[ids] & ~changed & (wrong | (not part.minimum_norm))
+        delta[take] = verdicts.perturbations(ids[take])
+        names[take] = name
+        changed |= take & wrong
+    found = {"ids": ids, "labels": labels, "images": images, "delta": delta, "attacks": names, "changed": changed}
+    clean, attacked = (predicted.probabilities(x) for x in (images, images + delta))
+    with open_atomic(path) as file:
+        np.savez(file, allow_pickle=False, **found, clean=clean, attacked=attacked)
+
+
+def write_adversarial(path: Path, predicted: Predictions, verdicts: Verdicts) -> None:
+    """Write evaluation/<step><label>.<attack>.adversarial.npz: the image that an attack made of each it was run on."""
+    ids = np.flatnonzero(verdicts.candidates)
+    images, labels = predicted.examples(ids)
+    x_adv = images + verdicts.perturbations(ids)
+    with open_atomic(path) as file:
+        wrong, distance = (verdicts.arrays[field][ids] for field in ("wrong", "distance"))
+        np.savez(file, ids=ids, x_adv=x_adv, labels=labels, success=wrong, distance=distance)
