@@ -13,7 +13,7 @@ from llrflow.method.probe import Probe
 from llrflow.method.term import Answer
 from llrflow.method.terms.gradient import norm
 from llrflow.method.threat import Threat, unit
-from llrflow.models.network import Network
+from llrflow.models.network import Logits, Network
 from llrflow.models.repeated import repeated
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Component",
     "Gradient",
     "GradientAttack",
+    "Logits",
     "Network",
     "Probe",
     "Threat",

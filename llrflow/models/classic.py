@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from llrflow.base.validation import raise_at
 from llrflow.components.registry import register
-from llrflow.models.network import Network, NormType, Sizes, norm_layer
+from llrflow.models.network import Logits, Network, NormType, Sizes, norm_layer
 
 
 @register("model", "mlp")
@@ -23,7 +23,7 @@ class MLP(Network):
         h = hk.Flatten()(h)
         for width in self.widths:
             h = self.act(hk.Linear(width)(h))
-        return hk.Linear(classes)(h)
+        return Logits(classes, name="linear")(h)
 
 
 @register("model", "cnn")
@@ -65,4 +65,4 @@ class CNN(Network):
         h = hk.Flatten()(h)
         if self.dense:
             h = self.act(hk.Linear(self.dense)(h))
-        return hk.Linear(classes)(h)
+        return Logits(classes, name="linear")(h)

@@ -6,15 +6,12 @@ from typing import ClassVar
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 from pydantic import Field, model_validator
 
 from llrflow.base.validation import raise_at
 from llrflow.components.registry import register
-from llrflow.models.network import Network, Sizes, layer_norm
+from llrflow.models.network import SMALL, Logits, Network, Sizes, layer_norm, pooled
 from llrflow.models.repeated import repeated
-
-SMALL = hk.initializers.TruncatedNormal(0.02)
 
 
 @register("model", "convnext")
@@ -56,7 +53,7 @@ class ConvNeXt(Network):
                 h = hk.Conv2D(width, 2, stride=2, w_init=SMALL, name=f"stage{stage}_downsample")(h)
             for block in range(depth):
                 h = repeated(f"stage{stage}_block{block}", ConvNeXt._block, self, h)
-        return hk.Linear(classes, w_init=SMALL, name="logits")(layer_norm(jnp.mean(h, axis=(1, 2)), "final_norm"))
+        return Logits(classes, w_init=SMALL)(layer_norm(pooled(h, (1, 2)), "final_norm"))
 
     def _block(self, h: jax.Array) -> jax.Array:
         width = h.shape[-1]

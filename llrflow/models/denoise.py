@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import haiku as hk
 import jax
@@ -12,6 +12,9 @@ from llrflow.components.registry import register
 from llrflow.models.network import norm_layer
 from llrflow.models.residual import Layers
 from llrflow.models.resnet import ResNetV1
+
+TINY = hk.initializers.RandomNormal(0.01)
+"""Weights of the last layer (Goyal et al. 2017, section 5.1) and of the embeddings at the start: the authors'."""
 
 
 def non_local_mean(
@@ -40,8 +43,10 @@ class DenoiseResNet(ResNetV1):
     """`resnet_v1` with a denoising block after each stage (Xie et al. 2019, arXiv:1812.03411).
 
     A block is x + norm(conv1x1(non-local mean of x)), whose norm's scale starts at zero, so that it starts as the
-    identity (without norm layers the convolution's weights do).
+    identity (without norm layers the convolution's weights do). The weights of the last layer start from N(0, 0.01^2).
     """
+
+    logits_init: ClassVar[hk.initializers.Initializer | None] = TINY
 
     denoise: Literal["gaussian", "dot_product"] = "gaussian"
     """Affinity of two places: softmax of their scaled inner products, or the inner products over N places."""
@@ -56,10 +61,9 @@ class DenoiseResNet(ResNetV1):
         """The denoising block."""
         name, channels, theta, phi = f"stage{stage}_denoise", h.shape[-1], h, h
         if self.embed:
-            # Standard deviation and number of channels are those of the authors' code.
-            small = hk.initializers.RandomNormal(0.01)
+            # Half the channels and no bias, as in the authors' code.
             theta, phi = (
-                hk.Conv2D(channels // 2, 1, with_bias=False, w_init=small, name=f"{name}_{part}")(h)
+                hk.Conv2D(channels // 2, 1, with_bias=False, w_init=TINY, name=f"{name}_{part}")(h)
                 for part in ("theta", "phi")
             )
         out = non_local_mean(theta, phi, h, self.denoise)

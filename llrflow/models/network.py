@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import haiku as hk
@@ -20,6 +21,9 @@ NormType = Literal["batch", "group", "none"]
 PerChannel = Annotated[tuple[float, ...], Field(min_length=1, strict=False)]
 Sizes = Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
 
+SMALL = hk.initializers.RandomNormal(0.02)
+"""Weights of ViT and ConvNeXt at the start; the authors' truncated normal is cut at 100 standard deviations."""
+
 
 class Network(Component):
     """Base of every model: images [B,H,W,C] in [0,1] -> logits [B,K], normalising its input itself."""
@@ -34,7 +38,8 @@ class Network(Component):
     """Divides the centred pixels: one number, or one per channel."""
 
     activation: Activation = "softplus"
-    """Non-linearity; a smooth one (softplus, silu) gives the loss a gradient that LLR can make linear."""
+    """Non-linearity; a smooth one (softplus, silu) gives the loss a gradient that LLR can make linear. `gelu` is
+    x Phi(x), Phi the standard normal distribution function, and not its approximation by tanh."""
 
     def __call__(self, images: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
         """Logits [B,K], inside a Haiku transform; `batch_statistics` chooses them over moving ones."""
@@ -47,7 +52,18 @@ class Network(Component):
     @property
     def act(self) -> Callable[[jax.Array], jax.Array]:
         """The activation function."""
-        return getattr(jnp if self.activation == "tanh" else jax.nn, self.activation)
+        if self.activation == "gelu":
+            return partial(jax.nn.gelu, approximate=False)
+        return getattr(jax.nn, self.activation)
+
+
+class Logits(hk.Linear):
+    """A network's last layer, features [B,D] -> logits [B,K]: float32 even in a bfloat16 network."""
+
+
+def pooled(h: jax.Array, axis: int | Sequence[int]) -> jax.Array:
+    """The mean over the places of an image, in float32 at least: rounding it would undo what averaging gains."""
+    return jnp.mean(h, axis, dtype=jnp.promote_types(h.dtype, jnp.float32))
 
 
 DECAY = 0.9

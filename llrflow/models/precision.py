@@ -1,4 +1,4 @@
-"""Networks in bfloat16: convolutions and products in half the bits, all that is summed or subtracted in float32."""
+"""Networks in bfloat16: features in half the bits, norm layers and the logits in float32."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from llrflow.models.network import Logits
+
 Precision = Literal["float32", "bfloat16"]
 
-_NORMS = (hk.BatchNorm, hk.LayerNorm, hk.GroupNorm, hk.InstanceNorm, hk.RMSNorm)
+_WHOLE = (hk.BatchNorm, hk.LayerNorm, hk.GroupNorm, hk.InstanceNorm, hk.RMSNorm, Logits)
+"""Modules that compute in float32."""
 
 
 def in_precision(network: Callable[..., jax.Array], precision: Precision) -> Callable[..., jax.Array]:
     """A function for `hk.transform`, computed in that precision: parameters, moving statistics and result stay float32.
 
-    Every module's inputs and parameters are rounded to bfloat16, but those of norm layers, which compute in float32
-    (as `hk.mixed_precision` and jmp advise; their policies are set class by class for the whole process, and would
-    miss a plugin's modules). The input is normalised before it is rounded: pixels near 1 lose half as much so.
+    Every module's inputs and parameters are rounded to bfloat16, and with them activations, attention and the sums of
+    residual branches. Norm layers compute in float32 (as `hk.mixed_precision` and jmp advise; their policies are set
+    class by class for the whole process, and would miss a plugin's modules) and round their result. `Logits` rounds
+    nothing: a loss is a difference of logits, and the linearity error a small one of losses. A network that ends in
+    any other layer has logits rounded to bfloat16. The input is normalised before it is rounded: pixels near 1 lose
+    half as much so.
     """
     if precision == "float32":
         return network
@@ -35,14 +41,15 @@ def in_precision(network: Callable[..., jax.Array], precision: Precision) -> Cal
 
 
 def _parameter(get: Any, value: jax.Array, context: hk.GetterContext) -> jax.Array:
-    return get(value if isinstance(context.module, _NORMS) else _to(jnp.bfloat16, value))
+    return get(value if isinstance(context.module, _WHOLE) else _to(jnp.bfloat16, value))
 
 
 def _call(method: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any:
     if context.method_name != "__call__" or isinstance(context.module, hk.ExponentialMovingAverage):
         return method(*args, **kwargs)
-    if isinstance(context.module, _NORMS):
-        return _to(jnp.bfloat16, method(*_to(jnp.float32, args), **kwargs))
+    if isinstance(context.module, _WHOLE):
+        out = method(*_to(jnp.float32, args), **kwargs)
+        return out if isinstance(context.module, Logits) else _to(jnp.bfloat16, out)
     return method(*_to(jnp.bfloat16, args), **kwargs)
 
 

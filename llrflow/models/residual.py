@@ -10,7 +10,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from llrflow.models.network import Network, NormType, norm_layer
+from llrflow.models.network import Logits, Network, NormType, norm_layer, pooled
 from llrflow.models.repeated import repeated
 
 HE = hk.initializers.VarianceScaling(2.0, "fan_out", "normal")
@@ -123,9 +123,9 @@ def positions(widths: Sequence[int], counts: Sequence[int]) -> Iterator[tuple[in
             yield stage, number, width, 2 if stage > 0 and number == 0 else 1
 
 
-def pooled_logits(h: jax.Array, classes: int) -> jax.Array:
+def pooled_logits(h: jax.Array, classes: int, w_init: hk.initializers.Initializer | None = None) -> jax.Array:
     """Global average pooling, then a linear layer: [B,H,W,C] -> [B,K]."""
-    return hk.Linear(classes, name="logits")(jnp.mean(h, axis=(1, 2)))
+    return Logits(classes, w_init=w_init)(pooled(h, (1, 2)))
 
 
 class ResidualNetwork(Network):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import haiku as hk
 import jax
 from pydantic import Field, field_validator
 
@@ -73,6 +74,9 @@ class _StagedResNet(ResidualNetwork):
     pre: ClassVar[bool]
     """Whether norm and activation come before a convolution, or after it."""
 
+    logits_init: ClassVar[hk.initializers.Initializer | None] = None
+    """Weights of the last layer at the start; None for Haiku's default."""
+
     depth: Literal[18, 34, 50, 101, 152] = 50
     """Layers with weights on the longest path."""
 
@@ -96,7 +100,7 @@ class _StagedResNet(ResidualNetwork):
             STAGES[self.depth],
             lambda h, stage: self.after_stage(layers, h, stage),
         )
-        return pooled_logits(layers.activated(h, "final_norm") if self.pre else h, classes)
+        return pooled_logits(layers.activated(h, "final_norm") if self.pre else h, classes, self.logits_init)
 
     def after_stage(self, layers: Layers, h: jax.Array, stage: int) -> jax.Array:
         """What follows a stage's last block: nothing here."""

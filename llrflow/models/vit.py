@@ -11,10 +11,8 @@ from pydantic import Field, model_validator
 
 from llrflow.base.validation import raise_at
 from llrflow.components.registry import register
-from llrflow.models.network import Network, layer_norm
+from llrflow.models.network import SMALL, Logits, Network, layer_norm, pooled
 from llrflow.models.repeated import repeated
-
-SMALL = hk.initializers.TruncatedNormal(0.02)
 
 
 @register("model", "vit")
@@ -62,7 +60,7 @@ class ViT(Network):
         for block in range(self.depth):
             h = repeated(f"block{block}", ViT._block, self, h)
         h = layer_norm(h, "final_norm")
-        return hk.Linear(classes, w_init=SMALL, name="logits")(h[:, 0] if self.pool == "token" else jnp.mean(h, axis=1))
+        return Logits(classes, w_init=SMALL)(h[:, 0] if self.pool == "token" else pooled(h, 1))
 
     def _block(self, h: jax.Array) -> jax.Array:
         """Attention, then a multilayer perceptron, both on normed tokens and added; [B,T,W] -> [B,T,W]."""

@@ -91,8 +91,8 @@ class Train(Component):
     """BatchNorm statistics by pass."""
 
     precision: Precision = "float32"
-    """What the network computes in while training. `bfloat16` is for accelerators: parameters, losses, linear terms and
-    norm layers stay float32, and evaluation is always in float32."""
+    """What the network computes in while training. `bfloat16` is for accelerators: parameters, norm layers, the last
+    layer, losses and linear terms stay float32, and evaluation is always in float32."""
 
     remat: Remat = "none"
     """What derivatives compute anew instead of keeping it, to save memory: nothing, or the inside of every repeated

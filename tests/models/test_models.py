@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from llrflow.components.registry import make
 from llrflow.models.network import AXIS
@@ -126,6 +127,20 @@ def test_published_fault_normalised_inputs_clipped():
     assert np.any(np.abs(dark - black) > 1e-3)
 
 
+def gelu(x):
+    """x Phi(x)."""
+    return x * (1 + scipy.special.erf(x / np.sqrt(2))) / 2
+
+
+def test_gelu_is_that_of_the_papers_and_not_its_approximation():
+    act = make("model", {"type": "vit", "activation": "gelu"}).act
+    x = np.linspace(-5, 5, 1001, dtype=np.float32)
+    np.testing.assert_allclose(act(x), gelu(x), atol=2e-6)
+    slope = scipy.special.ndtr(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(jax.vmap(jax.grad(act))(x), slope, atol=2e-6)
+    assert np.max(np.abs(jax.nn.gelu(x) - gelu(x))) > 4e-4  # by tanh
+
+
 @pytest.mark.parametrize("activation", ["softplus", "silu", "gelu", "elu", "tanh", "relu"])
 def test_mean_and_std_normalise_before_the_first_layer(activation):
     network = network_of(
@@ -134,7 +149,7 @@ def test_mean_and_std_normalise_before_the_first_layer(activation):
     params, _ = network.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)), True)
     images = jax.random.uniform(jax.random.key(1), (4, 2, 2, 1))
     layers = [params["linear"], params["linear_1"]]
-    act = jnp.tanh if activation == "tanh" else getattr(jax.nn, activation)
+    act = gelu if activation == "gelu" else getattr(jax.nn, activation)
     hidden = act(((images - 0.2) / 0.5).reshape(4, -1) @ layers[0]["w"] + layers[0]["b"])
     np.testing.assert_allclose(
         predict(network, params, {}, images), hidden @ layers[1]["w"] + layers[1]["b"], rtol=1e-4, atol=1e-5

@@ -100,6 +100,30 @@ def test_names_of_layers():
         assert names(config)[1] == set()
 
 
+STARTS = [
+    (
+        {"type": "denoise_resnet", "depth": 18, "width": 8, "norm": "group"},
+        {
+            "logits": 0.01,
+            "stage3_denoise_theta": 0.01,
+            "stage3_denoise_conv": (2 / 64) ** 0.5,
+            "stage3_block1/conv1": (2 / (9 * 64)) ** 0.5,
+        },
+    ),
+    ({"type": "vit", "depth": 1, "width": 96}, {"logits": 0.02, "block0/qkv": 0.02, "patches": 0.02}),
+    ({"type": "convnext", "depths": [1], "widths": [64]}, {"logits": 0.02, "stage0_block0/expand": 0.02}),
+]
+
+
+@pytest.mark.parametrize(("config", "stds"), STARTS, ids=str)
+def test_weights_start_as_the_authors_have_them(config, stds):
+    network = network_of(make("model", config), 1000)
+    params, _ = jax.jit(lambda key: network.init(key, jnp.zeros((1, 16, 16, 3)), True))(jax.random.key(0))
+    for name, std in stds.items():
+        weights = params[name]["w"]
+        assert np.std(weights) == pytest.approx(std, rel=4 / np.sqrt(2 * weights.size)), name
+
+
 H = jax.random.normal(jax.random.key(1), (2, 3, 3, 8))
 
 

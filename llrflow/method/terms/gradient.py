@@ -37,7 +37,8 @@ class Curvature(Component):
     """||grad l(x + z) - grad l(x)||_2^2, z of length h along the gradient's sign (CURE, Moosavi-Dezfooli et al. 2019).
 
     z = h s / ||s||_2 with s = sign(grad l(x)), a constant to the derivative. At a perturbation, x + delta takes
-    the place of x.
+    the place of x. The gradients are those of each example's loss, as in the authors' code on the PyTorch that they
+    pin. Code that differentiates the mean over B images has grad l / B: divide its weight by B, or by B^2 if squared.
     """
 
     h: Annotated[float, Traced(gt=0)] = 0.6
