@@ -50,12 +50,13 @@ class AutoAttack(Attack):
         """
         targets = {"targets": min(TARGETS, classes - 1)}
         fab_t = {**targets, "final_search": 0}  # the repository has none: it counts errors, not distances
-        parts: dict[str, dict[str, int]] = {
-            "standard": {"apgd_ce": {}, "apgd_t": targets, "fab_t": fab_t, "square": {}},
+        square = {"rescale": False}  # there `resc_schedule`, which its Square alone, outside the ensemble, has on
+        parts: dict[str, dict[str, Any]] = {
+            "standard": {"apgd_ce": {}, "apgd_t": targets, "fab_t": fab_t, "square": square},
             "plus": {
                 "apgd_ce": {"restarts": RESTARTS},
                 "apgd_dlr": {"restarts": RESTARTS},
-                "square": {},
+                "square": square,
                 "apgd_t": targets,
                 # The repository runs untargeted FAB 5 times and its targeted form once. One step towards all K classes
                 # costs as much as one towards each, so targeted restarts ask no more of the model and miss no class.
