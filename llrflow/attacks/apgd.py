@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from pydantic import Field
 from llrflow.attacks.base import Attack, aimed_class
 from llrflow.components.fields import Traced
 from llrflow.components.registry import register
-from llrflow.method.ascent import ProbeFactory, misclassified
+from llrflow.method.ascent import ProbeFactory, gradient_over_draws, misclassified
 from llrflow.method.batched import choose, spread
 from llrflow.method.probe import SearchProbe
 from llrflow.method.terms.classification import dlr, targeted_dlr
@@ -39,13 +40,16 @@ class Ascent(NamedTuple):
     size: jax.Array
     """Step size in pixel units, [B]."""
     best: jax.Array
-    """The first misclassified iterate, until there is one that of the largest value, [B,H,W,C]."""
+    """The iterate of the largest value, [B,H,W,C]."""
     best_gradient: jax.Array
     """The gradient there, [B,H,W,C]."""
     best_value: jax.Array
     """The value there, [B]."""
+    adversarial: jax.Array
+    """The iterate that was misclassified last, [B,H,W,C]; a search settles at the first, unless the network is drawn
+    anew in each step."""
     wrong: jax.Array
-    """Whether it is misclassified, [B]."""
+    """Whether there is one, [B]."""
     value: jax.Array
     """The value at the iterate judged last, [B]."""
     increases: jax.Array
@@ -113,6 +117,7 @@ class APGD(Attack):
             best=zero,
             best_gradient=zero,
             best_value=nothing,
+            adversarial=zero,
             wrong=misclassified(probe.logits(), probe.y),
             value=-nothing,
             increases=jnp.zeros(len(x), jnp.int32),
@@ -123,13 +128,8 @@ class APGD(Attack):
     def advance(self, probes: ProbeFactory, threat: Threat, state: Ascent, index: jax.Array) -> Ascent:
         """Judge the iterate, adapt the step size where `index` is a checkpoint, and take one step."""
 
-        def total(delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            value, wrong = self._judge(probes(), delta, state)
-            return jnp.sum(value), (value, wrong)
-
-        gradient, (value, wrong) = jax.grad(total, has_aux=True)(state.delta)
-        # One example's overflow must not turn its perturbation into NaN, which no projection mends.
-        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+        judge = partial(self._judge, target=state.target)
+        gradient, value, wrong = gradient_over_draws(probes, judge, state.delta)
         state = state._replace(value=value, increases=state.increases + (value > state.value))
         state = _keep_better(state, gradient, value, wrong)
         state, gradient = self._checkpoint(state, gradient, jnp.asarray(_spans(self.steps))[index])
@@ -140,9 +140,10 @@ class APGD(Attack):
         return state._replace(delta=threat.project(moved, x), previous=delta)
 
     def finish(self, probes: ProbeFactory, threat: Threat, state: Ascent) -> jax.Array:
-        """The first misclassified iterate, or that of the largest value, [B,H,W,C]."""
-        value, wrong = self._judge(probes(), state.delta, state)
-        return _keep_better(state, state.best_gradient, value, wrong).best
+        """A misclassified iterate, or that of the largest value, [B,H,W,C]."""
+        value, wrong = self._judge(probes(), state.delta, state.target)
+        last = _keep_better(state, state.best_gradient, value, wrong & ~state.wrong)
+        return choose(last.wrong, last.adversarial, last.best)
 
     def settled(self, state: Ascent) -> jax.Array | None:
         """Examples that are misclassified at an iterate."""
@@ -152,8 +153,8 @@ class APGD(Attack):
         """The loss that was maximised, [B]."""
         return self.value(probe, delta, probe.y)
 
-    def _judge(self, probe: SearchProbe, delta: jax.Array, state: Ascent) -> tuple[jax.Array, jax.Array]:
-        return self.value(probe, delta, state.target), misclassified(probe.logits(delta), probe.y)
+    def _judge(self, probe: SearchProbe, delta: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.value(probe, delta, target), misclassified(probe.logits(delta), probe.y)
 
     def _checkpoint(self, state: Ascent, gradient: jax.Array, span: jax.Array) -> tuple[Ascent, jax.Array]:
         """The state and the gradient to go on with, where the last checkpoint was `span` steps ago."""
@@ -250,10 +251,11 @@ def _spans(steps: int) -> np.ndarray:
 
 
 def _keep_better(state: Ascent, gradient: jax.Array, value: jax.Array, wrong: jax.Array) -> Ascent:
-    better = ~state.wrong & (wrong | (value > state.best_value))
+    better = value > state.best_value
     return state._replace(
         best=choose(better, state.delta, state.best),
         best_gradient=choose(better, gradient, state.best_gradient),
         best_value=jnp.where(better, value, state.best_value),
+        adversarial=choose(wrong, state.delta, state.adversarial),
         wrong=state.wrong | wrong,
     )

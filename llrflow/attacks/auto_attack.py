@@ -13,7 +13,7 @@ from llrflow.components.registry import make, register
 from llrflow.method.threat import Threat
 
 TARGETS, RESTARTS, DRAWS = 9, 5, 20
-"""Targets of the targeted attacks, restarts of the untargeted ones in `plus`, draws of a query in `rand`."""
+"""Targets of the targeted attacks, restarts of the untargeted ones in `plus`, draws of a gradient in `rand`."""
 
 
 @register("attack", "auto_attack")
@@ -22,16 +22,16 @@ class AutoAttack(Attack):
 
     The profiles are those of the authors' repository. `standard`: apgd_ce, apgd_t, fab_t and square, the protocol of
     RobustBench. `plus`: apgd_ce and apgd_dlr with 5 restarts, square, apgd_t, and fab_t with 5 restarts, which stand
-    for the 5 of untargeted FAB as well. `rand`, for stochastic models: apgd_ce and apgd_dlr, each query averaged over
-    20 draws.
+    for the 5 of untargeted FAB as well. `rand`, for stochastic models: apgd_ce and apgd_dlr, each gradient averaged
+    over 20 draws.
     """
 
     profile: Literal["standard", "plus", "rand"] = "standard"
     """Which attacks it consists of."""
 
     eot: int = Field(default=1, ge=1)
-    """Draws over whose logits a stochastic model is averaged in every query of every attack; 20 by default with
-    `profile: rand`."""
+    """Draws of a stochastic model over which every gradient of every attack is averaged; 20 by default with `profile:
+    rand`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -50,12 +50,13 @@ class AutoAttack(Attack):
         """
         targets = {"targets": min(TARGETS, classes - 1)}
         fab_t = {**targets, "final_search": 0}  # the repository has none: it counts errors, not distances
-        parts: dict[str, dict[str, int]] = {
-            "standard": {"apgd_ce": {}, "apgd_t": targets, "fab_t": fab_t, "square": {}},
+        square = {"rescale": False}  # there `resc_schedule`, which its Square alone, outside the ensemble, has on
+        parts: dict[str, dict[str, Any]] = {
+            "standard": {"apgd_ce": {}, "apgd_t": targets, "fab_t": fab_t, "square": square},
             "plus": {
                 "apgd_ce": {"restarts": RESTARTS},
                 "apgd_dlr": {"restarts": RESTARTS},
-                "square": {},
+                "square": square,
                 "apgd_t": targets,
                 # The repository runs untargeted FAB 5 times and its targeted form once. One step towards all K classes
                 # costs as much as one towards each, so targeted restarts ask no more of the model and miss no class.

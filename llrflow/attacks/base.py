@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from pydantic import Field
 
 from llrflow.components.registry import Component
-from llrflow.method.ascent import ProbeFactory
+from llrflow.method.ascent import ProbeFactory, drawn_probes
 from llrflow.method.labels import at_label
 from llrflow.method.probe import SearchProbe
 from llrflow.method.terms.classification import margin, wrong_classes
@@ -29,6 +30,16 @@ class StepCost(NamedTuple):
         """Forward-equivalents."""
         return self.queries + self.gradients
 
+    def over(self, draws: int) -> StepCost:
+        """With the pass that is differentiated taken under so many draws of the network."""
+        return StepCost(self.queries + (draws - 1 if self.gradients else 0), self.gradients * draws)
+
+
+def mean_logits(probes: ProbeFactory, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """f(x + delta) averaged over the network's draws, to be linearised, and of one draw, to be judged; [B,K] each."""
+    drawn = [probe.logits(delta) for probe in drawn_probes(probes)]
+    return jnp.mean(jnp.stack(drawn), axis=0), drawn[0]
+
 
 def aimed_class(probe: SearchProbe, rank: jax.Array) -> jax.Array:
     """The wrong class of that rank on the clean image, 0 the likeliest: [B] -> [B]."""
@@ -40,7 +51,8 @@ class Attack(Component):
 
     All three are pure and per example: every array of the state that `begin` makes has the batch as its first axis,
     and no example sees another. `probes()` makes a SearchProbe: `logits(delta)` [B,K], `loss(delta)` [B] and their
-    derivatives with respect to delta [B,H,W,C]; what it says of the clean images (`delta` None) costs nothing.
+    derivatives with respect to delta [B,H,W,C]; what it says of the clean images (`delta` None) costs nothing. It is of
+    one draw of a stochastic network, anew in each step: `llrflow.method.ascent.gradient_over_draws` averages gradients.
     The program around an attack (`llrflow.attacks.program`) compiles it, drops settled examples, projects and judges
     the result, and keeps each example's best run.
     """
@@ -58,8 +70,8 @@ class Attack(Component):
     """Whether it searches on another model than the one it attacks."""
 
     eot: int = Field(default=1, ge=1)
-    """Draws over whose logits a stochastic model is averaged in every query (expectation over transformation, Athalye
-    et al. 2018); no effect on a deterministic model."""
+    """Draws of a stochastic model over which each gradient is averaged (expectation over transformation, Athalye et al.
+    2018). Values and verdicts are of single draws; no effect on a deterministic model, or without gradients."""
 
     @property
     def white_box(self) -> bool:
@@ -88,7 +100,10 @@ class Attack(Component):
         raise NotImplementedError
 
     def settled(self, state: Any) -> jax.Array | None:
-        """Examples [B] that further steps would not change for the better; None where that never happens."""
+        """Examples [B] that further steps would not change for the better; None where that never happens.
+
+        Not asked on a stochastic network, where the next draw may say otherwise.
+        """
         return None
 
     def objective(self, probe: SearchProbe, delta: jax.Array) -> jax.Array:

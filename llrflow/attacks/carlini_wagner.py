@@ -14,8 +14,9 @@ from pydantic import Field
 from llrflow.attacks.base import Attack, StepCost
 from llrflow.components.fields import Traced
 from llrflow.components.registry import register
-from llrflow.method.ascent import ProbeFactory, misclassified
+from llrflow.method.ascent import ProbeFactory, gradient_over_draws, misclassified
 from llrflow.method.batched import choose
+from llrflow.method.probe import SearchProbe
 from llrflow.method.terms.classification import margin
 from llrflow.method.threat import Threat
 
@@ -81,21 +82,17 @@ class TanhAttack(Attack):
     ) -> tuple[Descent, Judged]:
         """Judge the image and take one step from it; constant [B], `size` maps a perturbation [B,D] to [B]."""
 
-        def total(w: jax.Array) -> tuple[jax.Array, Any]:
-            probe = probes()
+        def objective(probe: SearchProbe, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             # Measured from the shrunk image, so that a pixel without influence has no gradient and stays.
             moved = from_tanh(w) - from_tanh(to_tanh(probe.x))
             delta = from_tanh(w) - probe.x
             logits = probe.logits(delta)
             hinge = jnp.maximum(self.confidence - margin(logits, probe.y), 0.0)
-            loss = size(moved.reshape(len(w), -1)) + constant * hinge
-            return jnp.sum(loss), (loss, delta, logits)
+            return size(moved.reshape(len(w), -1)) + constant * hinge, (delta, logits)
 
-        gradient, (loss, delta, logits) = jax.grad(total, has_aux=True)(at.w)
+        gradient, loss, (delta, logits) = gradient_over_draws(probes, objective, at.w)
         adversarial, distance = self._adversarial(logits, probes().y), threat.distance(delta)
         nearer = adversarial & (distance < at.distance)
-        # One example's overflow must not turn its image into NaN.
-        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
         move: Any
         move, adam = jax.vmap(self._adam.update)(gradient, at.adam)
         best, least = choose(nearer, delta, at.best), jnp.where(nearer, distance, at.distance)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from llrflow.attacks.base import Attack, StepCost
+from llrflow.attacks.base import Attack, StepCost, mean_logits
 from llrflow.components.fields import Traced
 from llrflow.components.registry import register
 from llrflow.method.ascent import ProbeFactory, misclassified
@@ -68,8 +69,8 @@ class DeepFool(Attack):
     def advance(self, probes: ProbeFactory, threat: Threat, state: Walk, index: jax.Array) -> Walk:
         """One step, unless the iterate is misclassified already."""
         probe = probes()
-        logits, pull = jax.vjp(lambda delta: probes().logits(delta), self._delta(state, probe.x))
-        wrong = misclassified(logits, probe.y)
+        logits, pull, judged = jax.vjp(partial(mean_logits, probes), self._delta(state, probe.x), has_aux=True)
+        wrong = misclassified(judged, probe.y)
         classes = jax.lax.top_k(probe.logits(), min(self.candidates, logits.shape[1]))[1]
         pairs = jax.nn.one_hot(classes[:, 1:], logits.shape[1]) - jax.nn.one_hot(classes[:, :1], logits.shape[1])
         gaps = jnp.sum(pairs * logits[:, None], axis=2)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from llrflow.attacks.base import Attack, StepCost, aimed_class
+from llrflow.attacks.base import Attack, StepCost, aimed_class, mean_logits
 from llrflow.components.fields import Traced
 from llrflow.components.registry import register
 from llrflow.method.ascent import ProbeFactory, misclassified
@@ -112,7 +112,7 @@ class FABT(Attack):
         probe = probes()
 
         def difference(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = probes().logits(delta)
+            logits, _ = mean_logits(probes, delta)
             gap = at_label(logits, state.target) - at_label(logits, probe.y)
             return jnp.sum(gap), gap
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llrflow.attacks.base import Attack
+from llrflow.attacks.search import InMemory
 from llrflow.attacks.trial_attacks import Subject, TrialAttacks
+from llrflow.method.probe import Reference
 from llrflow.method.threat import Threat
 
 STEPS, RESTARTS, LONG, QUERIES = 20, 5, 100, 200
@@ -19,6 +21,14 @@ STEPS, RESTARTS, LONG, QUERIES = 20, 5, 100, 200
 
 SHARE = 0.02
 """Share of the examples (and at least two) that must contradict before a comparison counts."""
+
+
+EXCESS = 0.25
+"""How far the linear prediction of PGD's gain may exceed it, as a share of the change of the loss."""
+# Only what the gradient promises too much counts. The error in the other direction is that of any confident network:
+# its cross-entropy is flat at x and steep further on, |error| / |change| is 1, and masking cannot be told from it.
+# Measured: 0.000 on trained digits networks and the tests' honest one, with logits times 1, 10 and 100; up to 0.15
+# where a ripple on the logits misleads nobody; 0.45 and more where PGD is misled by ripples, steps or capped logits.
 
 
 class Flag(NamedTuple):
@@ -59,18 +69,18 @@ def _steps(trials: TrialAttacks) -> list[Flag]:
     epsilon = float(trials.subject.threat.epsilon)
     single = trials.attack("ascent", _ascent(1, epsilon)).arrays
     short = trials.attack("ascent", _ascent(STEPS // 4, 2.5 * epsilon / (STEPS // 4))).arrays
-    long = trials.attack("ascent", _ascent(STEPS, 2.5 * epsilon / STEPS)).arrays
+    found = trials.attack("ascent", _ascent(STEPS, 2.5 * epsilon / STEPS))
+    long = found.arrays
     clean = trials.reference(trials.subject.key)
     again = trials.reference(trials.subject.key + np.uint32(1))
     n = len(clean.loss)
     fewer, gains = single["wrong"] & ~long["wrong"], {}
-    for name, found in (("1 step", single), (f"{STEPS // 4} steps", short), (f"{STEPS} steps", long)):
-        gains[name] = float(np.mean(found["loss"] - clean.loss))
+    for name, arrays in (("1 step", single), (f"{STEPS // 4} steps", short), (f"{STEPS} steps", long)):
+        gains[name] = float(np.mean(arrays["loss"] - clean.loss))
     lengths = np.abs(clean.gradient).reshape(n, -1).max(axis=1)
     useless = float(np.mean(~np.isfinite(lengths) | (lengths == 0)))
     spread = float(np.max(np.abs(clean.logits - again.logits)))
-    slope = np.abs(long["loss"] - clean.loss)
-    bent = float(np.mean(long["linearity"]) / max(float(np.mean(slope)), 1e-12))
+    excess = _excess(found, clean)
     reached, before = gains[f"{STEPS} steps"], gains[f"{STEPS // 4} steps"]
     # To first order the loss grows by epsilon times the gradient's dual norm; an honest attack finds much of that.
     dual = 1 if trials.subject.threat.norm == "linf" else 2
@@ -107,12 +117,19 @@ def _steps(trials: TrialAttacks) -> list[Flag]:
         ),
         Flag(
             "gamma_large",
-            bent > 1.0,
-            {"mean linearity error over mean loss change at PGD": bent},
-            "the loss is far from linear inside the ball: few-step attacks are unreliable. Use many steps, restarts "
-            "and multi_targeted, and compare with auto_attack.",
+            excess > EXCESS,
+            {"mean excess of the linear prediction over mean loss change at PGD": excess},
+            "the gradient promises more than is there, so that the loss is far from linear inside the ball: few-step "
+            "attacks are unreliable. Use many steps, restarts and multi_targeted, and compare with auto_attack.",
         ),
     ]
+
+
+def _excess(found: InMemory, clean: Reference) -> float:
+    """mean of max(<delta, grad l(x)> - (l(x + delta) - l(x)), 0) over mean of |l(x + delta) - l(x)|."""
+    change = found.arrays["loss"] - clean.loss
+    predicted = np.sum((found.delta * np.nan_to_num(clean.gradient)).reshape(len(change), -1), axis=1)
+    return float(np.mean(np.maximum(predicted - change, 0)) / max(float(np.mean(np.abs(change))), 1e-12))
 
 
 def _restarts(trials: TrialAttacks) -> list[Flag]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llrflow.data.batches import padded_chunks
 from llrflow.method.ascent import restart_keys
 from llrflow.method.keys import example_keys
 from llrflow.method.labels import cross_entropy
@@ -25,6 +26,10 @@ class Network(NamedTuple):
     predict: Callable[..., jax.Array]
     """(variables, images [B,H,W,C]) -> logits [B,K]; a stochastic model is given random keys [B] as a third."""
     stochastic: bool = False
+
+    def draws(self, eot: int) -> int:
+        """Draws that a gradient takes."""
+        return eot if self.stochastic else 1
 
 
 class Placement(NamedTuple):
@@ -81,27 +86,22 @@ class Start(NamedTuple):
     """Raw random keys, one per example and run."""
 
 
-def querying(network: Network, variables: Any, keys: jax.Array, at: Any, eot: int) -> ApplyFn:
-    """The network in one query; a stochastic one draws anew at each step `at`, and is averaged over `eot` draws."""
+def querying(network: Network, variables: Any, keys: jax.Array, at: Any, draw: int) -> ApplyFn:
+    """The network in one query; a stochastic one differs from step to step (`at`) and from `draw` to draw in a step."""
     if not network.stochastic:
         return lambda images: (network.predict(variables, images), None)
-    drawn = restart_keys(restart_keys(keys, NOISE), at)
-
-    def apply(images: jax.Array) -> tuple[jax.Array, None]:
-        draws = [network.predict(variables, images, restart_keys(drawn, draw)) for draw in range(eot)]
-        return sum(draws[1:], draws[0]) / len(draws), None
-
-    return apply
+    drawn = restart_keys(restart_keys(restart_keys(keys, NOISE), at), draw)
+    return lambda images: (network.predict(variables, images, drawn), None)
 
 
 def reference_of(network: Network, variables: Any, examples: Examples, keys: jax.Array, eot: int) -> Reference:
-    """Loss, logits and input gradient of the clean images; 2F."""
-    apply = querying(network, variables, keys, NOISE, eot)
+    """Loss and logits of the clean images in one draw, and their input gradient, the mean over all draws; 2F each."""
 
     def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        logits = apply(x)[0]
-        loss = cross_entropy(logits, examples.y)
-        return jnp.sum(loss), (loss, logits)
+        applies = [querying(network, variables, keys, NOISE, draw) for draw in range(network.draws(eot))]
+        drawn = [apply(x)[0] for apply in applies]
+        losses = [cross_entropy(logits, examples.y) for logits in drawn]
+        return jnp.sum(jnp.stack(losses)) / len(losses), (losses[0], drawn[0])
 
     gradient, (loss, logits) = jax.grad(total, has_aux=True)(examples.x)
     return Reference(loss, logits, gradient)
@@ -116,3 +116,14 @@ def look_phase(network: Network, placement: Placement, eot: int) -> Callable[[An
         return Start(reference_of(network, variables, examples, keys, eot), jax.random.key_data(keys))
 
     return placement.wrap(look)
+
+
+def looked_at(
+    network: Network, placement: Placement, variables: Any, examples: Examples, key: Any, size: int
+) -> Reference:
+    """Loss, logits and input gradient [N,...] of examples in NumPy, of one draw, in batches of `size`."""
+    look, found = look_phase(network, placement, 1), []
+    for rows, mask in padded_chunks(np.arange(len(examples.y)), size):
+        batch = placement.shard(Examples(*(field[rows] for field in examples)))
+        found.append([field[mask] for field in placement.gather(look(variables, batch, key).reference)])
+    return Reference(*(np.concatenate(parts) for parts in zip(*found, strict=True)))

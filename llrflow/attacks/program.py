@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,9 +18,9 @@ from llrflow.base.errors import SpecError
 from llrflow.base.validation import listing
 from llrflow.components.calls import guarded, shaped
 from llrflow.components.registry import Component
-from llrflow.components.traced import bind, numbers, static_key
+from llrflow.components.traced import bind, numbers
 from llrflow.data.batches import padded_chunks
-from llrflow.method.ascent import Plan, misclassified, plan_steps, repeat
+from llrflow.method.ascent import Draws, Plan, misclassified, plan_steps, repeat
 from llrflow.method.batched import choose
 from llrflow.method.probe import SearchProbe
 from llrflow.method.terms.linearity import LocalLinearity
@@ -79,8 +78,7 @@ class AttackProgram:
         self._searched = surrogate or network
         self.plan = plan or plan_steps(attack.length, placement.platform, inside=False)
         self._compiled: dict[Any, dict[str, Any]] = {}
-        self._draws = attack.eot if self._searched.stochastic else 1
-        self._look = look_phase(self._searched, placement, self._draws)
+        self._look = look_phase(self._searched, placement, self._searched.draws(attack.eot))
         self._begin, self._advance, self._finish = map(
             placement.wrap, (self._begin_fn, self._advance_fn, self._finish_fn)
         )
@@ -189,7 +187,10 @@ class AttackProgram:
 
     @property
     def _settles(self) -> bool:
-        return type(self.attack).settled is not Attack.settled
+        return type(self.attack).settled is not Attack.settled and not self._searched.stochastic
+
+    def _settled(self, attack: Attack, state: Any) -> jax.Array | None:
+        return attack.settled(state) if self._settles else None
 
     def _launch(self, begin: Any, variables: Any, examples: Examples, rows: np.ndarray, key: Any, inputs: Any) -> Any:
         batch = self.placement.shard(Examples(*(np.asarray(field)[rows] for field in examples)))
@@ -232,10 +233,11 @@ class AttackProgram:
 
     def _probes(
         self, network: Network, variables: Any, examples: Examples, start: Start, threat: Threat, at: Any
-    ) -> Callable[[], SearchProbe]:
+    ) -> Draws:
         keys = jax.random.wrap_key_data(start.keys)
-        apply = querying(network, variables, keys, at, self.attack.eot)
-        return partial(SearchProbe, apply, examples.x, examples.y, keys, threat, start.reference)
+        applies = [querying(network, variables, keys, at, draw) for draw in range(network.draws(self.attack.eot))]
+        rest = (examples.x, examples.y, keys, threat, start.reference)
+        return Draws(tuple(partial(SearchProbe, apply, *rest) for apply in applies))
 
     def _begin_fn(self, variables: Any, examples: Examples, start: Start, inputs: Any) -> InFlight:
         attack, threat = self._bound(inputs)
@@ -254,11 +256,11 @@ class AttackProgram:
             state = guarded(attack, lambda: attack.advance(probes, threat, flying.state, index))
             stepped = InFlight(state, flying.taken + 1)
             # Settled examples stay as they are: what an example ends with must not depend on its batch-mates' luck.
-            settled = attack.settled(flying.state)
+            settled = self._settled(attack, flying.state)
             return stepped if settled is None else jax.tree.map(partial(choose, settled), flying, stepped)
 
         flying = repeat(one, flying, first, self.plan.chunk, self.plan.inside)
-        settled = attack.settled(flying.state)
+        settled = self._settled(attack, flying.state)
         return flying, jnp.zeros(len(examples.y), bool) if settled is None else settled
 
     def _finish_fn(
@@ -282,45 +284,10 @@ class AttackProgram:
             delta = choose(wrong, inside, choose(found, delta, jnp.zeros_like(delta)))
             distance = jnp.where(found, threat.distance(delta), jnp.inf)
             value = -distance
-        queries, gradients = (flying.taken * count * self._draws for count in attack.step_cost)
+        cost = attack.step_cost.over(self._searched.draws(attack.eot))
+        queries, gradients = (flying.taken * count for count in cost)
         linearity = LocalLinearity()(probe, delta)
         return Verdict(delta, wrong, value, probe.loss(delta), distance, linearity, queries, gradients)
-
-
-def kept_program(
-    attack: Attack,
-    threat: Threat,
-    network: Network,
-    placement: Placement,
-    surrogate: Network | None = None,
-    plan: Plan | None = None,
-) -> AttackProgram:
-    """As the constructor; what was compiled for an attack and a threat that differ in traced numbers serves again."""
-    static = static_key(attack), static_key(threat)
-    return _kept(type(attack), static, network, placement, surrogate, plan, _Held((attack, threat))).like(
-        attack, threat
-    )
-
-
-class _Held:
-    """A value that a cache's key carries along without comparing it."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.lru_cache(maxsize=32)
-def _kept(
-    cls: type, static: tuple[str, str], network: Any, placement: Any, surrogate: Any, plan: Any, held: _Held
-) -> Any:
-    attack, threat = held.value
-    return AttackProgram(attack, threat, network, placement, surrogate, plan)
 
 
 def _kind(example: Examples) -> tuple[Any, ...]:

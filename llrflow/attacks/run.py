@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
-from llrflow.attacks.network import Network, one_device
-from llrflow.attacks.program import kept_program
+from llrflow.attacks.kept import kept_program
+from llrflow.attacks.network import Examples, Network, looked_at, one_device
 from llrflow.attacks.search import Findings, InMemory, search
 from llrflow.base.errors import SpecError
 from llrflow.base.validation import first_problem
 from llrflow.components.registry import make
+from llrflow.method.ascent import misclassified
 from llrflow.method.term import lacking_classes
-from llrflow.method.threat import Threat
+from llrflow.method.threat import TOLERANCE, Threat
 
 
 class AttackResult(NamedTuple):
@@ -30,7 +31,7 @@ class AttackResult(NamedTuple):
     """Images [B,H,W,C] in [0,1]. A fixed-budget attack keeps them in the ball; a minimum-norm attack gives the nearest
     adversarial image that it found, and x itself where it found none."""
     success: jax.Array
-    """Misclassified within the threat model, [B]."""
+    """Misclassified within the threat model, [B]; of a stochastic model in one new draw, which no search has seen."""
     distance: jax.Array
     """||x_adv - x|| in the threat's norm, [B]; of a minimum-norm attack that found nothing, infinity."""
     loss: jax.Array
@@ -76,7 +77,7 @@ def attack(
     if whole.needs_surrogate != (surrogate is not None):
         got = "searches on another model" if whole.needs_surrogate else "searches on the attacked model itself"
         raise SpecError(whole.label(), got, "pass `surrogate` with a transfer attack, and with no other")
-    images, labels = np.asarray(x), np.asarray(y)
+    images, labels, size = np.asarray(x), np.asarray(y), batch_size or len(y)
     key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32))  # whatever generator the caller's belongs to
     standing, found = np.ones(len(y), bool), None
     for stage, part in whole.stages(ball, classes).items():
@@ -86,12 +87,25 @@ def attack(
         findings = InMemory(standing, part.minimum_norm and not stage, np.zeros_like(images))
         stage_key = jax.random.fold_in(key, zlib.crc32(stage.encode())) if stage else key
         load = lambda ids: (images[ids], labels[ids])  # noqa: E731
-        search(program, findings, load, (), jax.random.key_data(stage_key), classes, batch_size or len(y))
+        search(program, findings, load, (), jax.random.key_data(stage_key), classes, size)
+        if networks[0].stochastic:
+            _judge_anew(findings, networks[0], ball, images, labels, stage_key, part.runs(classes), size)
         found = findings if found is None else _later(found, findings, standing, part.minimum_norm)
         standing = standing & ~findings.arrays["wrong"]
     assert found is not None
     names = ("wrong", "distance", "loss", "queries", "gradients")
     return AttackResult(x + found.delta, *(jnp.asarray(found.arrays[name]) for name in names))
+
+
+def _judge_anew(
+    findings: InMemory, network: Network, ball: Threat, x: np.ndarray, y: np.ndarray, key: Any, runs: int, size: int
+) -> None:
+    """Verdict and loss of a draw that no search has seen (run number `runs`): the one that chose delta flatters it."""
+    examples = Examples(x + findings.delta, y, np.arange(len(y), dtype=np.int32), np.full(len(y), runs, np.uint32))
+    seen = looked_at(network, one_device(), (), examples, jax.random.key_data(key), size)
+    inside = np.asarray(ball.distance(jnp.asarray(findings.delta))) <= ball.epsilon * (1 + TOLERANCE)
+    findings.arrays["wrong"] = findings.candidates & inside & np.asarray(misclassified(seen.logits, jnp.asarray(y)))
+    findings.arrays["loss"] = seen.loss
 
 
 def _later(known: InMemory, new: InMemory, attacked: np.ndarray, minimum_norm: bool) -> InMemory:

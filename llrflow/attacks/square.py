@@ -18,7 +18,7 @@ from llrflow.method.terms.classification import margin
 from llrflow.method.threat import Threat
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Changes after which p is halved, of 10,000 (section 5 of the paper)."""
+"""Changes after which p is halved (section 5 of the paper, where they are of 10,000)."""
 
 
 class State(NamedTuple):
@@ -50,8 +50,11 @@ class Square(Attack):
     """Forward passes of one run, that of the initial point included."""
 
     p: float = Field(default=0.8, gt=0, le=1)
-    """Initial share of the pixels that a change covers; halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the
-    queries."""
+    """Initial share of the pixels that a change covers; halved on the way as `rescale` says."""
+
+    rescale: bool = True
+    """Halve p after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the queries (the paper, for any number of them), or,
+    if false, after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 changes, as Square within AutoAttack does."""
 
     restarts: int = Field(default=1, ge=1)
     """Independent runs, each of so many queries."""
@@ -77,7 +80,7 @@ class Square(Attack):
     def advance(self, probes: ProbeFactory, threat: Threat, state: State, index: jax.Array) -> State:
         """One query."""
         probe, shape = probes(), state.delta.shape[1:]
-        side = jnp.asarray(sides(self.p, self.queries, threat.norm, shape))[index]
+        side = jnp.asarray(sides(shares(self.p, self.queries, self.rescale), threat.norm, shape))[index]
         keys = restart_keys(jax.random.wrap_key_data(state.keys), index)
         draws = jax.vmap(lambda key: draw_change(key, side, shape))(keys)
         change = change_linf if threat.norm == "linf" else change_l2
@@ -102,18 +105,19 @@ class Square(Attack):
         return state.wrong
 
 
-def shares(p: float, queries: int) -> np.ndarray:
+def shares(p: float, queries: int, rescale: bool) -> np.ndarray:
     """Share of the pixels that the change of each query covers, [queries]; query 0, the initial point, has none."""
-    # As in the authors' code the first change has number 0, and p is halved once that number has passed a mark. In
-    # integers: theirs, int(i / n * 10000), is one short for some i.
-    change = np.maximum(np.arange(queries) - 1, 0) * 10_000 // queries
+    # As in the authors' code the first change has number 0, and p is halved once that number has passed a mark.
+    change = np.maximum(np.arange(queries) - 1, 0)
+    if rescale:  # in integers: theirs, int(i / n * 10000), is one short for some i
+        change = change * 10_000 // queries
     return p * 0.5 ** (change[:, None] > np.asarray(HALVED_AT)).sum(axis=1)
 
 
-def sides(p: float, queries: int, norm: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Side of the square at each query in pixels, [queries]; `shape` is that of an image (H, W, C)."""
+def sides(share: np.ndarray, norm: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Sides in pixels of squares that cover such shares of an image (H, W, C), [...]."""
     height, width = shape[:2]
-    side = np.rint(np.sqrt(shares(p, queries) * height * width)).astype(np.int32)
+    side = np.rint(np.sqrt(share * height * width)).astype(np.int32)
     if norm == "l2":  # smaller than 3 there is no bump, and the authors' code makes sides odd
         side = np.maximum(side, 3)
         side += side % 2 == 0

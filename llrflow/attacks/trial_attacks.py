@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llrflow.attacks.base import Attack
-from llrflow.attacks.network import Examples, Network, Placement, look_phase
-from llrflow.attacks.program import AttackProgram, kept_program
+from llrflow.attacks.kept import kept_program
+from llrflow.attacks.network import Examples, Network, Placement, looked_at
+from llrflow.attacks.program import AttackProgram
 from llrflow.attacks.search import InMemory, search
 from llrflow.components.registry import make
-from llrflow.data.batches import padded_chunks
 from llrflow.method.ascent import Plan
 from llrflow.method.probe import Reference
 from llrflow.method.threat import Threat
@@ -70,14 +70,10 @@ class TrialAttacks:
         return self._looked_at(images, self.subject.key).loss
 
     def _looked_at(self, images: np.ndarray, key: np.ndarray) -> Reference:
-        subject, placement, found = self.subject, self.subject.placement, []
-        look, key = look_phase(subject.network, placement, 1), placement.replicate(key)
-        for rows, mask in padded_chunks(np.arange(len(images)), subject.size):
-            runs = np.zeros(len(rows), np.uint32)
-            examples = Examples(images[rows], subject.labels[rows], rows.astype(np.int32), runs)
-            made = placement.gather(look(subject.variables, placement.shard(examples), key).reference)
-            found.append([field[mask] for field in made])
-        return Reference(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        subject, n = self.subject, len(images)
+        examples = Examples(images, subject.labels, np.arange(n, dtype=np.int32), np.zeros(n, np.uint32))
+        key = subject.placement.replicate(key)
+        return looked_at(subject.network, subject.placement, subject.variables, examples, key, subject.size)
 
     def _load(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.subject.images[ids], self.subject.labels[ids]

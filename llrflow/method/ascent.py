@@ -142,6 +142,40 @@ class Carry(NamedTuple):
 
 ProbeFactory = Callable[[], SearchProbe]
 
+
+class Draws(NamedTuple):
+    """A ProbeFactory for each of several draws of a stochastic network; called, it is the first of them."""
+
+    each: tuple[ProbeFactory, ...]
+
+    def __call__(self) -> SearchProbe:
+        """A probe of the first draw."""
+        return self.each[0]()
+
+
+def drawn_probes(probes: ProbeFactory) -> list[SearchProbe]:
+    """A new probe for every draw of the network; one where it is not stochastic."""
+    return [make() for make in (probes.each if isinstance(probes, Draws) else (probes,))]
+
+
+def gradient_over_draws(
+    probes: ProbeFactory, value_and_more: Callable[[SearchProbe, jax.Array], tuple[jax.Array, Any]], at: jax.Array
+) -> tuple[jax.Array, jax.Array, Any]:
+    """(gradient, value, more) of value_and_more(probe, at) -> (value [B], more), which treats examples independently.
+
+    The gradient, like `at`, is the mean over the network's draws (expectation over transformation, Athalye et al.
+    2018); value and what comes with it are of one draw, for the next query of the network will be one.
+    """
+
+    def total(at: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        drawn = [value_and_more(probe, at) for probe in drawn_probes(probes)]
+        return jnp.sum(jnp.stack([value for value, _ in drawn])) / len(drawn), drawn[0]
+
+    gradient, (value, more) = jax.grad(total, has_aux=True)(at)
+    # One example's overflow must not turn its perturbation into NaN, which no projection mends.
+    return jnp.where(jnp.isfinite(gradient), gradient, 0.0), value, more
+
+
 Goal = Literal["value", "error"]
 """What the best iterate is: the largest value (training), or an error before the largest value (attacks)."""
 
@@ -195,14 +229,8 @@ class Search(Component):
     def advance(self, probes: ProbeFactory, threat: Threat, carry: Carry, index: Any) -> Carry:
         """One ascent step, 2F; `index` counts them from 0."""
 
-        def total(delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            value, wrong = self._judge(probes(), delta)
-            return jnp.sum(value), (value, wrong)
-
-        gradient, (value, wrong) = jax.grad(total, has_aux=True)(carry.delta)
+        gradient, value, wrong = gradient_over_draws(probes, self._judge, carry.delta)
         carry = self._keep_better(carry, value, wrong) if self.keep == "best" else carry
-        # One example's overflow must not turn its perturbation into NaN, which no projection mends.
-        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
         auto = self.reach * threat.epsilon / max(self.steps, 1)
         move, step_state = guarded(
             self.step, lambda: self.step.move(gradient, carry.delta, carry.step_state, threat, auto)

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from llrflow.attacks.base import Attack
+from llrflow.attacks.kept import kept_program
 from llrflow.attacks.network import Network, Placement, example_of
-from llrflow.attacks.program import AttackProgram, kept_program
+from llrflow.attacks.program import AttackProgram
 from llrflow.base.errors import InputError, LlrflowError, SpecError, line_of
 from llrflow.components.calls import placed
 from llrflow.components.traced import bind

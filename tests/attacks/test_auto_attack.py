@@ -33,7 +33,7 @@ LABELS = np.argmax(mlp(IMAGES), axis=1)
                 "apgd_ce": {"steps": 100, "restarts": 1, "eot": 1},
                 "apgd_t": {"steps": 100, "restarts": 1, "targets": 9},
                 "fab_t": {"steps": 100, "restarts": 1, "targets": 9},
-                "square": {"queries": 5000},
+                "square": {"queries": 5000, "rescale": False},
             },
         ),
         (
@@ -41,7 +41,7 @@ LABELS = np.argmax(mlp(IMAGES), axis=1)
             {
                 "apgd_ce": {"steps": 100, "restarts": 5},
                 "apgd_dlr": {"steps": 100, "restarts": 5},
-                "square": {"queries": 5000},
+                "square": {"queries": 5000, "rescale": False},
                 "apgd_t": {"steps": 100, "restarts": 1, "targets": 9},
                 "fab_t": {"steps": 100, "restarts": 5, "targets": 9},
             },

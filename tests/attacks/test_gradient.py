@@ -66,24 +66,6 @@ def test_a_small_batch_gives_the_same(config):
     np.testing.assert_array_equal(whole.gradients, parts.gradients)
 
 
-def test_noise_is_averaged_over_draws():
-    def noisy(images, key):
-        return logits(images) + 3.0 * jax.random.normal(key, (len(images), 6))
-
-    def run(eot):
-        config = {"type": "fgsm", "eot": eot}
-        return llrflow.attack(noisy, X, Y, THREATS[0], config, jax.random.key(0))
-
-    def error(result):
-        at = -jnp.take_along_axis(jax.nn.log_softmax(logits(result.x_adv)), Y[:, None], axis=1)[:, 0]
-        return float(jnp.mean(jnp.abs(result.loss - at)))
-
-    one, many = run(1), run(8)
-    assert error(many) < 0.5 * error(one)
-    assert (many.queries == 8).all() and (many.gradients == 8).all() and (one.queries == 1).all()
-    np.testing.assert_array_equal(run(1).x_adv, one.x_adv)
-
-
 def test_another_call_compiles_nothing():
     config = {"type": "pgd", "steps": 3, "step": {"type": "steepest", "size": 0.01}}
     attacked(THREATS[0], config)

@@ -10,6 +10,7 @@ import pytest
 import llrflow
 from llrflow.attacks.square import Square, draw_change, draw_grid, shares, sides
 from llrflow.base.errors import SpecError
+from llrflow.components.registry import make
 from llrflow.method.probe import SearchProbe
 from llrflow.method.threat import Threat
 
@@ -29,27 +30,51 @@ def quadratic(images, xp=jnp):
 Y = np.argmax(quadratic(X, np), axis=1)
 
 
-def published_p(change, queries):
-    """The schedule as a table of intervals, as published, for change number `change` from 0."""
-    i = change * 10000 // queries
-    bounds = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000, 10000]
-    return 0.8 / 2 ** next(halvings for halvings, bound in enumerate(bounds) if i <= bound)
+# The schedule as published (section 5 of the paper; `p_selection` of the authors' code): after so many changes of
+# 10,000 p is so much smaller.
+PUBLISHED = ((10, 1), (50, 2), (200, 4), (500, 8), (1000, 16), (2000, 32), (4000, 64), (6000, 128), (8000, 256))
+
+
+def published_p(change):
+    """p at change number `change` from 0, of 10,000."""
+    return 0.8 / next((divisor for last, divisor in PUBLISHED if change <= last), 512)
 
 
 @pytest.mark.parametrize("queries", [10000, 5000, 37])
 def test_share_of_changed_pixels_follows_the_published_table(queries):
-    expected = [published_p(change, queries) for change in range(queries - 1)]
-    np.testing.assert_allclose(shares(0.8, queries)[1:], expected, rtol=1e-12)
+    expected = [published_p(change * 10000 // queries) for change in range(queries - 1)]
+    np.testing.assert_allclose(shares(0.8, queries, rescale=True)[1:], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("profile", ["standard", "plus"])
+@pytest.mark.parametrize("queries", [1000, 5000])
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (64, 64, 3)], ids=str)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_sides_inside_auto_attack_are_those_of_the_authors_ensemble(profile, queries, shape, norm):
+    """It counts changes (`resc_schedule=False`), whatever the number of queries."""
+    part = make("attack", {"type": "auto_attack", "profile": profile}).stages(Threat(norm=norm, epsilon=0.1), 10)[
+        "square"
+    ]
+    assert part.queries == 5000
+    expected = []
+    for change in range(queries - 1):
+        side = max(round((published_p(change) * shape[0] * shape[1]) ** 0.5), 1 if norm == "linf" else 3)
+        side += norm == "l2" and side % 2 == 0
+        expected.append(min(side, *shape[:2]))
+    share = shares(part.p, queries, part.rescale)
+    np.testing.assert_array_equal(sides(share, norm, shape)[1:], expected)
+    assert np.mean(sides(shares(part.p, queries, True), norm, shape)[1:] == expected) < 0.9  # else it tells nothing
 
 
 def test_sides_are_the_nearest_whole_numbers_and_fit():
-    share = shares(0.8, 10000)
-    linf, l2 = (sides(0.8, 10000, norm, (32, 32, 3)) for norm in ("linf", "l2"))
+    share = shares(0.8, 10000, rescale=True)
+    linf, l2 = (sides(share, norm, (32, 32, 3)) for norm in ("linf", "l2"))
     assert linf[1] == round(np.sqrt(0.8 * 1024)) == 29 and linf[-1] == 1
     assert np.array_equal(linf, [max(1, round(np.sqrt(p * 1024))) for p in share])
     assert np.all(l2 % 2 == 1) and l2.min() == 3 and np.all(np.abs(l2 - np.maximum(linf, 3)) <= 1)
     for norm in ("linf", "l2"):
-        assert sides(1.0, 50, norm, (5, 4, 1)).max() == 4 and sides(1.0, 50, norm, (2, 9, 1)).max() <= 2
+        whole = shares(1.0, 50, rescale=True)
+        assert sides(whole, norm, (5, 4, 1)).max() == 4 and sides(whole, norm, (2, 9, 1)).max() <= 2
 
 
 def test_squares_reach_every_place():
@@ -117,7 +142,7 @@ def paper_project(delta, x, norm, epsilon):
 
 def paper_run(x, y, key, norm, queries):
     """The kept perturbation after each query, and its loss."""
-    epsilon, p, best, loss, kept = EPSILON[norm], shares(0.8, queries), None, np.inf, []
+    epsilon, p, best, loss, kept = EPSILON[norm], shares(0.8, queries, True), None, np.inf, []
     for i in range(queries):
         if loss < 0:  # adversarial: the end
             kept.append(best)
@@ -213,7 +238,9 @@ def test_an_example_pays_up_to_its_first_misclassified_point():
     assert result.success.tolist() == [True, False] and result.queries.tolist() == [1, 17]
 
 
-@pytest.mark.parametrize("wrong", [{"queries": 0}, {"p": 0}, {"p": 1.1}, {"restarts": 0}, {"steps": 3}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"queries": 0}, {"p": 0}, {"p": 1.1}, {"rescale": 1}, {"restarts": 0}, {"steps": 3}], ids=str
+)
 def test_bad_fields_are_refused(wrong):
     with pytest.raises(SpecError, match=next(iter(wrong))):
         llrflow.attack(quadratic, X, Y, {"epsilon": 0.1}, {"type": "square", **wrong}, KEY)

@@ -370,7 +370,7 @@ def test_the_batch_mean_is_that_of_all_devices_and_a_constant(net):
     values = jnp.arange(12.0).reshape(3, 4) ** 2
 
     def mean(values, axis):
-        probe = Probe.stateful(lambda images, clean: (net.logits(images), None), net.x, net.y, axis=axis)
+        probe = Probe.stateful(lambda images: (net.logits(images), None), net.x, net.y, axis=axis)
         return probe.batch_mean(values)
 
     over_devices = jax.vmap(lambda values: jax.value_and_grad(mean)(values, "devices"), axis_name="devices")
