@@ -33,8 +33,8 @@ class OptimizerEntry(Component):
     """Scale the gradient down to this global l2 norm before the optimizer sees it."""
 
     decayed: Literal["all", "weights"] = "all"
-    """What weight decay acts on: all parameters, or those with more than one axis only, which leaves out biases and the
-    scales and offsets of norm layers."""
+    """What weight decay acts on: all parameters, or the weights of layers only, which leaves out biases, the scales and
+    offsets of norm layers, and tokens and positions of a transformer."""
 
     scale_for_batch: Literal["no", "linear", "sqrt"] = "no"
     """Multiply the learning rate by batch_size / base_batch (Goyal et al. 2017), or by its square root (You et al.
