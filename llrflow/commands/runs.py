@@ -28,7 +28,7 @@ def runs(directory: Path, markdown: bool, as_json: bool) -> None:
       llrflow runs runs/methods --markdown
     """
     from llrflow.base.errors import CheckpointError
-    from llrflow.runs.records import RunFolder
+    from llrflow.runs.folder import RunFolder
 
     found, others = _folders(directory)
     if (directory / "sweep.json").exists():  # whose folders are known, also those without a run

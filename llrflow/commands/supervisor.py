@@ -27,9 +27,10 @@ from llrflow.commands.hosts import LOST
 from llrflow.data.facts import describe
 from llrflow.program.compile import located
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests
 from llrflow.runs.pipeline import run_name
-from llrflow.runs.records import LossRecord, RunFolder
+from llrflow.runs.records import LossRecord
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec
 from llrflow.sweep.running.cluster import check_room, patience, ray_at

@@ -35,7 +35,7 @@ def tail(run_folder: Path, lines: int, follow: bool, as_json: bool) -> None:
       llrflow tail runs/quickstart-1a2b3c4d5e6f -n 100 --no-follow
     """
     from llrflow.base.files import has_owner
-    from llrflow.runs.records import RunFolder
+    from llrflow.runs.folder import RunFolder
 
     folder = RunFolder(run_folder)
     record = folder.existing()

@@ -1,9 +1,7 @@
-"""A resolved spec as compiled programs; specs that differ only in traced numbers share them."""
+"""A resolved spec, the facts about its dataset and the devices become a program, once they have been checked."""
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,37 +10,24 @@ from typing import Any, Literal, get_args
 import haiku as hk
 import jax
 import numpy as np
-import optax
 
 from llrflow.attacks.base import Attack
 from llrflow.attacks.network import Network, Placement, example_of
 from llrflow.attacks.program import AttackProgram, kept_program
 from llrflow.base.errors import InputError, LlrflowError, SpecError, line_of
 from llrflow.components.calls import placed
-from llrflow.components.traced import bind, static_key
+from llrflow.components.traced import bind
 from llrflow.data.facts import DatasetFacts, describe
-from llrflow.data.mix import mix
 from llrflow.data.pipelines import Role, choose
 from llrflow.data.schema import Data
-from llrflow.data.windows import on_device
-from llrflow.method.ascent import plan_steps
 from llrflow.method.objective import CLEAN
 from llrflow.method.probe import LogitsFn, Probe
 from llrflow.method.term import lacking_classes
-from llrflow.models.repeated import Tracing
+from llrflow.program.compiled import Key, functions_of
 from llrflow.program.devices import Devices
-from llrflow.program.inputs import BLOCKS, Inputs, optax_errors
+from llrflow.program.inputs import Inputs, optax_errors
 from llrflow.program.state import Batch, TrainState
-from llrflow.program.step import (
-    Pieces,
-    Statistics,
-    initialise,
-    network_of,
-    predict,
-    stand_in,
-    train_step,
-    updating_pass,
-)
+from llrflow.program.step import predict, stand_in, updating_pass
 from llrflow.spec.load import at
 from llrflow.spec.resolve import resolve
 from llrflow.spec.schema import Spec
@@ -57,7 +42,7 @@ class Program:
         with optax_errors(spec, "optimizer"):
             bind(spec, dict(zip(self.inputs.names, self.inputs.at(0), strict=True))).optimizer.build()
         self.classes, self.image_shape = facts.classes, facts.image_shape
-        self._compiled = _compiled(_Key(spec, facts, devices, self.inputs.names))
+        self._compiled = functions_of(Key(spec, facts, devices, self.inputs.names))
         self._seed = devices.replicate(np.uint32(spec.seed))
 
     @property
@@ -267,91 +252,3 @@ def located(spec: Spec) -> Iterator[None]:
         if path[0] not in Spec.model_fields:
             raise
         raise type(error)(spec.where(path), f"{error.where} {error.got}", error.fix) from error
-
-
-def static_parts(spec: Spec) -> dict[str, Any]:
-    """What a spec says that decides its compiled programs, as plain data."""
-    # Model, augmentations and mixing are compiled in whole: their numbers are constants, marked Traced or not.
-    parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
-    parts["model"] = spec.model.model_dump()
-    unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
-    parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
-    parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
-    parts["augment"] = [[name, item.model_dump()] for name, item in spec.data.augment.items()]
-    parts["mix"] = [[name, item.model_dump()] for name, item in spec.data.mix.items()]
-    return parts
-
-
-class _Key:
-    """What decides a compiled program, hashed by its static part; carries the fields to build it from."""
-
-    def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
-        self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
-        described = (facts.classes, facts.image_shape, facts.varies)
-        self.text = json.dumps([static_parts(spec), names, described, [str(d) for d in devices.all]])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-
-class _Compiled:
-    """The pmapped functions of one static key."""
-
-    def __init__(self, key: _Key) -> None:
-        spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
-        self.network = network_of(spec.model, facts.classes)
-        self.attacked = Network(partial(_predict, self.network))
-        copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
-        self.placement = Placement(*copies, devices.platform, (len(devices.own),))
-        tracing = Tracing(spec.train.remat, in_parts=devices.platform == "cpu")
-        trained = network_of(spec.model, facts.classes, spec.train.precision, tracing)
-        longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
-        plan = plan_steps(longest, devices.platform, inside=True)
-        policy = spec.train.batch_norm
-
-        def pieces(values: jax.Array, network: hk.TransformedWithState) -> Pieces:
-            bound = bind(spec, {name: values[i] for i, name in enumerate(names)})
-            optimizer = bound.optimizer.build()
-            if bound.optimizer.clip_norm is not None:
-                optimizer = optax.chain(optax.clip_by_global_norm(bound.optimizer.clip_norm), optimizer)
-            return Pieces(
-                network=network,
-                objective=bound.objective,
-                threat=bound.threat,
-                optimizer=optimizer,
-                ema=bound.train.ema,
-                augment=on_device(bound.data.augment, facts.varies),
-                statistics=Statistics(policy.search, policy.perturbed, policy.update),
-                accumulate=spec.train.accumulate,
-                by=plan.inside,
-                recompute=spec.train.remat != "none",
-                mix=partial(mix, mixings=bound.data.mix, classes=facts.classes) if spec.data.mix else None,
-            )
-
-        def init(seed: jax.Array, values: jax.Array, network: Any = None) -> TrainState:
-            return initialise(pieces(values, network or self.network), facts.image_shape, seed)
-
-        def step(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array, network: Any = None, **options):
-            return train_step(pieces(values, network or trained), state, batch, seed, **options)
-
-        def counted(*arguments: Any) -> Any:
-            self.traced_steps += 1
-            return step(*arguments)
-
-        self.initialise, self.step, self.traced_steps = init, step, 0
-        self.init = devices.pmap(init)
-        self.train = devices.pmap(counted, donate=(0,))
-        self.predict = devices.pmap(partial(_predict, self.network))
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(key: _Key) -> _Compiled:
-    return _Compiled(key)
-
-
-def _predict(network: Any, variables: Any, images: jax.Array) -> jax.Array:
-    params, model_state = variables
-    return predict(network, params, model_state, images)

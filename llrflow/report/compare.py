@@ -11,8 +11,9 @@ import numpy as np
 from llrflow.base.errors import CheckpointError
 from llrflow.base.files import NOT_NPZ
 from llrflow.report.tables import attack_list, differing_paths, leaves
+from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.presets import PRESETS, evaluate_block
-from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunFolder, RunRecord, label_of
+from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunRecord
 from llrflow.spec.source import read_source
 
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.base.files import NOT_NPZ, has_owner
-from llrflow.runs.records import EvaluationRecord, FlagRecord, RunFolder, RunRecord, refuse_newer
+from llrflow.runs.folder import RunFolder, refuse_newer
+from llrflow.runs.records import EvaluationRecord, FlagRecord, RunRecord
 from llrflow.spec.source import read_source
 from llrflow.sweep.tracking.records import SWEEP_FORMAT, SweepRecord
 

@@ -32,9 +32,10 @@ from llrflow.data.split import Request, Split
 from llrflow.method.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
-from llrflow.runs.records import EvaluationRecord, FlagRecord, RunFolder, versions, written
+from llrflow.runs.records import EvaluationRecord, FlagRecord, versions, written
 from llrflow.runs.summaries import attack_record, distances_of, distribution, last_word, proportion
 from llrflow.runs.verdicts import Verdicts
 

@@ -26,7 +26,8 @@ from llrflow.base.errors import CheckpointError, SpecError, line_of
 from llrflow.base.files import remove_temporaries, sha256_file, write_atomic
 from llrflow.method.threat import Threat
 from llrflow.runs.classifier import Classifier, parameter_count
-from llrflow.runs.records import Record, first_problem, written
+from llrflow.runs.folder import first_problem
+from llrflow.runs.records import Record, written
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS, RECORD = "logits.stablehlo", "weights.npz", "model.json"
@@ -85,8 +86,8 @@ def export_model(
     Gives the folder and its record. Raises CheckpointError, and SpecError when the folder holds other files.
     """
     from llrflow.runs.evaluate import hash_of
+    from llrflow.runs.folder import RunFolder
     from llrflow.runs.model import load_model, stored_run
-    from llrflow.runs.records import RunFolder
 
     model, folder = load_model(run_dir, step, parameters), Path(run_dir) / "export" if out is None else Path(out)
     run, _ = stored_run(RunFolder(Path(run_dir)))

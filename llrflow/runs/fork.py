@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from llrflow.runs.checkpoint import Checkpoints
-from llrflow.runs.records import ForkRecord, RunFolder
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.records import ForkRecord
 from llrflow.spec.schema import Spec
 
 

@@ -15,7 +15,8 @@ from llrflow.program.devices import Devices
 from llrflow.program.state import TrainState
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.classifier import Classifier, parameter_count
-from llrflow.runs.records import RunFolder, RunRecord
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.records import RunRecord
 from llrflow.spec.load import load_spec
 from llrflow.spec.schema import Spec
 

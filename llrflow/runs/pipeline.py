@@ -21,10 +21,11 @@ from llrflow.program.cost import parts
 from llrflow.program.group import Group
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
+from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests
 from llrflow.runs.model import chosen_step, load_model, stored_run
 from llrflow.runs.presets import evaluate_block
-from llrflow.runs.records import DataRecord, EvaluationRecord, RunFolder, RunRecord, git_state, label_of, versions
+from llrflow.runs.records import DataRecord, EvaluationRecord, RunRecord, git_state, versions
 from llrflow.runs.train import Log, Trainer, begin, receive
 from llrflow.spec.load import at
 from llrflow.spec.resolve import spec_hash

@@ -1,40 +1,28 @@
-"""The run folder: where its files are and what stands in them.
-
-    spec.yaml        the resolved spec
-    run.json         RunRecord
-    metrics.jsonl    one JSON object per logged step: `step`, `objective`, `accuracy`, `loss`, terms, `gradient_norm`
-    checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step
-    evaluation/      <step>.json (EvaluationRecord), <step>.<attack>.npz (verdicts), <step>.npz (images to look at)
-    events/          TensorBoard
-
-metrics.jsonl holds no times: an interrupted and resumed run writes the same bytes as an unbroken one.
-"""
+"""What stands in run.json and evaluation/<step>.json of a run folder; each class names its file and its place in it."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import platform
-import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from llrflow.base.errors import CheckpointError
 from llrflow.base.files import write_atomic
 
 FORMAT = 1
 """Of run.json."""
+
 EVALUATION_FORMAT = 2
+"""Of evaluation/<step>.json."""
+
 PACKAGES = ("llrflow", "jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
 class Record(BaseModel):
-    """Base of everything stored as JSON."""
+    """Base of everything stored as JSON, in a run folder, an export or a sweep's folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -44,7 +32,7 @@ class Record(BaseModel):
 
 
 class DataRecord(Record):
-    """The data a run was trained on; a resumed run must see the same."""
+    """run.json, `data`: the data a run was trained on; a resumed run must see the same."""
 
     image_shape: tuple[int, int, int]
     classes: int
@@ -54,7 +42,7 @@ class DataRecord(Record):
 
 
 class ForkRecord(Record):
-    """The run whose first steps a run took over, because they are its own as well."""
+    """run.json, `forked`: the run whose first steps a run took over, because they are its own as well."""
 
     run: str
     """Name of the other folder."""
@@ -62,7 +50,7 @@ class ForkRecord(Record):
 
 
 class LossRecord(Record):
-    """A process of a group under Ray that was lost, whereupon the group was started again, or given up."""
+    """run.json, one of `losses`: a process of a group under Ray was lost, and the group started again or given up."""
 
     time: str
     """UTC."""
@@ -75,7 +63,7 @@ class LossRecord(Record):
 
 
 class RunRecord(Record):
-    """run.json."""
+    """run.json: how far the run is, and what it was made with."""
 
     format: Literal[1] = FORMAT
     name: str
@@ -104,7 +92,7 @@ class RunRecord(Record):
 
 
 class Proportion(Record):
-    """A share of n examples with its 95 % Wilson interval."""
+    """evaluation/<step>.json, `nominal` and `worst_case`: a share of n examples with its 95 % Wilson interval."""
 
     accuracy: float
     correct: int
@@ -113,7 +101,7 @@ class Proportion(Record):
 
 
 class Distribution(Record):
-    """Statistics of a per-example quantity."""
+    """evaluation/<step>.json, one of `gamma`, and `distances` of Distances: statistics of a per-example quantity."""
 
     n: int
     mean: float
@@ -121,13 +109,16 @@ class Distribution(Record):
 
 
 class CurvePoint(Proportion):
-    """Accuracy at one radius."""
+    """evaluation/<step>.json, one of the `curve` of Distances: accuracy at one radius."""
 
     epsilon: float
 
 
 class Distances(Record):
-    """How near a minimum-norm attack found adversarial images; a misclassified image counts as 0, none found as far."""
+    """evaluation/<step>.json, `minimum` of an AttackRecord: how near a minimum-norm attack found adversarial images.
+
+    A misclassified image counts as 0, one for which none was found as far.
+    """
 
     found: int
     """Correctly classified images for which it found one at all."""
@@ -142,7 +133,7 @@ class Distances(Record):
 
 
 class StageRecord(Record):
-    """One attack's work, or that of one attack inside a composed one."""
+    """evaluation/<step>.json, one of the `stages` of an AttackRecord: the work of one attack inside a composed one."""
 
     attacked: int
     """Images it was run on."""
@@ -156,8 +147,9 @@ class StageRecord(Record):
 
 
 class AttackRecord(Proportion):
-    """Robust accuracy. In a cascade: images that are still correct after this attack and all before it.
+    """evaluation/<step>.json, one of `attacks`: robust accuracy.
 
+    In a cascade: images that are still correct after this attack and all before it.
     Without a cascade: images that are classified correctly and stay so under this attack.
     """
 
@@ -177,7 +169,7 @@ class AttackRecord(Proportion):
 
 
 class FlagRecord(Record):
-    """One sign of gradient masking."""
+    """evaluation/<step>.json, one of `flags`: a sign of gradient masking."""
 
     name: str
     fired: bool
@@ -188,7 +180,10 @@ class FlagRecord(Record):
 
 
 class EvaluationRecord(Record):
-    """evaluation/<step>.json: the certificate of one evaluation."""
+    """evaluation/<step>.json: the certificate of one evaluation.
+
+    One with other attacks than the spec's is evaluation/<step>-<hash>.json.
+    """
 
     format: Literal[2] = EVALUATION_FORMAT
     identity: str
@@ -228,111 +223,6 @@ class EvaluationRecord(Record):
     def fired(self) -> list[FlagRecord]:
         """The signs of masking that were found."""
         return [flag for flag in self.flags.values() if flag.fired]
-
-
-class RunFolder:
-    """Paths and small files of one run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.spec, self.run, self.metrics = (self.path / n for n in ("spec.yaml", "run.json", "metrics.jsonl"))
-        self.checkpoints, self.evaluation, self.events = (
-            self.path / n for n in ("checkpoints", "evaluation", "events")
-        )
-
-    def record(self) -> RunRecord | None:
-        """run.json, or None where no run has begun. Raises CheckpointError when it cannot be read."""
-        try:
-            content = self.run.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            fix = "make it readable, or name another folder"
-            raise CheckpointError(str(self.run), f"cannot be read: {error.strerror}", fix) from None
-        try:
-            return RunRecord.model_validate_json(content)
-        except ValidationError as error:
-            refuse_newer(self.run, content, FORMAT)
-            fix = "it was written by another version of llrflow, or damaged: use that version or another folder"
-            raise CheckpointError(str(self.run), first_problem(error), fix) from None
-
-    def existing(self) -> RunRecord:
-        """run.json of a run that has begun. Raises CheckpointError where there is none, or it cannot be read."""
-        record = self.record()
-        if record is None or not self.spec.exists():
-            raise CheckpointError(str(self.path), "is not a run folder", "name one that `llrflow run` made")
-        return record
-
-    def metric_lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl; half-written ones are left out."""
-        return (line for line in self.metrics_as_written() if line is not None)
-
-    def metrics_as_written(self) -> Iterator[dict[str, Any] | None]:
-        """The lines of metrics.jsonl, None for one that is only half there: a write that was cut short."""
-        if not self.metrics.exists():
-            return
-        for line in self.metrics.read_bytes().splitlines(keepends=True):
-            try:
-                found = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                found = None
-            yield found if isinstance(found, dict) and "step" in found else None
-
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the lines after `step`: a resumed run writes them again."""
-        kept = [json.dumps(line) + "\n" for line in self.metric_lines() if line["step"] <= step]
-        write_atomic(self.metrics, "".join(kept).encode())
-
-    def evaluations(self) -> dict[int, EvaluationRecord]:
-        """Finished evaluations as the spec says, by checkpoint step. Raises CheckpointError."""
-        return {step: _read_evaluation(path) for (step, label), path in self._evaluations().items() if not label}
-
-    def last_evaluations(self) -> dict[str, EvaluationRecord]:
-        """Finished evaluations of the last step that has any, by label: empty where the spec named the attacks.
-
-        Raises CheckpointError.
-        """
-        paths = self._evaluations()
-        last = max((step for step, _ in paths), default=0)
-        return {label: _read_evaluation(path) for (step, label), path in paths.items() if step == last}
-
-    def _evaluations(self) -> dict[tuple[int, str], Path]:
-        """Files of evaluations by checkpoint step and label, in order."""
-        named = ((path, re.fullmatch(r"(\d+)(-[0-9a-f]{8})?", path.stem)) for path in self.evaluation.glob("*.json"))
-        keys = {(int(match[1]), match[2] or ""): path for path, match in named if match}
-        return {key: keys[key] for key in sorted(keys)}
-
-
-def label_of(block: Any) -> str:
-    """Sets an evaluation with other attacks than the spec's apart: `-` and 8 digits of a hash of its block."""
-    return "-" + hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _read_evaluation(path: Path) -> EvaluationRecord:
-    content = path.read_bytes()
-    try:
-        return EvaluationRecord.model_validate_json(content)
-    except ValidationError:
-        refuse_newer(path, content, EVALUATION_FORMAT)
-        fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
-        raise CheckpointError(str(path), "is no evaluation that this version can read", fix) from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a JSON file, and in which field unless it is no JSON at all."""
-    problem = error.errors()[0]
-    return ": ".join([".".join(map(str, problem["loc"])), problem["msg"]] if problem["loc"] else [problem["msg"]])
-
-
-def refuse_newer(path: Path, content: bytes, known: int) -> None:
-    """Raise CheckpointError when a JSON file says that its format is newer than the `known` one."""
-    try:
-        number = json.loads(content)["format"]
-    except (ValueError, TypeError, KeyError):
-        return
-    if isinstance(number, int) and number > known:
-        got = f"has format {number}, and this version of llrflow reads formats up to {known}"
-        raise CheckpointError(str(path), got, "install a newer llrflow")
 
 
 def written(epsilon: float) -> str:

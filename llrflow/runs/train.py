@@ -21,8 +21,8 @@ from llrflow.program.compile import Program
 from llrflow.program.group import Group
 from llrflow.program.state import Batch, TrainState
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
-from llrflow.runs.records import RunFolder
 
 
 def begin(

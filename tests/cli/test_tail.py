@@ -9,7 +9,8 @@ import time
 import pytest
 
 from llrflow.base.files import sole_owner, write_atomic
-from llrflow.runs.records import DataRecord, RunFolder, RunRecord
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.records import DataRecord, RunRecord
 
 
 def line(step):

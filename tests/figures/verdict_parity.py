@@ -16,8 +16,8 @@ import llrflow
 from llrflow.data.resident import load_split
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import StopRequest
-from llrflow.runs.records import RunFolder
 
 
 def verdicts(run: str, size: int, devices: int, folder: Path) -> dict[str, np.ndarray]:

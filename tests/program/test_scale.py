@@ -9,7 +9,7 @@ from tree_difference import relative
 
 import llrflow
 from llrflow.method.ascent import Plan
-from llrflow.program import compile as compiling
+from llrflow.program import compiled as module
 from llrflow.program.compile import Program
 from llrflow.program.cost import parts
 from llrflow.program.step import network_of
@@ -79,16 +79,16 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(load, train):
 
 def test_parts_are_written_out_on_cpu_and_scanned_elsewhere(load, monkeypatch):
     def loops(count):
-        compiling._compiled.cache_clear()
+        module.functions_of.cache_clear()
         changes = {"objective.terms": None, "objective.perturbations": None, "train.accumulate": count}
         return compiled(load, **changes).lowered_step().as_text().count("stablehlo.while")
 
     whole = loops(1)
     assert loops(4) == whole
-    monkeypatch.setattr(compiling, "plan_steps", lambda steps, platform, inside: Plan("scan", steps))
+    monkeypatch.setattr(module, "plan_steps", lambda steps, platform, inside: Plan("scan", steps))
     assert loops(4) == whole + 1
     monkeypatch.undo()
-    compiling._compiled.cache_clear()
+    module.functions_of.cache_clear()
 
 
 def test_parts_do_not_change_the_count_of_passes(load):

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 import llrflow
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.pipeline import evaluate_run
-from llrflow.runs.records import RunFolder
 from llrflow.sweep.tracking.outcome import outcome
 from llrflow.sweep.tracking.records import SweepRecord, TrialRecord
 

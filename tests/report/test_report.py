@@ -21,7 +21,7 @@ from llrflow.report.pictures import curves
 from llrflow.report.read import read
 from llrflow.report.sweeps import front
 from llrflow.report.tables import Table, differing_paths, latex, leaves, markdown
-from llrflow.runs.records import RunFolder
+from llrflow.runs.folder import RunFolder
 
 
 def plain(page):

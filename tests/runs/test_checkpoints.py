@@ -12,7 +12,7 @@ import llrflow
 from llrflow.base.errors import CheckpointError
 from llrflow.program.state import TrainState
 from llrflow.runs.checkpoint import Checkpoints
-from llrflow.runs.records import RunFolder
+from llrflow.runs.folder import RunFolder
 
 
 def largest(step):

@@ -15,9 +15,10 @@ from llrflow.attacks.search import Findings
 from llrflow.data.resident import load_split
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pipeline import evaluate_run
-from llrflow.runs.records import EvaluationRecord, RunFolder
+from llrflow.runs.records import EvaluationRecord
 from llrflow.runs.summaries import proportion
 
 ATTACKS = {"fgsm": {"type": "fgsm"}, "pgd": {"type": "pgd", "steps": 5, "restarts": 2}}

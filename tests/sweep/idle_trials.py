@@ -57,7 +57,7 @@ def noting(function, name):
 
 def idle(base):
     """A TrialRunner that takes the records of REAL_RUN for its own."""
-    from llrflow.runs.records import RunFolder
+    from llrflow.runs.folder import RunFolder
     from llrflow.sweep.space.trials import look_label, sweep_of
     from llrflow.sweep.tracking.storage import look_at, record_of
 

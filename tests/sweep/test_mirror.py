@@ -9,8 +9,8 @@ import pytest
 
 import llrflow
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.pipeline import session
-from llrflow.runs.records import RunFolder
 from llrflow.sweep.tracking import mirror as module
 from llrflow.sweep.tracking.mirror import SWEEP, Mirror
 from llrflow.sweep.tracking.storage import Ended, Storage

@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from llrflow.runs.records import RunFolder
+from llrflow.runs.folder import RunFolder
 from llrflow.sweep.space.trials import sweep_of
 from llrflow.sweep.tracking.outcome import finalists, outcome, write
 from llrflow.sweep.tracking.records import EscalatedRecord, TrialRecord

@@ -14,8 +14,8 @@ from llrflow.base.errors import SpecError
 from llrflow.data.facts import describe
 from llrflow.program.inputs import Inputs
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.fork import fork
-from llrflow.runs.records import RunFolder
 from llrflow.spec.resolve import spec_hash
 from llrflow.sweep.decisions.check import check_trials
 from llrflow.sweep.decisions.population import Population

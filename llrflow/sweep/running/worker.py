@@ -20,10 +20,10 @@ from ray.tune import Trainable
 from llrflow.base.errors import DataError, line_of
 from llrflow.data.facts import describe
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.fork import fork
 from llrflow.runs.interrupt import Interrupted
 from llrflow.runs.pipeline import Session, session
-from llrflow.runs.records import RunFolder
 from llrflow.spec.load import load_spec
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec

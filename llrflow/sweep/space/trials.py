@@ -21,9 +21,10 @@ from llrflow.components.registry import Component
 from llrflow.components.traced import numbers
 from llrflow.data.facts import DatasetFacts
 from llrflow.data.schema import Data
-from llrflow.program.compile import located, static_parts
+from llrflow.program.compile import located
+from llrflow.program.compiled import static_parts
+from llrflow.runs.folder import label_of
 from llrflow.runs.pipeline import run_name
-from llrflow.runs.records import label_of
 from llrflow.spec.load import load_spec
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Checks, Evaluate, Spec

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from llrflow.base.files import write_atomic
+from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.presets import evaluate_block
-from llrflow.runs.records import RunFolder, label_of, versions
+from llrflow.runs.records import versions
 from llrflow.spec.schema import Spec
 from llrflow.spec.source import dump_yaml, read_source
 from llrflow.spec.sweep_schema import Sweep

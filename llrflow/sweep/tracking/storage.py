@@ -25,7 +25,8 @@ from pydantic import ValidationError
 from llrflow.base.errors import CheckpointError, DataError, SpecError, line_of
 from llrflow.base.files import sole_owner
 from llrflow.runs.checkpoint import Checkpoints
-from llrflow.runs.records import EvaluationRecord, Record, RunFolder, RunRecord
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.records import EvaluationRecord, Record, RunRecord
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.tracking.records import Segment
