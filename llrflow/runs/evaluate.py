@@ -69,15 +69,18 @@ class Evaluator:
         label: str = "",
         export: bool = False,
         surrogates: Mapping[str, Surrogate] | None = None,
+        statistics_images: int | None = None,
     ) -> None:
         """`label` keeps an evaluation with other attacks than the spec's apart: evaluation/<step><label>.json.
 
         `export` also writes the images that each attack found. `surrogates` holds what each transfer attack searches
-        on, by its name.
+        on, by its name. `statistics_images` is on record: what `state` has statistics from, if they are no longer those
+        of training.
         """
         spec, devices = program.spec, program.devices
         self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
         self.label, self.export, self._surrogates = label, export, surrogates or {}
+        self._statistics_images = statistics_images
         self.stop, self.quiet, self.step, self.n = stop, quiet, int(state.step), len(split)
         self.parameters: Literal["raw", "ema"] = program.evaluated_parameters
         params = state.ema if self.parameters == "ema" else state.params
@@ -146,6 +149,7 @@ class Evaluator:
             checkpoint=self.step,
             network_sha256=self._sha256,
             parameters=self.parameters,
+            statistics_images=self._statistics_images,
             threat=threat.model_dump(),
             epsilon=written(threat.epsilon),
             n=self.n,

@@ -19,6 +19,7 @@ from llrflow.data.split import Split
 from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.cost import parts
 from llrflow.program.group import Group
+from llrflow.runs.averages import estimated, training_images, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator, Surrogate, hash_of
 from llrflow.runs.folder import RunFolder, label_of
@@ -70,7 +71,7 @@ class Session:
     ) -> None:
         self.program, self.group, self.folder = program, group, folder
         self._train, self._test = splits
-        self._ledger, self._stop, self._quiet = ledger, stop, quiet
+        self._ledger, self._checkpoints, self._stop, self._quiet = ledger, checkpoints, stop, quiet
         self._surrogates = _surrogates(program)
         log = Log(folder, checkpoints, ledger.record.spec_hash)
         self._trainer = Trainer(program, group, self._train, log, quiet)
@@ -113,9 +114,15 @@ class Session:
         program = Program(spec, self.program.facts, self.program.devices.alone())
         seconds: dict[str, float] = {}
         with self._ledger.timing(seconds), _stopwatch(seconds, part):
+            state = program.devices.fetch(self._state)
+
+            def estimate() -> tuple[Any, int]:
+                return estimated(program, state, self._train, self._stop, self._quiet)
+
+            chosen = with_statistics(program, state, self._checkpoints, program.evaluated_parameters, estimate)
             evaluator = Evaluator(
                 program,
-                program.devices.fetch(self._state),
+                chosen.state,
                 self._test,
                 self.folder,
                 self._ledger.record.spec_hash,
@@ -123,6 +130,7 @@ class Session:
                 self._quiet,
                 label,
                 surrogates=self._surrogates,
+                statistics_images=chosen.images,
             )
             return evaluator.evaluate()
 
@@ -234,8 +242,23 @@ def evaluate_run(
         chosen = chosen_step(checkpoints, _best(folder, checkpoints) if step == "best" else step)
         state = checkpoints.restore(program.abstract_state(), chosen)
         others = _surrogates(program)
+
+        def estimate() -> tuple[Any, int]:
+            return estimated(program, state, training_images(program), stop, quiet)
+
+        evaluated = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
         evaluator = Evaluator(
-            program, state, split, folder, record.spec_hash, stop, quiet, label, export, surrogates=others
+            program,
+            evaluated.state,
+            split,
+            folder,
+            record.spec_hash,
+            stop,
+            quiet,
+            label,
+            export,
+            surrogates=others,
+            statistics_images=evaluated.images,
         )
         evaluation = evaluator.evaluate()
     return Run(folder.path, record, evaluation)

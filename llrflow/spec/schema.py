@@ -70,7 +70,8 @@ class Train(Component):
     """Optimizer steps; give this or `epochs`."""
 
     ema: Annotated[float | None, Traced(ge=0, lt=1)] = None
-    """Decay of an exponential moving average of the parameters, which evaluation then uses."""
+    """Decay of an exponential moving average of the parameters, which evaluation then uses. A number is warmed up: at
+    step n it is min(ema, (1 + n) / (10 + n)), so that nothing of the initial parameters stays; a schedule is not."""
 
     log_every: Annotated[Any, Duration()] = 10
     """Distance of two lines of metrics.jsonl: steps, `1 epoch`, `5%`."""
