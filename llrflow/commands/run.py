@@ -129,7 +129,7 @@ def evaluate(
     where strong.yaml holds, for instance,
       pgd: {type: pgd, steps: 200, restarts: 10}
     """
-    from llrflow.runs.pipeline import evaluate_run
+    from llrflow.runs.reevaluate import evaluate_run
 
     if checkpoint not in ("best", "last") and not checkpoint.isdigit():
         raise click.BadParameter(f"{checkpoint!r} is neither best, last nor a step", param_hint="--checkpoint")

@@ -65,12 +65,15 @@ def training_images(program: Program) -> Split:
         raise at(program.spec, "train.ema", got, f"{error.fix}, or evaluate with `parameters: raw`") from None
 
 
-def estimated(program: Program, state: TrainState, split: Split, stop: StopRequest, quiet: bool) -> tuple[Any, int]:
+def estimated(
+    program: Program, state: TrainState, images: Callable[[], Split], stop: StopRequest, quiet: bool
+) -> tuple[Any, int]:
     """BatchNorm statistics of the averaged parameters, and from how many training images.
 
     The batches are the first ones of training, of the size that one computation of the gradient sees on one host.
     Raises Interrupted between batches.
     """
+    split = images()
     train, devices = program.spec.train, len(program.devices)
     share = train.batch_size // (train.accumulate * program.spec.devices.hosts)
     size = max(devices, share // devices * devices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import html
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -132,3 +133,12 @@ class Classifier:
 def parameter_count(tree: Any) -> int:
     """Numbers in a tree of arrays."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def hash_of(variables: Any) -> str:
+    """SHA-256 over the names, types, shapes and values of a network's parameters and statistics."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()

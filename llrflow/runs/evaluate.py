@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from scipy.special import softmax
 from llrflow.attacks.base import Attack
 from llrflow.attacks.masking import TRIALS, Flag, find_flags
 from llrflow.attacks.memory import fitting_batch
-from llrflow.attacks.network import Network, example_of
+from llrflow.attacks.network import example_of
 from llrflow.attacks.search import search
 from llrflow.attacks.studies import Study
 from llrflow.attacks.trial_attacks import Subject
@@ -32,11 +32,13 @@ from llrflow.data.split import Request, Split
 from llrflow.method.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
+from llrflow.runs.classifier import hash_of
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
 from llrflow.runs.records import EvaluationRecord, FlagRecord, versions, written
 from llrflow.runs.summaries import attack_record, distances_of, distribution, last_word, proportion
+from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
 
 RANDOM = "random"
@@ -44,14 +46,6 @@ RANDOM = "random"
 
 SHOWN = 8
 """Correctly classified images whose perturbations are kept, for people to look at."""
-
-
-class Surrogate(NamedTuple):
-    """A model of another run that a transfer attack searches on."""
-
-    network: Network
-    variables: Any
-    identity: str
 
 
 class Evaluator:
@@ -358,12 +352,3 @@ def _spread(ids: np.ndarray, most: int) -> np.ndarray:
 def _in_unit_range(images: np.ndarray) -> np.ndarray:
     """uint8 as float32 in [0, 1]."""
     return images.astype(np.float32) / np.float32(255.0)
-
-
-def hash_of(variables: Any) -> str:
-    """SHA-256 over the names, types, shapes and values of a network's parameters and statistics."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode() + array.tobytes())
-    return digest.hexdigest()

@@ -25,8 +25,8 @@ from pydantic import ValidationError
 from llrflow.base.errors import CheckpointError, SpecError, line_of
 from llrflow.base.files import remove_temporaries, sha256_file, write_atomic
 from llrflow.method.threat import Threat
-from llrflow.runs.classifier import Classifier, parameter_count
-from llrflow.runs.folder import first_problem
+from llrflow.runs.classifier import Classifier, hash_of, parameter_count
+from llrflow.runs.folder import RunFolder, first_problem
 from llrflow.runs.records import Record, written
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -85,8 +85,6 @@ def export_model(
 
     Gives the folder and its record. Raises CheckpointError, and SpecError when the folder holds other files.
     """
-    from llrflow.runs.evaluate import hash_of
-    from llrflow.runs.folder import RunFolder
     from llrflow.runs.model import load_model, stored_run
 
     model, folder = load_model(run_dir, step, parameters), Path(run_dir) / "export" if out is None else Path(out)

@@ -1,4 +1,4 @@
-"""The run folder: where its files are, and reading them.
+"""The run folder: where its files are, reading them, and whose it is.
 
     spec.yaml        the resolved spec
     run.json         RunRecord
@@ -15,19 +15,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from llrflow.base.errors import CheckpointError
-from llrflow.base.files import write_atomic
+from llrflow.base.errors import CheckpointError, SpecError
+from llrflow.base.files import sole_owner, write_atomic
 from llrflow.runs.records import EVALUATION_FORMAT, FORMAT, EvaluationRecord, RunRecord
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """Paths and small files of one run, and its lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -35,6 +37,33 @@ class RunFolder:
         self.checkpoints, self.evaluation, self.events = (
             self.path / n for n in ("checkpoints", "evaluation", "events")
         )
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the folder's lock, which a killed process lets go. Makes the folder where it is missing.
+
+        Raises SpecError when another process has it, or when the folder holds files that are not a run's.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            foreign = next(
+                (p.name for p in self.path.iterdir() if p.name != ".lock" and not p.name.startswith(".run.json.")), None
+            )
+        except OSError as error:
+            got = f"cannot be a run folder: {error.strerror}"
+            raise SpecError(str(self.path), got, "choose another --out") from None
+        if foreign is not None and not self.run.exists():
+            got = f"holds {foreign} but no run.json: it is not a run folder"
+            raise SpecError(str(self.path), got, "choose an empty or a new folder as --out")
+        with sole_owner(self.path, "llrflow process"):
+            yield
+
+    def clear(self) -> None:
+        """Delete a run's files, and nothing that a run does not write."""
+        for path in (self.checkpoints, self.evaluation, self.events):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.spec, self.metrics, self.run):  # last what marks the folder as a run's
+            path.unlink(missing_ok=True)
 
     def record(self) -> RunRecord | None:
         """run.json, or None where no run has begun. Raises CheckpointError when it cannot be read."""

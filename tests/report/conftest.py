@@ -8,7 +8,7 @@ import pytest
 
 import llrflow
 from llrflow.runs.folder import RunFolder
-from llrflow.runs.pipeline import evaluate_run
+from llrflow.runs.reevaluate import evaluate_run
 from llrflow.sweep.tracking.outcome import outcome
 from llrflow.sweep.tracking.records import SweepRecord, TrialRecord
 

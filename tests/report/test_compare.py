@@ -10,7 +10,7 @@ import pytest
 import llrflow
 from llrflow.data.resident import load_split
 from llrflow.report.compare import compare, mcnemar
-from llrflow.runs.pipeline import evaluate_run
+from llrflow.runs.reevaluate import evaluate_run
 
 CASCADE = {
     "cascade": True,

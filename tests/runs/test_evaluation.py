@@ -17,8 +17,8 @@ from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
-from llrflow.runs.pipeline import evaluate_run
 from llrflow.runs.records import EvaluationRecord
+from llrflow.runs.reevaluate import evaluate_run
 from llrflow.runs.summaries import proportion
 
 ATTACKS = {"fgsm": {"type": "fgsm"}, "pgd": {"type": "pgd", "steps": 5, "restarts": 2}}

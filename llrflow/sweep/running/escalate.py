@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from llrflow.base.errors import line_of
-from llrflow.runs.pipeline import evaluate_run
+from llrflow.runs.reevaluate import evaluate_run
 from llrflow.sweep.space.trials import Trial
 from llrflow.sweep.tracking.storage import Storage
 

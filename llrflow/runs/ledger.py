@@ -1,0 +1,101 @@
+"""A run's run.json: what an earlier attempt left in it, how it begins, and how it is kept up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llrflow.base.errors import CheckpointError, SpecError
+from llrflow.program.compile import Program
+from llrflow.program.cost import parts
+from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.interrupt import Interrupted
+from llrflow.runs.records import DataRecord, RunRecord, git_state, versions
+from llrflow.spec.schema import Spec
+
+
+class Ledger:
+    """Keeps run.json up to date while a run goes on, and tells how it ended."""
+
+    def __init__(self, folder: RunFolder, checkpoints: Checkpoints, record: RunRecord) -> None:
+        self._folder, self._checkpoints, self.record = folder, checkpoints, record
+        self.update()
+        checkpoints.on_save = self.update
+
+    def update(self, **changes: Any) -> None:
+        """Write the record with some fields changed; `step` is that of the newest checkpoint."""
+        step = max(self._checkpoints.steps(), default=0)
+        self.record = self.record.model_copy(update={"step": step, **changes})
+        self.record.write(self._folder.run)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Record how the block ended when it did not end well."""
+        try:
+            yield
+        except Interrupted as stopped:
+            self.update(state="interrupted", error=str(stopped))
+            raise
+        except Exception as error:
+            self.update(state="failed", error=f"{type(error).__name__}: {error}")
+            raise
+
+    @contextmanager
+    def timing(self, seconds: dict[str, float]) -> Iterator[None]:
+        """Add the times that the block leaves in `seconds` to the record, however it ends."""
+        try:
+            yield
+        finally:
+            total = {k: round(self.record.seconds.get(k, 0.0) + v, 3) for k, v in seconds.items()}
+            self.update(seconds={**self.record.seconds, **total})
+
+
+def new_record(program: Program, spec: Spec, data: DataRecord, digest: str, before: RunRecord | None) -> RunRecord:
+    """The record that a run begins with: its own, or the one `before` that it goes on from."""
+    if before is not None:  # what trained the network so far stays on record
+        state = "finished" if before.state == "finished" else "training"
+        return before.model_copy(update={"name": spec.name, "state": state, "error": None})
+    return RunRecord(
+        name=spec.name,
+        spec_hash=digest,
+        state="training",
+        step=0,
+        steps=program.steps,
+        seed=spec.seed,
+        data=data,
+        devices=[str(device) for device in program.devices.all],
+        versions=versions(),
+        git=git_state(),
+        seconds={},
+        origins=spec.origins(),
+        forward_equivalents=sum(part.total for part in parts(program).values()),
+    )
+
+
+def earlier(folder: RunFolder, digest: str, data: DataRecord) -> RunRecord | None:
+    """The record of the run that the folder holds, or None where none has begun.
+
+    Raises SpecError where it is another spec's run, CheckpointError where run.json cannot be read or the dataset has
+    changed since.
+    """
+    record = folder.record()
+    if record is None:
+        return None
+    if record.spec_hash != digest:
+        got = f"holds a run of another spec (hash {record.spec_hash}, this one has {digest})"
+        raise SpecError(str(folder.path), got, "choose another --out, or start over there with --fresh --out")
+    if record.data != data:
+        got = f"the dataset has changed since this run began: {_difference(record.data, data)}"
+        raise CheckpointError(str(folder.run), got, "restore the dataset, or start over with --fresh --out")
+    return record
+
+
+def _difference(before: DataRecord, now: DataRecord) -> str:
+    """What is not the same any more."""
+    fields = [name for name in DataRecord.model_fields if getattr(before, name) != getattr(now, name)]
+    told = [name for name in fields if name != "fingerprint"]
+    if not told:
+        return f"its content has (fingerprint {before.fingerprint[:12]}, now {now.fingerprint[:12]})"
+    return ", ".join(f"{name} was {getattr(before, name)}, is {getattr(now, name)}" for name in told)

@@ -1,0 +1,34 @@
+"""The models of other runs that transfer attacks search on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llrflow.attacks.network import Network
+from llrflow.program.compile import Program
+from llrflow.runs.classifier import hash_of
+from llrflow.runs.model import load_model
+from llrflow.spec.load import at
+
+
+class Surrogate(NamedTuple):
+    """A model of another run that a transfer attack searches on."""
+
+    network: Network
+    variables: Any
+    identity: str
+
+
+def surrogates_of(program: Program) -> dict[str, Surrogate]:
+    """The models that transfer attacks search on, by the attack's name; SpecError where one does not fit."""
+    found = {}
+    for name, attack in program.spec.evaluate.attacks.items():
+        if not attack.needs_surrogate:
+            continue
+        model = load_model(attack.run, attack.checkpoint)
+        if (model.image_shape, model.classes) != (program.image_shape, program.classes):
+            got = f"= {attack.run!r} takes images {list(model.image_shape)} of {model.classes} classes"
+            fix = f"name a run on images {list(program.image_shape)} of {program.classes} classes"
+            raise at(program.spec, f"evaluate.attacks.{name}.run", got, fix)
+        found[name] = Surrogate(model.network, model.variables, hash_of(model.variables))
+    return found
