@@ -84,10 +84,10 @@ class Start(NamedTuple):
 def querying(network: Network, variables: Any, keys: jax.Array, at: Any, eot: int) -> ApplyFn:
     """The network in one query; a stochastic one draws anew at each step `at`, and is averaged over `eot` draws."""
     if not network.stochastic:
-        return lambda images, clean: (network.predict(variables, images), None)
+        return lambda images: (network.predict(variables, images), None)
     drawn = restart_keys(restart_keys(keys, NOISE), at)
 
-    def apply(images: jax.Array, clean: bool) -> tuple[jax.Array, None]:
+    def apply(images: jax.Array) -> tuple[jax.Array, None]:
         draws = [network.predict(variables, images, restart_keys(drawn, draw)) for draw in range(eot)]
         return sum(draws[1:], draws[0]) / len(draws), None
 
@@ -99,7 +99,7 @@ def reference_of(network: Network, variables: Any, examples: Examples, keys: jax
     apply = querying(network, variables, keys, NOISE, eot)
 
     def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        logits = apply(x, True)[0]
+        logits = apply(x)[0]
         loss = cross_entropy(logits, examples.y)
         return jnp.sum(loss), (loss, logits)
 

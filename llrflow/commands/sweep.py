@@ -44,7 +44,7 @@ def sweep(
     """
     ray_environment()
     from llrflow.spec.load import load_spec
-    from llrflow.sweep.running.tune import run_sweep
+    from llrflow.sweep.running.driver import run_sweep
     from llrflow.sweep.tracking.storage import folder_of
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # its errors are in the table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,11 +13,11 @@ from llrflow.components.calls import placed
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.registry import Component, Name
 from llrflow.method.ascent import Search, maximise
-from llrflow.method.probe import ApplyFn, Probe, asked_constants
+from llrflow.method.probe import Probe, asked_constants
 from llrflow.method.term import ask
 from llrflow.method.threat import Threat, clip_to_box
 
-CLEAN = "clean"
+CLEAN, LOSS = "clean", "loss"
 
 
 class TermEntry(Component):
@@ -78,11 +77,11 @@ class Objective(Component):
 
     def entries(self) -> dict[str, Any]:
         """The loss (as `loss`) and all terms."""
-        return {"loss": self.loss, **self.terms}
+        return {LOSS: self.loss, **self.terms}
 
     def places(self) -> dict[str, str]:
         """Dotted path of the loss and of each term in a spec, by name."""
-        return {"loss": "objective.loss", **{name: f"objective.terms.{name}" for name in self.terms}}
+        return {LOSS: "objective.loss", **{name: f"objective.terms.{name}" for name in self.terms}}
 
 
 def perturb(
@@ -90,31 +89,24 @@ def perturb(
     probe: Probe,
     threat: Threat,
     keys: Callable[[str], jax.Array],
-    search_apply: ApplyFn,
-    share_clean_pass: bool,
     by: Literal["unroll", "scan"],
 ) -> dict[str, jax.Array]:
     """The perturbations [B,H,W,C] that the objective's searches find, by name; constants to any later derivative.
 
-    keys(name) are per-example keys [B] for one perturbation; `search_apply` is the network as searches see it, which
-    take what they need of the clean images from the probe's own clean pass when `share_clean_pass`.
+    keys(name) are per-example keys [B] for one perturbation. Searches see the network as `probe` does, and take what
+    they need of the clean images from its clean pass.
     """
     deltas: dict[str, jax.Array] = {}
-    source = probe if share_clean_pass else probe.on(search_apply)
     for name, search in objective.perturbations.items():
         ball = search.ball(threat)
         with placed(f"objective.perturbations.{name}"):
             asked: set[str] = set()
             if search.steps or search.restarts > 1:  # else the start is the result, whatever is maximised
-                tracing = probe.searching(search_apply, None, ball)
+                tracing = probe.searching(None, ball)
                 asked = asked_constants(lambda p, delta, term=search.maximize: ask(term, p, delta).value, tracing)
                 probe.searches[name] = [made for made in tracing.passes.values() if made.at != CLEAN]
-            searching = partial(probe.searching, search_apply, source.constants(asked), ball)
+            searching = partial(probe.searching, probe.constants(asked), ball)
             deltas[name] = maximise(search, searching, ball, keys(name), by)
-    if source is not probe:
-        probe.passes |= {
-            f"search {at}": replace(made, at="clean, as searches see it") for at, made in source.passes.items()
-        }
     return deltas
 
 
@@ -132,19 +124,28 @@ class Outcome(NamedTuple):
 
 
 def evaluate(
-    objective: Objective, probe: Probe, perturbations: Mapping[str, jax.Array], states: Mapping[str, Any]
+    objective: Objective,
+    probe: Probe,
+    perturbations: Mapping[str, jax.Array],
+    states: Mapping[str, Any],
+    terms: Probe | None = None,
 ) -> Outcome:
-    """The objective at given perturbations; `states` holds the running state of each stateful term."""
+    """The objective at given perturbations; `states` holds the running state of each stateful term.
+
+    `terms` is the probe of the terms where they see the network otherwise than the loss does.
+    """
+    terms = probe if terms is None else terms
     for name, delta in perturbations.items():
         probe.name(delta, name)
+        terms.name(delta, name)
     deltas: dict[str, jax.Array | None] = {CLEAN: None, **perturbations}
     total: Any = 0.0
     metrics: dict[str, jax.Array] = {}
     next_states: dict[str, Any] = {}
     for name, place in objective.places().items():
-        term = objective.entries()[name]
+        term, asked = objective.entries()[name], probe if name == LOSS else terms
         with placed(place):
-            answer = ask(term, probe, deltas[term.at], states.get(name))
+            answer = ask(term, asked, deltas[term.at], states.get(name))
         total += term.weight * answer.value
         metrics |= {name: answer.value, **{f"{name}.{own}": part for own, part in answer.metrics.items()}}
         if name in states:

@@ -8,20 +8,25 @@ are constant and what is asked of the clean image was computed before the loop. 
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from llrflow.method.input_gradient import input_gradient
 from llrflow.method.labels import cross_entropy
 from llrflow.method.threat import Threat
 
 LogitsFn = Callable[[jax.Array], jax.Array]
-ApplyFn = Callable[[jax.Array, bool], tuple[jax.Array, Any]]
-"""(images [B,H,W,C], is this the clean pass) -> (logits [B,K], auxiliary state of that pass)."""
+ApplyFn = Callable[[jax.Array], tuple[jax.Array, Any]]
+"""images [B,H,W,C] -> (logits [B,K], auxiliary state of that pass)."""
+NearFn = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+"""The same at perturbed images, given the state that the clean pass left as well."""
 
 
 @dataclass
@@ -32,16 +37,14 @@ class Pass:
     """`clean`, the name of a perturbation, or `elsewhere`: a point that a term chose itself."""
     differentiated: bool = False
     """Whether the pass itself is differentiated with respect to parameters."""
-    slopes: int = 0
-    """Directional derivatives, each differentiated."""
     gradient: bool = False
     """Whether the input gradient was asked for."""
-    double: bool = False
-    """Whether the input gradient is itself differentiated: double backpropagation."""
+    derivative: bool = False
+    """Whether something of the input gradient (a slope, a norm) is differentiated."""
 
 
 class _Linear(NamedTuple):
-    """The network's pass at one point, linearised: l and f there, v -> <v, grad l> per example, auxiliary state."""
+    """The network's pass at one point, linearised: l and f there, v -> sum_j <v_j, dl_i/dx_j>, auxiliary state."""
 
     loss: jax.Array
     logits: jax.Array
@@ -52,14 +55,13 @@ class _Linear(NamedTuple):
 class Probe:
     """Answers about one batch that are differentiable with respect to the parameters inside `logits_fn`.
 
-    The pass at each point is linearised once: its loss, its logits, every slope <v, grad l> and grad l
-    itself share one forward pass. A slope is the forward-mode derivative, so differentiating it with
-    respect to parameters is reverse-over-forward (about 6F with the loss) and never double backpropagation.
+    The pass at each point is linearised once: its loss, its logits and its input gradient share one forward pass.
+    grad l(x_i) stands for G_i = d(sum_j l_j)/dx_i everywhere, in the objective, in searches and in evaluations. Where
+    examples are independent that is d l_i/dx_i; batch statistics let an example's pixels change its batch-mates'
+    losses too, on all devices, and G_i has their sum, as double backpropagation of the batch's loss would.
 
     Shapes: x [B,H,W,C] in [0,1], y [B] integer or [B,K] probabilities (`llrflow.method.labels`), keys [B] or None,
     every answer [B] unless stated.
-    With batch statistics an example's loss depends on its batch-mates; slopes then carry the whole batch's
-    tangent, and only their sum equals that of <v, grad sum l>. Use `moving` statistics for exact per-example values.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Probe:
     ) -> None:
         self.x, self.y, self.threat = x, y, threat
         self._keys = keys
-        self._apply: ApplyFn = lambda images, clean: (logits_fn(images), None)
+        self._apply: ApplyFn = lambda images: (logits_fn(images), None)
+        self._near: NearFn | None = None
         self._axis: str | None = None
         self._recompute = False
+        self._seen = ""
         self._names: dict[int, str] = {}
         self._memo: dict[Any, tuple[Any, Any]] = {}
         self.states: dict[str, Any] = {}
@@ -94,15 +98,24 @@ class Probe:
         threat: Threat | None = None,
         axis: str | None = None,
         recompute: bool = False,
+        seen: str = "",
+        near: NearFn | None = None,
     ) -> Probe:
         """A Probe on a network whose passes also return state (BatchNorm), kept in `states`.
 
+        `near` is the network at all points but the clean one, where it depends on what the clean pass left;
         `axis` names the device axis that the batch is spread over; `recompute` is for networks whose derivatives
-        compute blocks anew (`train.remat`), which a pass linearised once would keep: each slope then takes its own.
+        compute blocks anew (`train.remat`), which a pass linearised once would keep; `seen` is added to the names of
+        its passes (`, as searches see it`).
         """
         probe = cls(lambda images: images, x, y, keys, threat)
-        probe._apply, probe._axis, probe._recompute = apply, axis, recompute
+        probe._apply, probe._near, probe._axis, probe._recompute, probe._seen = apply, near, axis, recompute, seen
         return probe
+
+    @property
+    def relative(self) -> bool:
+        """Whether perturbed passes depend on what the clean one left."""
+        return self._near is not None
 
     def logits(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
         """f(x + delta), [B,K]; `constant` stops its derivative."""
@@ -114,36 +127,26 @@ class Probe:
         return self._at(delta, differentiated=True).loss
 
     def slope(self, direction: jax.Array, delta: jax.Array | None = None) -> jax.Array:
-        """<direction, grad l(x + delta)> per example, in nats: the directional derivative."""
-
-        def run() -> jax.Array:
-            self._pass(delta).slopes += 1
-            return self._at(delta, differentiated=True).tangent(direction)
-
-        return self._once("slope", (direction, delta), run)
+        """<direction, grad l(x + delta)> per example, in nats."""
+        return jnp.sum((direction * self.input_gradient(delta)).reshape(len(self.x), -1), axis=1)
 
     def input_gradient(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
-        """grad_x l(x + delta), [B,H,W,C], in nats per pixel unit.
+        """grad l(x + delta), [B,H,W,C], in nats per pixel unit; `constant` stops its derivative.
 
-        Differentiating it with respect to parameters is double backpropagation: `slope` (for a direction) and
-        `of_gradients` (for any function of it) are cheaper. `constant` stops its derivative.
+        Any function of it can be differentiated, at 1 forward-mode and 2 reverse passes a point however many terms
+        ask: no double backpropagation is made (`llrflow.method.input_gradient`).
         """
         gradient = self._gradient(delta, self._at(delta, differentiated=not constant))
-        self._pass(delta).double |= not constant
+        self._pass(delta).derivative |= not constant
         return jax.lax.stop_gradient(gradient) if constant else gradient
 
     def of_gradients(self, function: Callable[..., jax.Array], *deltas: jax.Array | None) -> jax.Array:
-        """function(grad l(x + delta_1), ...) -> [B], differentiated without double backpropagation.
-
-        With g the gradients and v = d function / d g, both constants, its parameter gradient is that of
-        sum_i <v_i, grad l(x + delta_i)>: one slope a point. `function` takes arrays [B,H,W,C], must treat
-        examples independently and be differentiable (`optax.safe_norm` where a gradient may vanish).
-        """
-        gradients = [self.input_gradient(delta, constant=True) for delta in deltas]
-        value, pull_back = jax.vjp(function, *gradients)
-        duals = jax.lax.stop_gradient(pull_back(jnp.ones_like(value)))
-        slopes = sum(self.slope(dual, delta) for dual, delta in zip(duals, deltas, strict=True))
-        return value + (slopes - jax.lax.stop_gradient(slopes))
+        """Deprecated: function(grad l(x + delta_1), ...); write function(probe.input_gradient(delta_1), ...)."""
+        message = (
+            "Probe.of_gradients(function, ...): write function(probe.input_gradient(...), ...), which costs the same"
+        )
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return function(*(self.input_gradient(delta) for delta in deltas))
 
     def keys(self, purpose: str) -> jax.Array:
         """One random key per example, [B], for one use (`purpose`); the same wherever the example stands in a batch."""
@@ -166,17 +169,17 @@ class Probe:
             return None
         clean = self._linear(None)  # not `_at`: what a search asks must not decide which pass updates BatchNorm
         gradient = self._gradient(None, clean) if "gradient" in asked else None
-        return jax.lax.stop_gradient(Reference(clean.loss, clean.logits, gradient))
+        return jax.lax.stop_gradient(Reference(clean.loss, clean.logits, gradient, clean.state))
 
-    def searching(self, apply: ApplyFn, reference: Reference | None, threat: Threat) -> SearchProbe:
-        """The probe of a search on the same batch, in which the network is `apply`."""
-        probe = SearchProbe(apply, self.x, self.y, self._keys, threat, reference)
-        probe._recompute = self._recompute
+    def searching(self, reference: Reference | None, threat: Threat) -> SearchProbe:
+        """The probe of a search on the same batch."""
+        probe = SearchProbe(self._apply, self.x, self.y, self._keys, threat, reference)
+        probe._near, probe._recompute = self._near, self._recompute
         return probe
 
-    def on(self, apply: ApplyFn) -> Probe:
-        """A probe on the same batch, in which the network is `apply`."""
-        return Probe.stateful(apply, self.x, self.y, recompute=self._recompute)
+    def _left(self) -> Any:
+        """The state that the clean pass left."""
+        return self._linear(None).state
 
     def _at(self, delta: jax.Array | None, differentiated: bool) -> _Linear:
         at = self._linear(delta)
@@ -186,8 +189,10 @@ class Probe:
 
     def _linear(self, delta: jax.Array | None) -> _Linear:
         def run() -> _Linear:
+            apply = self._apply if delta is None or self._near is None else partial(self._near, self._left())
+
             def loss_and_aux(images: jax.Array) -> tuple[jax.Array, Any]:
-                logits, state = self._apply(images, delta is None)
+                logits, state = apply(images)
                 return cross_entropy(logits, self.y), (logits, state)
 
             images = self.x if delta is None else self.x + delta
@@ -201,15 +206,12 @@ class Probe:
         return self._once("pass", (delta,), run)
 
     def _gradient(self, delta: jax.Array | None, at: _Linear) -> jax.Array:
-        def run() -> jax.Array:
-            return jax.linear_transpose(at.tangent, self.x)(jnp.ones_like(at.loss))[0]
-
         self._pass(delta).gradient = True
-        return self._once("input_gradient", (delta,), run)
+        return self._once("input_gradient", (delta,), lambda: input_gradient(at.tangent, self.x))
 
     def _pass(self, delta: jax.Array | None) -> Pass:
         at = "clean" if delta is None else self._names.get(id(delta), "elsewhere")
-        return self.passes.setdefault(id(delta), Pass(at))
+        return self.passes.setdefault(id(delta), Pass(at + self._seen))
 
     def _once(self, what: str, arrays: tuple[jax.Array | None, ...], run: Callable[[], Any]) -> Any:
         # The memo keeps the arrays themselves, so that no id can be reused while an entry lives.
@@ -228,10 +230,12 @@ class Reference(NamedTuple):
     """f(x), [B,K]."""
     gradient: Any
     """grad l(x), [B,H,W,C], or None where nobody asks for it."""
+    state: Any = None
+    """What the clean pass left (BatchNorm's statistics)."""
 
 
 class SearchProbe(Probe):
-    """A Probe with constant parameters: answers about the clean image are given, slopes there are inner products."""
+    """A Probe with constant parameters: answers about the clean image are given."""
 
     def __init__(
         self,
@@ -256,22 +260,19 @@ class SearchProbe(Probe):
         """l(x + delta); at the clean image the stored constant."""
         return self._constants("loss").loss if delta is None else super().loss(delta)
 
-    def slope(self, direction: jax.Array, delta: jax.Array | None = None) -> jax.Array:
-        """<direction, grad l(x + delta)>; at the clean image with the stored gradient."""
-        if delta is not None:
-            return super().slope(direction, delta)
-        return jnp.sum((direction * self._constants("gradient").gradient).reshape(len(self.x), -1), axis=1)
-
     def input_gradient(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
         """grad l(x + delta); at the clean image the stored constant."""
         return self._constants("gradient").gradient if delta is None else super().input_gradient(delta, constant)
+
+    def _left(self) -> Any:
+        return self._constants("state").state
 
     def _constants(self, field: str) -> Reference:
         self.asked.add(field)
         if self._reference is not None:
             return self._reference
         clean = self._linear(None)
-        return Reference(clean.loss, clean.logits, self._gradient(None, clean))
+        return Reference(clean.loss, clean.logits, self._gradient(None, clean), clean.state)
 
 
 def asked_constants(term: Callable[[SearchProbe, jax.Array], Any], probe: SearchProbe) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import haiku as hk
 import jax
@@ -50,20 +50,60 @@ class Network(Component):
         return getattr(jnp if self.activation == "tanh" else jax.nn, self.activation)
 
 
+DECAY = 0.9
+"""Of BatchNorm's moving statistics."""
+
+
 def norm_layer(kind: NormType, h: jax.Array, batch_statistics: bool, name: str, zero: bool = False) -> jax.Array:
     """Apply a norm layer, its scale starting at 1, or at 0 with `zero`.
 
-    Batch statistics are those of the whole batch, over all devices; moving ones decay by 0.9.
+    Batch statistics are those of the whole batch, over all devices; moving ones decay by `DECAY`.
     """
     scale = jnp.zeros if zero else None
     if kind == "batch":
         axis = AXIS if batch_statistics else None
-        layer = hk.BatchNorm(True, True, 0.9, scale_init=scale, cross_replica_axis=axis, name=name)
+        layer = hk.BatchNorm(True, True, DECAY, scale_init=scale, cross_replica_axis=axis, name=name)
         return layer(h, is_training=batch_statistics)
     if kind == "group":
         groups = next(g for g in (8, 4, 2, 1) if h.shape[-1] % g == 0)
         return hk.GroupNorm(groups, scale_init=scale, name=name)(h)
     return h
+
+
+def unseen(model_state: Any) -> Any:
+    """A Haiku state whose moving statistics have seen no batch: after a pass on one they are that batch's own."""
+    return _statistics(lambda name, held: jax.tree.map(jnp.zeros_like, held), model_state)
+
+
+def starting(model_state: Any) -> Any:
+    """A fresh Haiku state with mean 0 and variance 1 until the first batch, where Haiku has variance 0."""
+
+    def start(name: str, held: Any) -> Any:
+        return {**held, "average": jnp.ones_like(held["average"])} if name == "var_ema" else held
+
+    return _statistics(start, model_state)
+
+
+def absorbed(before: Any, batch: Any) -> Any:
+    """The moving statistics `before` after one more batch, whose own ones a pass on `unseen` ones left in `batch`."""
+
+    def absorb(name: str, held: Any, new: Any) -> Any:
+        counter = held["counter"] + 1
+        hidden = DECAY * held["hidden"] + (1 - DECAY) * new["average"]
+        return {"counter": counter, "hidden": hidden, "average": hidden / (1 - DECAY**counter)}
+
+    return _statistics(absorb, before, batch, others=lambda held, new: new)
+
+
+def _statistics(change: Callable[..., Any], *states: Any, others: Callable[..., Any] = lambda held: held) -> Any:
+    """A Haiku state with each of BatchNorm's moving statistics changed, and what else it holds as `others` has it."""
+    first, *more = states
+    result = {}
+    for module, held in first.items():
+        name, beside = module.rpartition("/")[2], [state[module] for state in more]
+        is_statistic = name in ("mean_ema", "var_ema")
+        result[module] = change(name, held, *beside) if is_statistic else others(held, *beside)
+    return result
 
 
 def layer_norm(h: jax.Array, name: str) -> jax.Array:

@@ -234,7 +234,7 @@ def _check_objective(program: Program) -> None:
     """
     spec = program.spec
     policy, loss = spec.train.batch_norm, spec.objective.loss
-    usual = policy.update == "auto" and policy.perturbed == "batch" and loss.at == CLEAN
+    usual = policy.update == "auto" and loss.at == CLEAN
     if usual and not spec.plugins:
         return
     normed = bool(jax.tree.leaves(program.abstract_state().model_state))
@@ -254,9 +254,9 @@ def _check_objective(program: Program) -> None:
             raise
         raise at(spec, "objective", got, "try each one with `llrflow plugins check FILE`") from error
     updating = updating_pass(policy.update, kinds)
-    if normed and (updating not in kinds or (updating == "perturbed" and policy.perturbed == "moving")):
+    if normed and updating not in kinds:
         got = f"never updates the moving statistics: this objective has no {updating} pass with batch statistics"
-        raise at(spec, "train.batch_norm", got, "set `update: auto` and `perturbed: batch`")
+        raise at(spec, "train.batch_norm", got, "set `update: auto`")
 
 
 @contextmanager

@@ -68,6 +68,7 @@ class Compiled:
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm
+        searching = policy.terms if policy.search == "terms" else policy.search
 
         def pieces(values: jax.Array, network: hk.TransformedWithState) -> Pieces:
             bound = bind(spec, {name: values[i] for i, name in enumerate(names)})
@@ -81,7 +82,7 @@ class Compiled:
                 optimizer=optimizer,
                 ema=bound.train.ema,
                 augment=on_device(bound.data.augment, facts.varies),
-                statistics=Statistics(policy.search, policy.perturbed, policy.update),
+                statistics=Statistics(policy.terms, searching, policy.update),
                 accumulate=spec.train.accumulate,
                 by=plan.inside,
                 recompute=spec.train.remat != "none",

@@ -79,16 +79,16 @@ def of_passes(passes: Iterable[Pass], reverse: int = 2) -> dict[str, Count]:
     """What a probe's passes cost, with their derivative, by part.
 
     A pass is 1 forward, and `reverse` backward where it is differentiated (2: for parameters and inputs, 1: for inputs
-    alone); a slope 1 derivative and `reverse` backward; an input gradient 1 backward, and `reverse` more where it is
-    differentiated itself.
+    alone); an input gradient 1 backward; and 1 derivative and `reverse` backward more where anything made of it is
+    differentiated, however many slopes and norms that is.
     """
     found: dict[str, Count] = {}
     for made in passes:
         counts = {"pass": Count(1, reverse * made.differentiated)}
         if made.gradient:
-            counts["input gradient"] = Count(0, 1 + reverse * made.double)
-        if made.slopes:
-            counts["directional derivative"] = Count(0, reverse * made.slopes, made.slopes)
+            counts["input gradient"] = Count(0, 1)
+        if made.derivative:
+            counts["directional derivative"] = Count(0, reverse, 1)
         for what, count in counts.items():
             name = f"{what}, {made.at}"
             found[name] = found.get(name, Count()).plus(count)
@@ -158,8 +158,8 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
 
 
 def _kept(program: Program) -> int:
-    """Passes whose residuals an objective keeps at once: those that are differentiated, and their slopes."""
-    computed = [sum(made.differentiated + made.slopes for made in p.passes.values()) for p in probes_of(program)]
+    """Passes whose residuals an objective keeps at once: those differentiated, and those along input gradients."""
+    computed = [sum(made.differentiated + made.derivative for made in p.passes.values()) for p in probes_of(program)]
     return max(computed)
 
 

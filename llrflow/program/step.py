@@ -19,21 +19,24 @@ from llrflow.method.keys import example_keys, purpose_key
 from llrflow.method.labels import at_label
 from llrflow.method.objective import Objective
 from llrflow.method.parameter_gradient import Gradient
-from llrflow.method.probe import ApplyFn, Probe
+from llrflow.method.probe import Probe
 from llrflow.method.term import first_state, is_stateful
 from llrflow.method.threat import Threat
 from llrflow.models.convolution import in_parts
-from llrflow.models.network import AXIS, norm_layer
+from llrflow.models.network import AXIS, absorbed, norm_layer, starting, unseen
 from llrflow.models.precision import Precision, in_precision
 from llrflow.models.repeated import PLAIN, Tracing, traced_as
 from llrflow.program.state import Batch, TrainState
 
+Kind = Literal["batch", "clean", "moving"]
+"""Of BatchNorm statistics: of the batch that is passed, of the clean batch at all points, or the moving ones."""
+
 
 class Statistics(NamedTuple):
-    """Which BatchNorm statistics the searches and the perturbed passes use, and which pass updates the moving ones."""
+    """Which BatchNorm statistics the terms and the searches see, and which pass of the loss updates the moving ones."""
 
-    search: Literal["batch", "moving"]
-    perturbed: Literal["batch", "moving"]
+    terms: Kind
+    search: Kind
     update: Literal["auto", "clean", "perturbed"]
 
 
@@ -88,6 +91,7 @@ def initialise(pieces: Pieces, image_shape: tuple[int, ...], seed: jax.Array) ->
     """Fresh state; must run under the device axis, which cross-replica BatchNorm names."""
     images = jnp.zeros((2, *image_shape))
     params, model_state = pieces.network.init(purpose_key(seed, "init"), images, True)
+    model_state = starting(model_state)
     ema = () if pieces.ema is None else params
     entries = pieces.objective.entries()
     terms = {}
@@ -124,28 +128,48 @@ def objective_at(
     def keys(purpose: str, ids: Any = batch.ids) -> jax.Array:
         return example_keys(jax.random.fold_in(purpose_key(seed, purpose), state.step), ids)
 
-    def passes(clean: str, perturbed: str) -> ApplyFn:
-        def apply(x: jax.Array, is_clean: bool) -> tuple[jax.Array, Any]:
-            batch_statistics = (clean if is_clean else perturbed) == "batch"
-            return pieces.network.apply(params, state.model_state, None, x, batch_statistics)
-
-        return apply
-
-    policy = pieces.statistics
     images, labels = examples_of(pieces, batch, keys)
-    apply = passes("batch", policy.perturbed)
-    probe = Probe.stateful(apply, images, labels, keys("terms"), pieces.threat, AXIS, pieces.recompute)
+    policy = pieces.statistics
+    loss, terms, search = views(pieces, params, state.model_state, images, labels, keys("terms"))
     if perturbations is None:
-        shared = policy.search == "batch" or not state.model_state
-        search = passes(policy.search, policy.search)
-        perturbations = objectives.perturb(pieces.objective, probe, pieces.threat, keys, search, shared, pieces.by)
-    found = objectives.evaluate(pieces.objective, probe, perturbations, state.terms)
-    observe(probe)
+        perturbations = objectives.perturb(pieces.objective, search, pieces.threat, keys, pieces.by)
+    found = objectives.evaluate(pieces.objective, loss, perturbations, state.terms, terms)
+    for probe in dict.fromkeys((search, terms, loss)):
+        observe(probe)
     correct = at_label(jax.nn.one_hot(jnp.argmax(found.logits, axis=-1), found.logits.shape[-1]), labels)
     per_example = {"objective": found.value, "accuracy": correct, **found.metrics}
     metrics = {name: jnp.mean(part) for name, part in per_example.items()}
-    model_state = updated_statistics(probe, policy.update, state.model_state)
+    model_state = updated_statistics(loss, policy.update, state.model_state)
     return metrics["objective"], (perturbations, StepOutcome(model_state, found.states, metrics))
+
+
+def views(
+    pieces: Pieces, params: Any, model_state: Any, images: jax.Array, labels: jax.Array, keys: jax.Array
+) -> tuple[Probe, Probe, Probe]:
+    """The probes of the loss, of the terms and of the searches: one where they see the same statistics.
+
+    The loss sees the batch's, as training does. Whatever a term compares it asks of one probe, so that both sides have
+    statistics of one kind.
+    """
+    policy, at_clean = pieces.statistics, pieces.objective.loss.at == objectives.CLEAN
+    made: dict[str, Probe] = {}
+
+    def network(state: Any, batch_statistics: bool, images: jax.Array) -> tuple[jax.Array, Any]:
+        return pieces.network.apply(params, state, None, images, batch_statistics)
+
+    def near(left: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        return network(left, False, images)
+
+    def view(kind: Kind, seen: str) -> Probe:
+        kind = kind if model_state else "batch"
+        if kind not in made:
+            apply = partial(network, unseen(model_state) if kind == "clean" else model_state, kind != "moving")
+            arguments = (images, labels, keys, pieces.threat, AXIS, pieces.recompute, seen)
+            made[kind] = Probe.stateful(apply, *arguments, near if kind == "clean" else None)
+        return made[kind]
+
+    loss = view("clean" if policy.terms == "clean" and at_clean else "batch", "")  # one and the same at clean images
+    return loss, view(policy.terms, ", as terms see it"), view(policy.search, ", as searches see it")
 
 
 def examples_of(pieces: Pieces, batch: Batch, keys: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -244,10 +268,11 @@ def accumulated(
 
 
 def updated_statistics(probe: Probe, update: str, before: Any) -> Any:
-    """Moving statistics after the step, from the pass that the policy names (`auto`: clean if there was one)."""
+    """Moving statistics after the step, from the loss's pass that the policy names (`auto`: clean if there was one)."""
     if not before:
         return before
-    return jax.lax.stop_gradient(probe.states.get(updating_pass(update, probe.states), before))
+    found = probe.states.get(updating_pass(update, probe.states), before)
+    return jax.lax.stop_gradient(absorbed(before, found) if probe.relative else found)
 
 
 def updating_pass(update: str, passes: Container[str]) -> str:

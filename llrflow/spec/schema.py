@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, PrivateAttr
+from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
 from llrflow.attacks.studies import Linearity, Strength, Surface
 from llrflow.base.memory_size import parse_bytes
+from llrflow.base.validation import raise_at
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.optimizers import Duration
 from llrflow.components.plugins import plugin_identity
@@ -47,14 +49,24 @@ class OptimizerEntry(Component):
 class BatchNormPolicy(Component):
     """Which statistics BatchNorm uses in training; evaluation always uses the moving ones."""
 
-    search: Literal["batch", "moving"] = "batch"
-    """Statistics during searches, which never update the moving ones."""
+    terms: Literal["batch", "clean", "moving"] = "batch"
+    """Statistics that all terms see: of the batch that is passed, clean or perturbed; of the clean batch at every
+    perturbation too (LLR's code); or the moving ones at both (CURE's code). The loss sees those of its own batch."""
 
-    perturbed: Literal["batch", "moving"] = "batch"
-    """Statistics of the passes at perturbed images."""
+    search: Literal["terms", "batch", "clean", "moving"] = "terms"
+    """Statistics during searches, which never update the moving ones: those of the terms, or others (`moving`: TRADES'
+    and MART's code). With others a search maximises something else than what the term then penalises."""
 
     update: Literal["auto", "clean", "perturbed"] = "auto"
-    """Pass that updates the moving statistics; `auto` is the clean pass if the objective has one."""
+    """Pass with batch statistics that updates the moving ones; `auto` is the clean pass if the objective has one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alike(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and "perturbed" in raw:
+            got = "would compare passes of unlike statistics, those at perturbed images with the clean one"
+            raise_at(("perturbed",), raw["perturbed"], "unlike", f"{got}; write `terms: {raw['perturbed']}`, for both")
+        return raw
 
 
 class Train(Component):

@@ -23,10 +23,6 @@ class GradAlign(Component):
     def misalignment(self, probe, eta):
         """The term at given eta [B,H,W,C]: its parameter gradient costs one directional derivative at x + eta."""
         clean = probe.input_gradient(constant=True).reshape(len(probe.x), -1)
-
-        def one_minus_cosine(gradient):
-            other = gradient.reshape(clean.shape)
-            alive = jnp.any(clean != 0, axis=1) & jnp.any(other != 0, axis=1)
-            return jnp.where(alive, 1 - optax.losses.cosine_similarity(other, clean, epsilon=1e-12), 0.0)
-
-        return probe.of_gradients(one_minus_cosine, eta)
+        other = probe.input_gradient(eta).reshape(clean.shape)
+        alive = jnp.any(clean != 0, axis=1) & jnp.any(other != 0, axis=1)
+        return jnp.where(alive, 1 - optax.losses.cosine_similarity(other, clean, epsilon=1e-12), 0.0)

@@ -24,7 +24,7 @@ def driven(attack, logits, x, y, threat, run=0):
     """(state before the first step, a compiled advance(state, index), finish) of one run, nobody ever frozen."""
     keys = jax.random.split(KEY, len(x))
     ball = Threat.model_validate(threat)
-    probes = functools.partial(SearchProbe, lambda images, clean: (logits(images), None), x, y, keys, ball, None)
+    probes = functools.partial(SearchProbe, lambda images: (logits(images), None), x, y, keys, ball, None)
     state = jax.jit(lambda run: attack.begin(probes, ball, keys, run))(jnp.full(len(x), run, jnp.uint32))
     advance = jax.jit(lambda state, index: attack.advance(probes, ball, state, index))
     return state, advance, jax.jit(lambda state: attack.finish(probes, ball, state))

@@ -65,7 +65,7 @@ def published(a, b, power, x, y, norm, candidates, steps, overshoot=0.02):
 def drive(attack, logits, x, y, threat, steps):
     """The iterates of a run, and the last state."""
     keys = jax.random.split(KEY, len(y))
-    probes = functools.partial(SearchProbe, lambda images, clean: (logits(images), None), x, y, keys, threat, None)
+    probes = functools.partial(SearchProbe, lambda images: (logits(images), None), x, y, keys, threat, None)
     state = attack.begin(probes, threat, keys, jnp.zeros(len(y), jnp.uint32))
     advance = jax.jit(lambda state, index: attack.advance(probes, threat, state, index))
     finish = jax.jit(lambda state: attack.finish(probes, threat, state))

@@ -133,7 +133,7 @@ def published(a, v, x, y, start, target, norm, steps):
 def drive(attack, logits, x, y, threat, steps, run):
     """(start, iterates, last state, what `finish` makes of it) of one run."""
     keys = jax.random.split(KEY, len(y))
-    probes = functools.partial(SearchProbe, lambda images, clean: (logits(images), None), x, y, keys, threat, None)
+    probes = functools.partial(SearchProbe, lambda images: (logits(images), None), x, y, keys, threat, None)
     state = jax.jit(lambda run: attack.begin(probes, threat, keys, run))(jnp.full(len(y), run, jnp.uint32))
     start, iterates = np.asarray(state.delta), []
     advance = jax.jit(lambda state, index: attack.advance(probes, threat, state, index))

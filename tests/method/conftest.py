@@ -68,6 +68,6 @@ def search_probe():
     def make(logits, x, y):
         clean = Probe(logits, x, y, jax.random.split(jax.random.key(1), len(x)))
         constants = clean.constants({"loss", "logits", "gradient"})
-        return clean.searching(lambda images, is_clean: (logits(images), None), constants, Threat(epsilon=0.1))
+        return clean.searching(constants, Threat(epsilon=0.1))
 
     return make

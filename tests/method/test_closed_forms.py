@@ -109,11 +109,8 @@ def test_a_perturbation_of_its_own_epsilon_replaces_that_of_the_threat(radius, c
 
     @jax.jit
     def found(x, y, keys):
-        def apply(images, clean):
-            return logits(images), None
-
         probe = Probe(logits, x, y)
-        deltas = perturb(objective, probe, Threat(epsilon=EPSILON), lambda name: keys, apply, True, "scan")
+        deltas = perturb(objective, probe, Threat(epsilon=EPSILON), lambda name: keys, "scan")
         return evaluate(objective, probe, deltas, {}).value
 
     keys = jax.random.split(jax.random.key(0), SHAPE[0])

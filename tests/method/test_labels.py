@@ -57,7 +57,7 @@ def test_a_one_hot_label_gives_the_value_and_gradient_of_its_class(name, referen
 
     soft, hard = map(jax.tree.leaves, both(reference.params))
     for ours, theirs in zip(soft, hard, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6 * float(jnp.max(jnp.abs(theirs))) + 1e-7)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6 * float(jnp.max(jnp.abs(theirs))) + 1e-7)
     assert np.any(hard[-1])
 
 

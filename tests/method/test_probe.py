@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from llrflow.components.registry import entries, make
@@ -77,10 +78,11 @@ def test_terms_that_share_a_perturbation_share_its_passes(net, keys):
 
     def total(x):
         probe = Probe(counting, x, net.y)
-        search = (lambda _: keys, lambda images, _: (net.logits(images), None), True, "unroll")
-        outcome = evaluate(objective, probe, perturb(objective, probe, Threat(epsilon=0.1), *search), {})
-        # One slope along the perturbation, one along the gradient's dual vector.
-        clean = Pass("clean", differentiated=True, slopes=2, gradient=True)
+        found = perturb(objective, probe, Threat(epsilon=0.1), lambda _: keys, "unroll")
+        del traced[1:]  # the search's own; the clean pass stays
+        outcome = evaluate(objective, probe, found, {})
+        # The slope along the perturbation and the norm are differentiated together.
+        clean = Pass("clean", differentiated=True, gradient=True, derivative=True)
         assert list(probe.passes.values()) == [Pass("p", differentiated=True), clean]
         return outcome
 
@@ -95,13 +97,22 @@ def test_two_perturbations_are_not_confused(net):
     np.testing.assert_array_equal(probe.loss(net.delta), first)
 
 
+def doubly(reference, params, delta=0.0):
+    """The gradient of the losses' sum with respect to the images, whose own derivative is double backpropagation."""
+
+    def total(images):
+        logits = reference.apply(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, reference.y).sum()
+
+    return jax.grad(total)(reference.x + delta)
+
+
 @pytest.mark.parametrize("config", NORMS, ids=str)
 def test_gradient_norm_equals_double_backpropagation(config, reference):
     order = {1: 1, 2: 2, "inf": jnp.inf}[config["p"]]
 
     def direct(params):
-        probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
-        norm = jnp.linalg.norm(probe.input_gradient().reshape(len(reference.x), -1), order, axis=1)
+        norm = jnp.linalg.norm(doubly(reference, params).reshape(len(reference.x), -1), order, axis=1)
         return jnp.mean(norm**2 if config.get("squared") else norm)
 
     def dual(params):
@@ -229,10 +240,8 @@ def test_a_function_of_two_gradients_equals_double_backpropagation(clean_first, 
     def mean(params, double):
         probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
         if double:
-            return jnp.mean(cosine(*(probe.input_gradient(point) for point in points)))
-        value = probe.of_gradients(cosine, *points)
-        assert all(made.slopes == 1 and not made.double for made in probe.passes.values())
-        return jnp.mean(value)
+            return jnp.mean(cosine(*(doubly(reference, params, 0.0 if d is None else d) for d in points)))
+        return jnp.mean(cosine(*(probe.input_gradient(point) for point in points)))
 
     value, gradient = jax.jit(jax.value_and_grad(lambda params: mean(params, False)))(reference.params)
     expected_value, expected = jax.jit(jax.value_and_grad(lambda params: mean(params, True)))(reference.params)
@@ -263,28 +272,28 @@ PASSES = {
     "constant gradient": (lambda probe, d: probe.input_gradient(d, constant=True), Pass("p", gradient=True)),
     "gradient": (
         lambda probe, d: probe.input_gradient(d),
-        Pass("p", differentiated=True, gradient=True, double=True),
+        Pass("p", differentiated=True, gradient=True, derivative=True),
     ),
-    "slope": (lambda probe, d: probe.slope(probe.x, d), Pass("p", differentiated=True, slopes=1)),
+    "slope": (lambda probe, d: probe.slope(probe.x, d), Pass("p", differentiated=True, gradient=True, derivative=True)),
     "one slope twice": (
         lambda probe, d: (probe.slope(probe.x, d), probe.slope(probe.x, d)),
-        Pass("p", differentiated=True, slopes=1),
+        Pass("p", differentiated=True, gradient=True, derivative=True),
     ),
     "two slopes": (
         lambda probe, d: (probe.slope(probe.x, d), probe.slope(2 * probe.x, d)),
-        Pass("p", differentiated=True, slopes=2),
+        Pass("p", differentiated=True, gradient=True, derivative=True),
     ),
-    "function of the gradient": (
-        lambda probe, d: probe.of_gradients(lambda gradient: gradient[:, 0, 0, 0], d),
-        Pass("p", differentiated=True, slopes=1, gradient=True),
+    "slope and norm": (
+        lambda probe, d: (probe.slope(probe.x, d), jnp.sum(probe.input_gradient(d) ** 2)),
+        Pass("p", differentiated=True, gradient=True, derivative=True),
     ),
     "constant, then not": (
         lambda probe, d: (probe.input_gradient(d, constant=True), probe.input_gradient(d)),
-        Pass("p", differentiated=True, gradient=True, double=True),
+        Pass("p", differentiated=True, gradient=True, derivative=True),
     ),
     "not constant, then constant": (
         lambda probe, d: (probe.input_gradient(d), probe.input_gradient(d, constant=True)),
-        Pass("p", differentiated=True, gradient=True, double=True),
+        Pass("p", differentiated=True, gradient=True, derivative=True),
     ),
 }
 
@@ -297,7 +306,7 @@ def test_a_probe_records_what_was_asked(ask, made, at, net):
         if at == "p":
             probe.name(delta, "p")
         ask(probe, None if at == "clean" else delta)
-        assert list(probe.passes.values()) == [Pass(at, made.differentiated, made.slopes, made.gradient, made.double)]
+        assert list(probe.passes.values()) == [Pass(at, made.differentiated, made.gradient, made.derivative)]
 
     jax.eval_shape(asked, net.delta)
 
@@ -308,8 +317,8 @@ def test_curvature_at_a_perturbation_makes_one_pass_there_and_one_further_on(net
         probe.name(delta, "p")
         make("term", "curvature")(probe, delta)
         here, further = probe.passes.values()
-        assert here == Pass("p", differentiated=True, slopes=1, gradient=True)
-        assert further == Pass("elsewhere", differentiated=True, slopes=1, gradient=True)
+        assert here == Pass("p", differentiated=True, gradient=True, derivative=True)
+        assert further == Pass("elsewhere", differentiated=True, gradient=True, derivative=True)
 
     jax.eval_shape(asked, net.delta)
 
@@ -329,7 +338,6 @@ def test_all_answers_at_one_point_share_one_pass(net, keys):
                 assert first is second
                 probe.logits(point), probe.logits(point, constant=True), probe.input_gradient(point)
                 probe.input_gradient(point, constant=True), probe.slope(delta, point), probe.slope(net.x, point)
-                probe.of_gradients(lambda gradient: gradient[:, 0, 0, 0], point)
                 make("term", "gradient_norm")(probe, point), make("term", "margin")(probe, point)
         assert len(traced) == 2
         probe.loss(delta + 0.0)  # equal, but another array
@@ -372,21 +380,38 @@ def test_the_batch_mean_is_that_of_all_devices_and_a_constant(net):
     np.testing.assert_allclose(mean(values[1], None), np.mean(values[1]))
 
 
-def test_a_function_of_gradients_may_close_over_other_answers(reference):
-    def weighted(probe):
-        return probe.of_gradients(lambda gradient: probe.loss() * jnp.sum(gradient**3, axis=(1, 2, 3)), None)
+def test_a_penalty_on_the_gradient_may_be_weighted_by_other_answers(reference):
+    def weighted(params):
+        probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
+        return jnp.mean(probe.loss() * jnp.sum(probe.input_gradient() ** 3, axis=(1, 2, 3)))
 
-    def doubly(probe):
-        return probe.loss() * jnp.sum(probe.input_gradient() ** 3, axis=(1, 2, 3))
+    def directly(params):
+        loss = optax.softmax_cross_entropy_with_integer_labels(reference.apply(params, reference.x), reference.y)
+        return jnp.mean(loss * jnp.sum(doubly(reference, params) ** 3, axis=(1, 2, 3)))
 
-    def gradient_of(value):
-        def mean(params):
-            return jnp.mean(value(Probe(lambda images: reference.apply(params, images), reference.x, reference.y)))
+    ours, theirs = (jax.jit(jax.value_and_grad(value))(reference.params) for value in (weighted, directly))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), ours, theirs)
 
-        return jax.jit(jax.value_and_grad(mean))(reference.params)
 
-    jax.tree.map(
-        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-4),
-        gradient_of(weighted),
-        gradient_of(doubly),
-    )
+@pytest.mark.parametrize("outside", [False, True], ids=["jit of grad", "grad of jit"])
+def test_the_gradient_has_its_derivative_however_it_is_transformed(outside, reference):
+    """What a linearised pass remembers must reach the derivative's rule as an argument, never as a constant."""
+
+    def value(params):
+        probe = Probe(lambda images: reference.apply(params, images), reference.x, reference.y)
+        return jnp.sum(probe.slope(reference.delta) ** 2)
+
+    gradient = (jax.grad(jax.jit(value)) if outside else jax.jit(jax.grad(value)))(reference.params)
+    expected = jax.grad(
+        lambda params: jnp.sum(jnp.sum(reference.delta * doubly(reference, params), axis=(1, 2, 3)) ** 2)
+    )(reference.params)
+    for name, part in expected.items():
+        np.testing.assert_allclose(gradient[name], part, rtol=1e-3, atol=1e-4 * float(jnp.abs(part).max()))
+
+
+def test_functions_of_gradients_are_written_out_now(net):
+    probe = Probe(net.logits, net.x, net.y)
+    with pytest.warns(DeprecationWarning, match=r"write function\(probe\.input_gradient"):
+        found = probe.of_gradients(lambda near, far: jnp.sum(near * far, axis=(1, 2, 3)), None, net.delta)
+    expected = jnp.sum(probe.input_gradient() * probe.input_gradient(net.delta), axis=(1, 2, 3))
+    np.testing.assert_array_equal(found, expected)

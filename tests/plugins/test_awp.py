@@ -59,7 +59,7 @@ def by_hand(program, batch, search_again=False):
     network = network_of(spec.model, 10)
 
     def delta_at(params):
-        def apply(images, clean):
+        def apply(images):
             return predict(network, params, {}, images), None
 
         def keys(name):
@@ -67,7 +67,7 @@ def by_hand(program, batch, search_again=False):
             return example_keys(key, jnp.asarray(batch.ids))
 
         probe = Probe.stateful(apply, x, y, None, spec.threat)
-        return perturb(spec.objective, probe, spec.threat, keys, apply, True, "unroll")["llr"]
+        return perturb(spec.objective, probe, spec.threat, keys, "unroll")["llr"]
 
     def objective(params, delta):
         def loss(images):

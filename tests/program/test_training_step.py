@@ -13,6 +13,7 @@ SGD = {"type": "sgd", "learning_rate": 0.1}
 RESNET = {"type": "resnet", "widths": [4], "norm": "batch"}
 PLAIN = {"perturbations": None, "terms": None}
 PGD = {"maximize": {"type": "cross_entropy"}, "steps": 3}
+KL = {"perturbations": {"pgd": PGD}, "terms": {"kl": {"type": "kl_divergence", "at": "pgd"}}}
 ADVERSARIAL = {"loss": {"type": "cross_entropy", "at": "pgd"}, "perturbations": {"pgd": PGD}}
 
 
@@ -84,7 +85,7 @@ def assert_statistics(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
-@pytest.mark.parametrize("policy", [{}, {"search": "moving"}, {"perturbed": "moving"}, {"update": "clean"}], ids=str)
+@pytest.mark.parametrize("policy", [{}, {"search": "moving"}, {"terms": "moving"}, {"update": "clean"}], ids=str)
 def test_moving_statistics_come_once_a_step_from_the_clean_pass(program, train, batch_of, policy):
     llr = program({"model": RESNET, "train.batch_norm": policy, "optimizer": SGD})
     states, _ = train(llr, 2)
@@ -127,7 +128,11 @@ def test_adversarial_training_updates_the_statistics_from_the_perturbed_pass(pro
 
 @pytest.mark.parametrize(
     ("objective", "policy"),
-    [({}, {"update": "perturbed"}), (ADVERSARIAL, {"update": "clean"}), (ADVERSARIAL, {"perturbed": "moving"})],
+    [
+        ({}, {"update": "perturbed"}),
+        (ADVERSARIAL, {"update": "clean"}),
+        (KL, {"terms": "moving", "update": "perturbed"}),
+    ],
     ids=["perturbed without such a pass", "clean without such a pass", "from a pass that does not compute any"],
 )
 def test_a_policy_that_never_updates_the_statistics_is_refused(program, objective, policy):

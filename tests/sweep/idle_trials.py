@@ -59,7 +59,7 @@ def idle(base):
     """A TrialRunner that takes the records of REAL_RUN for its own."""
     from llrflow.runs.folder import RunFolder
     from llrflow.sweep.space.trials import look_label, sweep_of
-    from llrflow.sweep.tracking.storage import look_at, record_of
+    from llrflow.sweep.tracking.looks import look_at, record_of
 
     first, real = FIRST, REAL  # Ray sends the class to its workers, with what it refers to
 
@@ -93,18 +93,18 @@ def main():
     ray_environment()
     import ray
 
-    from llrflow.sweep.running import tune
-    from llrflow.sweep.tracking import outcome, storage
+    from llrflow.sweep.running import agenda, driver, tune
+    from llrflow.sweep.tracking import looks, outcome
 
     note("imports")
     FIRST.unlink(missing_ok=True)
     tune.TrialRunner = idle(tune.TrialRunner)
-    tune.trials_of = noting(tune.trials_of, "trials")
-    tune._Watch.todo = noting(tune._Watch.todo, "ready")
+    driver.trials_of = noting(driver.trials_of, "trials")
+    agenda.Agenda.todo = noting(agenda.Agenda.todo, "ready")
     ray.init = noting(ray.init, "ray")
-    for module in (storage, outcome):
+    for module in (looks, outcome):
         module.evaluation_of = counting(module.evaluation_of, "evaluations_read")
-    tune._Watch.on_trial_start = lambda *arguments, **options: note("started")
+    tune.TrialCallback.on_trial_start = lambda *arguments, **options: note("started")
     try:
         main(sys.argv[3:])
     finally:

@@ -11,7 +11,8 @@ import llrflow
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.pipeline import session
-from llrflow.sweep.tracking import mirror as module
+from llrflow.sweep.tracking import mirror as mirrors
+from llrflow.sweep.tracking import remote
 from llrflow.sweep.tracking.mirror import SWEEP, Mirror
 from llrflow.sweep.tracking.storage import Ended, Storage
 
@@ -78,8 +79,8 @@ def test_the_mirror_is_valid_whenever_copying_stops(stages, tmp_path, monkeypatc
 
             return call
 
-        for name in ("_write", "_delete"):
-            monkeypatch.setattr(mirror, name, counted(getattr(mirror, name)))
+        for name in ("_write", "delete"):
+            monkeypatch.setattr(mirror._there, name, counted(getattr(mirror._there, name)))
         try:
             mirror._copy_run(NAME)
             ended = True
@@ -131,7 +132,7 @@ def test_what_a_worker_writes_after_the_last_look_is_copied_at_the_end(stages, t
 
 
 def test_a_failure_is_said_once_and_tried_again(stages, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FIRST", 0.02)
+    monkeypatch.setattr(mirrors, "FIRST", 0.02)
     storage, there, said = Storage(shutil.copytree(stages[0], tmp_path / "out")), tmp_path / "mirror", []
     mirror = Mirror(there.as_uri(), storage)
     mirror.say = said.append
@@ -160,7 +161,7 @@ def test_a_failure_is_said_once_and_tried_again(stages, tmp_path, monkeypatch):
     ],
 )
 def test_bad_input(uri, says, sweeping, write_spec, command, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ANSWER", 5.0)
+    monkeypatch.setattr(remote, "ANSWER", 5.0)
     path = write_spec(tmp_path / "spec.yaml", sweeping())
     code, out, err = command("sweep", path, "--mirror", uri)
     assert code == 2 and out == "" and "--mirror: " in err and says in err and len(err.splitlines()) == 1

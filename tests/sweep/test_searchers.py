@@ -10,7 +10,7 @@ import llrflow
 from llrflow.base.errors import SpecError
 from llrflow.data.facts import describe
 from llrflow.sweep.decisions.check import check_trials
-from llrflow.sweep.decisions.searchers import LIBRARIES, Heard, asked, check
+from llrflow.sweep.decisions.searchers import LIBRARIES, Observation, asked, check
 from llrflow.sweep.space.trials import trials_of
 
 LAMBDA, RATE = "objective.terms.gamma.weight", "optimizer.learning_rate"
@@ -52,15 +52,15 @@ def near(values):
 
 
 def rounds(spec, value=near, count=None, stopped=None):
-    heard = []
-    while len(heard) < (count or (24 if spec.sweep.search.type == "bayesopt" else 60)):
-        new = asked(spec, heard, len(heard), 4)
-        heard += [Heard(n, found, value(found), stopped) for n, found in enumerate(new, len(heard))]
-    return heard
+    observed = []
+    while len(observed) < (count or (24 if spec.sweep.search.type == "bayesopt" else 60)):
+        new = asked(spec, observed, len(observed), 4)
+        observed += [Observation(n, found, value(found), stopped) for n, found in enumerate(new, len(observed))]
+    return observed
 
 
-def mean_of_the_last(heard):
-    return np.mean([near(one.values) for one in heard[-12:]])
+def mean_of_the_last(observed):
+    return np.mean([near(one.values) for one in observed[-12:]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,7 +97,7 @@ def test_failed_and_masked_configurations_are_bad_ones_and_stopped_ones_teach(se
     spec = searched("hyperopt")
     large = rounds(spec, lambda values: values[LAMBDA])
     bad = rounds(spec, lambda values: None if values[LAMBDA] > 0.1 else values[LAMBDA])  # any other is better
-    counts = [sum(one.values[LAMBDA] > 0.1 for one in heard[-12:]) for heard in (large, bad)]
+    counts = [sum(one.values[LAMBDA] > 0.1 for one in observed[-12:]) for observed in (large, bad)]
     assert counts[0] >= 9 and counts[1] <= 4
     assert mean_of_the_last(rounds(spec, stopped=4)) > -0.35
 
@@ -107,11 +107,11 @@ def test_a_trial_that_was_stopped_is_told_to_be_no_better_than_one_that_finished
 
     values = {LAMBDA: 0.1, "objective.terms.slope.weight": 0.075, RATE: 0.01}
     came = [(0.5, None), (0.7, None), (0.9, 4), (0.3, 8), (None, None)]
-    heard = [Heard(number, values, *one) for number, one in enumerate(came)]
+    observed = [Observation(number, values, *one) for number, one in enumerate(came)]
     spec = searched("hyperopt")
-    assert _told(spec, spec.sweep, heard)[1] == [0.5, 0.7, 0.5, 0.3, 0.3]
+    assert _told(spec, spec.sweep, observed)[1] == [0.5, 0.7, 0.5, 0.3, 0.3]
     spec = searched("hyperopt", metric="objective")
-    assert _told(spec, spec.sweep, heard)[1] == [0.5, 0.7, 0.9, 0.7, 0.9]
+    assert _told(spec, spec.sweep, observed)[1] == [0.5, 0.7, 0.9, 0.7, 0.9]
 
 
 def test_what_the_space_has_no_longer_is_not_learnt_from(searched):

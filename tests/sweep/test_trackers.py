@@ -12,9 +12,13 @@ import llrflow
 from llrflow.base.errors import SpecError
 from llrflow.data.facts import describe
 from llrflow.spec.sweep_schema import TensorBoard, Trackers
-from llrflow.sweep.running.tune import WORST, _Watch
+from llrflow.sweep.running.agenda import Agenda
+from llrflow.sweep.running.budget import Budget
+from llrflow.sweep.running.task import WORST
+from llrflow.sweep.running.tune import TrialCallback
 from llrflow.sweep.space.trials import trials_of
 from llrflow.sweep.tracking.outcome import trial_record
+from llrflow.sweep.tracking.publisher import Publisher
 from llrflow.sweep.tracking.storage import Storage
 from llrflow.sweep.tracking.trackers import Tracker, trackers_of
 
@@ -50,14 +54,16 @@ class Listener:
 
 @pytest.fixture
 def watched(sweeping, tmp_path):
-    """watched(listener) -> (watch, trials): a sweep's watch with a tracker, as Tune calls it."""
+    """watched(listener) -> (watch, publisher, trials): a sweep's callback, as Tune calls it, and its one tracker's."""
 
     def make(listener, **fields):
         spec = llrflow.load_spec(sweeping(**fields))
         trials, storage = trials_of(spec, describe), Storage(tmp_path / "sweep")
         stack.enter_context(storage.owned())
         tracker = Tracker("sweep.trackers.mlflow", listener, storage, spec.sweep.metrics)
-        return _Watch(spec, storage, trials, True, trackers=[tracker]), trials
+        agenda = Agenda(spec, storage, trials)
+        publisher = Publisher(spec, storage, agenda.records.values(), True, trackers=[tracker])
+        return TrialCallback(spec.sweep, storage, agenda, publisher, Budget(spec.sweep)), publisher, trials
 
     with ExitStack() as stack:
         yield make
@@ -76,7 +82,7 @@ def result(**more):
 
 def test_a_tracker_is_shown_parameters_by_name_and_what_looks_measured(watched):
     listener = Listener()
-    watch, trials = watched(listener, seeds=2)
+    watch, publisher, trials = watched(listener, seeds=2)
     first, second = trials[0], trials[1]
     for trial in (first, second):
         watch.on_trial_start(0, [], of_tune(trial))
@@ -86,7 +92,7 @@ def test_a_tracker_is_shown_parameters_by_name_and_what_looks_measured(watched):
     watch.on_trial_result(
         0, [], of_tune(second), {**failed, "run": second.name, "step": 0, "worst_case.accuracy": -WORST}
     )
-    for tracker in watch.trackers:
+    for tracker in publisher.trackers:
         tracker.close()
     expected = [
         ("start", trial.name, {"seed": trial.seed, "lambda": trial.parameters["lambda"], "mu": trial.parameters["mu"]})
@@ -103,10 +109,12 @@ def test_a_tracker_is_shown_parameters_by_name_and_what_looks_measured(watched):
 
 def test_a_trial_that_finished_is_shown_with_its_evaluation(watched):
     listener = Listener()
-    watch, (trial, *_) = watched(listener)
+    watch, publisher, (trial, *_) = watched(listener)
     watch.on_trial_start(0, [], of_tune(trial))
-    waiting = trial_record(watch._spec, watch._storage, trial)
-    watch.trackers[0].end(waiting.model_copy(update={"state": "finished", "step": 12, "nominal": 0.9, "robust": 0.4}))
+    waiting = trial_record(publisher._spec, publisher._storage, trial)
+    publisher.trackers[0].end(
+        waiting.model_copy(update={"state": "finished", "step": 12, "nominal": 0.9, "robust": 0.4})
+    )
     numbers = {"step": 12, "evaluation.nominal.accuracy": 0.9, "evaluation.worst_case.accuracy": 0.4}
     assert listener.told[1:] == [("result", trial.name, {**numbers, "training_iteration": 12}),
                                  ("end", trial.name, False)]  # fmt: skip
@@ -115,12 +123,12 @@ def test_a_trial_that_finished_is_shown_with_its_evaluation(watched):
 @pytest.mark.parametrize("where", ["start", "result", "end", "close"])
 def test_one_that_fails_is_left_out_and_said_once(watched, capsys, where):
     listener = Listener({where})
-    watch, trials = watched(listener)
+    watch, publisher, trials = watched(listener)
     for trial in trials[:2]:
         watch.on_trial_start(0, [], of_tune(trial))
         watch.on_trial_result(0, [], of_tune(trial), result(run=trial.name))
         watch.on_trial_complete(0, [], of_tune(trial, state="running", step=4))
-    watch.trackers[0].close()
+    publisher.trackers[0].close()
     assert [what for what, *_ in listener.told].count(where) == 1 and listener.told[-1][0] == where
     assert capsys.readouterr().err == "sweep.trackers.mlflow is left out from now on: OSError: the disk is full\n"
 
@@ -128,9 +136,9 @@ def test_one_that_fails_is_left_out_and_said_once(watched, capsys, where):
 def test_tensorboard_has_the_looks_and_the_parameters(watched, events_in, tmp_path):
     model = {"type": "choice", "values": [{"type": "mlp", "widths": [8]}]}
     rate = {"type": "uniform", "low": 0.001, "high": 0.1}
-    watch, trials = watched(Listener(), parameters={"model": model, "optimizer.learning_rate": rate})
-    spec = watch._spec.model_copy(update={"sweep": watch._sweep.model_copy(update={"trackers": TENSORBOARD})})
-    watch.trackers = trackers_of(spec, watch._storage)
+    watch, publisher, trials = watched(Listener(), parameters={"model": model, "optimizer.learning_rate": rate})
+    spec = publisher._spec.model_copy(update={"sweep": watch._sweep.model_copy(update={"trackers": TENSORBOARD})})
+    publisher.trackers = trackers_of(spec, publisher._storage)
     for trial in trials[:2]:
         watch.on_trial_start(0, [], of_tune(trial))
         for step in (4, 8):
@@ -138,7 +146,7 @@ def test_tensorboard_has_the_looks_and_the_parameters(watched, events_in, tmp_pa
                 0, [], of_tune(trial), result(run=trial.name, step=step, **{"nominal.accuracy": step / 16})
             )
     watch.on_trial_error(0, [], of_tune(trials[0]))
-    watch.trackers[0].close()
+    publisher.trackers[0].close()
     for trial in trials[:2]:
         numbers, parameters, metrics = events_in(tmp_path / "sweep" / "tensorboard" / trial.name)
         looks = [number for number in numbers if number[1] == "nominal.accuracy"]

@@ -29,7 +29,7 @@ class GradientNorm(Component):
 
     def __call__(self, probe: Probe, delta: jax.Array | None) -> jax.Array:
         """[B]."""
-        return probe.of_gradients(lambda gradient: norm(gradient, self.p, self.squared), delta)
+        return norm(probe.input_gradient(delta), self.p, self.squared)
 
 
 @register("term", "curvature")
@@ -55,7 +55,7 @@ class Curvature(Component):
         along = jnp.sign(gradient) if self.direction == "sign" else gradient
         z = self.h * unit(along)
         away = z if delta is None else delta + z
-        return probe.of_gradients(lambda near, far: norm(far - near, 2, self.squared), delta, away)
+        return norm(probe.input_gradient(away) - probe.input_gradient(delta), 2, self.squared)
 
 
 def norm(gradient: jax.Array, p: Literal[1, 2, "inf"], squared: bool = False) -> jax.Array:

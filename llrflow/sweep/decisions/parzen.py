@@ -9,14 +9,15 @@ from typing import Any
 
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
-from llrflow.sweep.decisions.searchers import Heard, arguments_of, seed_of
-from llrflow.sweep.space.trials import configuration_of, sweep_of, uniform
+from llrflow.sweep.decisions.searchers import Observation, arguments_of, seed_of
+from llrflow.sweep.space.configurations import configuration_of, uniform
+from llrflow.sweep.space.trials import sweep_of
 
 STARTUP = 10
 """Draws at random before the search learns, unless the spec says otherwise."""
 
 
-def asked(spec: Spec, heard: Iterable[Heard], drawn: int, count: int) -> list[dict[str, Any]]:
+def asked(spec: Spec, observed: Iterable[Observation], drawn: int, count: int) -> list[dict[str, Any]]:
     """So many configurations after the first `drawn`."""
     import optuna  # pyright: ignore[reportMissingImports]
 
@@ -28,7 +29,7 @@ def asked(spec: Spec, heard: Iterable[Heard], drawn: int, count: int) -> list[di
         warnings.simplefilter("ignore")  # that an argument is experimental
         sampler = optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed, **chosen)
     study = optuna.create_study(direction="maximize" if sweep.best_is == "max" else "minimize", sampler=sampler)
-    study.add_trials(list(_told(sweep, heard)))
+    study.add_trials(list(_told(sweep, observed)))
     found = []
     for draw in range(drawn, drawn + count):
         trial = study.ask()
@@ -44,7 +45,7 @@ def asked(spec: Spec, heard: Iterable[Heard], drawn: int, count: int) -> list[di
     return found
 
 
-def _told(sweep: Sweep, heard: Iterable[Heard]) -> Iterator[Any]:
+def _told(sweep: Sweep, observed: Iterable[Observation]) -> Iterator[Any]:
     """What came of each configuration, as Optuna's trials.
 
     One that was stopped is a pruned trial. One that failed or shows signs of gradient masking is pruned without a
@@ -52,7 +53,7 @@ def _told(sweep: Sweep, heard: Iterable[Heard]) -> Iterator[Any]:
     """
     from optuna.trial import TrialState, create_trial  # pyright: ignore[reportMissingImports]
 
-    for one in heard:
+    for one in observed:
         params, distributions = {}, {}
         for name, domain in sweep.parameters.items():
             if not domain.learnt or (domain.path or name) not in one.values:

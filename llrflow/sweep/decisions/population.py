@@ -15,8 +15,9 @@ from llrflow.components.fields import dump
 from llrflow.components.traced import numbers
 from llrflow.data.facts import describe
 from llrflow.spec.schema import Spec
+from llrflow.sweep.space.configurations import configuration_of
 from llrflow.sweep.space.domains import Domain
-from llrflow.sweep.space.trials import Trial, base_of, configuration_of, load_trial, sweep_of, trial_of
+from llrflow.sweep.space.trials import Trial, base_of, load_trial, sweep_of, trial_of
 from llrflow.sweep.tracking.records import Segment
 from llrflow.sweep.tracking.storage import Storage
 

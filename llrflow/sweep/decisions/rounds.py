@@ -16,7 +16,7 @@ from llrflow.data.facts import describe
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.decisions import parzen, searchers
-from llrflow.sweep.decisions.searchers import Heard
+from llrflow.sweep.decisions.searchers import Observation
 from llrflow.sweep.space.trials import Trial, sweep_of, trials_of
 from llrflow.sweep.tracking.outcome import configurations_of
 from llrflow.sweep.tracking.records import TrialRecord
@@ -44,26 +44,26 @@ class Rounds:
 
         Raises SpecError, at the parameter that makes no spec, and DataError.
         """
-        found, heard = [], list(_heard(self._sweep, self._draws, list(records)))
+        found, observed = [], list(_observed(self._sweep, self._draws, list(records)))
         asked = parzen.asked if self._sweep.search.type == "optuna" else searchers.asked
         while self.left and not found:
             count = min(self._sweep.search.round or ROUND, self.left)
-            new = asked(self._spec, heard, len(self._draws), count)
+            new = asked(self._spec, observed, len(self._draws), count)
             found = trials_of(self._spec, describe, enumerate(new, len(self._draws)), self.trials)
             self._draws += new
-            self._storage.draw(self._draws)
+            self._storage.set_draws(self._draws)
         self.trials += found
         return found
 
 
-def _heard(sweep: Sweep, draws: list[dict[str, Any]], records: list[TrialRecord]) -> Iterator[Heard]:
+def _observed(sweep: Sweep, draws: list[dict[str, Any]], records: list[TrialRecord]) -> Iterator[Observation]:
     """What came of each configuration, in the order of the draws."""
     for one in sorted(configurations_of(sweep, records), key=lambda record: record.configuration):
         trials = [record for record in records if record.configuration == one.configuration]
         value, stopped = one.mean if one.excluded is None else None, None
         if {trial.state for trial in trials} <= {"stopped", "finished"} and one.finished < len(trials):
             value, stopped = one.mean, min(trial.step for trial in trials)
-        yield Heard(one.configuration, draws[one.configuration], value, stopped)
+        yield Observation(one.configuration, draws[one.configuration], value, stopped)
 
 
 class Queue(Searcher):

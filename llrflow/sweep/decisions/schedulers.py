@@ -102,7 +102,7 @@ class Median(Scheduler):
         return MedianStoppingRule(time_attr=TIME, **self.arguments)
 
 
-class Breeding(Scheduler):
+class PopulationScheduler(Scheduler):
     """Base of the schedulers of a population."""
 
     waits: ClassVar[bool] = True
@@ -119,7 +119,7 @@ class Breeding(Scheduler):
 
 
 @register("scheduler", "pbt")
-class PopulationBased(Breeding):
+class PopulationBased(PopulationScheduler):
     """Population based training (Jaderberg et al. 2017, arXiv:1711.09846), its members in step.
 
     At a decision each of the worst members takes over the weights of one of the best, drawn at random, and goes on with
@@ -141,7 +141,7 @@ class PopulationBased(Breeding):
 
 
 @register("scheduler", "pb2")
-class PopulationBandits(Breeding):
+class PopulationBandits(PopulationScheduler):
     """Population based bandits (Parker-Holder et al. 2020, arXiv:2002.02518), its members in step.
 
     Like `pbt`, but the new values are those that a Gaussian process, told of all members' gains so far, finds most

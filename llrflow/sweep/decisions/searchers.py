@@ -22,11 +22,12 @@ from llrflow.base.errors import SpecError, line_of
 from llrflow.base.validation import listing, suggest
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
+from llrflow.sweep.space.configurations import configuration_of, uniform
 from llrflow.sweep.space.domains import Choice
-from llrflow.sweep.space.trials import configuration_of, sweep_of, uniform
+from llrflow.sweep.space.trials import sweep_of
 
 
-class Heard(NamedTuple):
+class Observation(NamedTuple):
     """What came of a configuration."""
 
     draw: int
@@ -75,7 +76,7 @@ def check(spec: Spec) -> None:
     if kind != "optuna":
         if not _learnt(sweep):
             raise SpecError(spec.where(("sweep", "parameters")), "sweep.parameters: nothing to learn", "use random")
-        asked(spec, [Heard(0, configuration_of(spec, sweep, _drawing(sweep, 0)), 0.0, None)], 1, 1)
+        asked(spec, [Observation(0, configuration_of(spec, sweep, _drawing(sweep, 0)), 0.0, None)], 1, 1)
 
 
 def arguments_of(spec: Spec) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def seed_of(sweep: Sweep, drawn: int) -> int:
     return int(np.random.SeedSequence([sweep.search.seed, drawn]).generate_state(1)[0])
 
 
-def asked(spec: Spec, heard: Iterable[Heard], drawn: int, count: int) -> list[dict[str, Any]]:
+def asked(spec: Spec, observed: Iterable[Observation], drawn: int, count: int) -> list[dict[str, Any]]:
     """So many configurations after the first `drawn`, by a searcher of Tune.
 
     Every number is suggested as u in [0,1], by which its domain draws it. Each suggestion is at once told to be as
@@ -109,7 +110,7 @@ def asked(spec: Spec, heard: Iterable[Heard], drawn: int, count: int) -> list[di
     try:
         with seeded(seed_of(sweep, drawn)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return list(_asked(spec, sweep, list(heard), drawn, count))
+            return list(_asked(spec, sweep, list(observed), drawn, count))
     except SpecError:
         raise
     except Exception as error:
@@ -119,8 +120,8 @@ def asked(spec: Spec, heard: Iterable[Heard], drawn: int, count: int) -> list[di
         raise SpecError(spec.where(("sweep", "search")), got, fix) from None
 
 
-def _asked(spec: Spec, sweep: Sweep, heard: list[Heard], drawn: int, count: int) -> Iterator[dict[str, Any]]:
-    points, values = _told(spec, sweep, heard)
+def _asked(spec: Spec, sweep: Sweep, observed: list[Observation], drawn: int, count: int) -> Iterator[dict[str, Any]]:
+    points, values = _told(spec, sweep, observed)
     searcher, learnt = _made(spec, sweep, points, drawn), _learnt(sweep)
     for number, value in enumerate(values):
         searcher.suggest(f"told {number}")
@@ -156,12 +157,12 @@ def _learnt(sweep: Sweep) -> dict[str, str]:
     return {name: f"p{number}" for number, name in enumerate(names)}
 
 
-def _told(spec: Spec, sweep: Sweep, heard: list[Heard]) -> tuple[list[dict[str, Any]], list[float]]:
+def _told(spec: Spec, sweep: Sweep, observed: list[Observation]) -> tuple[list[dict[str, Any]], list[float]]:
     """The points that a searcher hears of, and their values.
 
     A trial that was stopped is no better than the worst that finished, and one without a value as bad as the worst.
     """
-    known = [(point, one) for one in heard if (point := _point(spec, sweep, one)) is not None]
+    known = [(point, one) for one in observed if (point := _point(spec, sweep, one)) is not None]
     worse = _worse(sweep)
     finished = [one.value for _, one in known if one.value is not None and one.stopped is None]
     values = [
@@ -177,7 +178,7 @@ def _worse(sweep: Sweep) -> Callable[[float, float], float]:
     return min if sweep.best_is == "max" else max
 
 
-def _point(spec: Spec, sweep: Sweep, one: Heard) -> dict[str, Any] | None:
+def _point(spec: Spec, sweep: Sweep, one: Observation) -> dict[str, Any] | None:
     """A configuration as the searcher would have suggested it; None where the space has it no longer.
 
     A parameter whose `when` does not hold had no effect, so that any value will do: it is drawn at random.

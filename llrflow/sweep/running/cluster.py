@@ -69,6 +69,12 @@ def patience(address: str) -> float:
     return 0.0 if address == "local" else PATIENCE
 
 
+def trial_resources(sweep: Sweep, address: str) -> dict[str, float]:
+    """What a trial asks of Ray, as Tune writes it."""
+    wanted = {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu, **sweep.resources.custom}
+    return {**wanted, SLOT: 1} if address == "local" and sweep.concurrency is not None else wanted
+
+
 def _check_listening(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():

@@ -10,14 +10,37 @@ from ray.exceptions import RayError, RayTaskError
 
 from llrflow.base.errors import line_of
 from llrflow.runs.reevaluate import evaluate_run
+from llrflow.spec.sweep_schema import Sweep
+from llrflow.sweep.running.agenda import Agenda
+from llrflow.sweep.running.budget import Budget
+from llrflow.sweep.running.cluster import trial_resources
 from llrflow.sweep.space.trials import Trial
+from llrflow.sweep.tracking.publisher import Publisher
 from llrflow.sweep.tracking.storage import Storage
 
 PAUSE = 2.0
 """Seconds between two looks at the clock."""
 
 
-def escalated(
+def escalate(
+    sweep: Sweep, storage: Storage, agenda: Agenda, publisher: Publisher, budget: Budget, address: str
+) -> None:
+    """Attack the finalists with the preset of `escalate`, and publish what is left of each as it ends.
+
+    Ends early when the budget is spent. An attack that fails is said, and is no error.
+    """
+    if sweep.escalate is None:
+        return
+    attacks, retries = sweep.escalate.attacks, sweep.budget.retries
+    wanted, trials = trial_resources(sweep, address), agenda.finalists()
+    for trial, problem in _attacked(attacks, storage, trials, wanted, retries, budget.stop_all):
+        record = agenda.look_again(trial.number)
+        left = f"failed: {problem}" if record.escalated is None else f"leaves {record.escalated.robust:.2%}"
+        publisher.copy(trial.name)
+        publisher.view.say(f"trial {trial.number}: {attacks} {left}")
+
+
+def _attacked(
     attacks: str,
     storage: Storage,
     trials: Sequence[Trial],

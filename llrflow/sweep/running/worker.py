@@ -30,7 +30,8 @@ from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.decisions.guard import broken_down
 from llrflow.sweep.space.trials import base_of, look_block, look_label, sweep_of
-from llrflow.sweep.tracking.storage import Ended, Storage, evaluation_of, look_at, record_of
+from llrflow.sweep.tracking.looks import evaluation_of, look_at, record_of
+from llrflow.sweep.tracking.storage import Ended, Storage
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from pydantic_core import PydanticCustomError
 
 from llrflow.base.errors import DataError, SpecError
 from llrflow.components.optimizers import resolve_duration
@@ -29,9 +24,7 @@ from llrflow.spec.load import load_spec
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Checks, Evaluate, Spec
 from llrflow.spec.sweep_schema import Sweep
-from llrflow.sweep.space.domains import Domain
-
-MAX_TRIALS = 100_000
+from llrflow.sweep.space.configurations import all_configurations
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +86,7 @@ def trials_of(
     """
     sweep, base, found, names = sweep_of(spec), base_of(spec), [], {trial.name for trial in before}
     facts = _remembered(facts_of)
-    for configuration, overrides in enumerate(_configurations(spec, sweep)) if drawn is None else drawn:
+    for configuration, overrides in enumerate(all_configurations(spec, sweep)) if drawn is None else drawn:
         for seed in range(spec.seed, spec.seed + sweep.seeds):
             whole = {**overrides, "seed": seed, **_devices(spec, sweep)}
             loaded = load_trial(spec, base, whole, overrides)
@@ -190,75 +183,6 @@ def _devices(spec: Spec, sweep: Sweep) -> dict[str, Any]:
     """A trial on CPUs has as many devices as CPUs, so that trials side by side do not share cores."""
     own = spec.devices.count is not None or sweep.resources.gpu or sweep.resources.custom
     return {} if own else {"devices.count": max(1, int(sweep.resources.cpu))}
-
-
-def _configurations(spec: Spec, sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """The overrides of each configuration, by path."""
-    whole = {
-        name: domain.listed()
-        for name, domain in sweep.parameters.items()
-        if domain.crossed or (sweep.search.type == "grid" and domain.registered_as[1] != "derived")
-    }
-    draws = sweep.trials or 1
-    count = draws * int(np.prod([float(len(values)) for values in whole.values()]))
-    if count * sweep.seeds > MAX_TRIALS:
-        got = f"has {count} configurations of {sweep.seeds} seed(s)"
-        raise SpecError(spec.where(("sweep",)), got, f"make fewer than {MAX_TRIALS} trials")
-    for draw in range(draws):
-        for combination in itertools.product(*whole.values()):
-            yield _drawn(spec, sweep, draw, dict(zip(whole, combination, strict=True)))
-
-
-def _drawn(spec: Spec, sweep: Sweep, draw: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    def value_for(name: str, domain: Domain, value_of: Callable[[str], Any]) -> Any:
-        return fixed[name] if name in fixed else domain.draw(uniform(sweep, name, draw), value_of)
-
-    return configuration_of(spec, sweep, value_for)
-
-
-def configuration_of(
-    spec: Spec, sweep: Sweep, value_for: Callable[[str, Any, Callable[[str], Any]], Any]
-) -> dict[str, Any]:
-    """The overrides of a configuration, by path, with `value_for(name, domain, value_of)` for each that applies.
-
-    `value_of(path)` is what the configuration has there so far. Raises SpecError at the parameter.
-    """
-    chosen: dict[str, Any] = {}
-
-    def value_of(path: str) -> Any:
-        above = [known for known in chosen if path == known or path.startswith(f"{known}.")]
-        if not above:
-            return _value(spec, path, path)
-        return _value(chosen[above[-1]], path.removeprefix(above[-1]).removeprefix("."), path)
-
-    for name, domain in sweep.parameters.items():
-        try:
-            if all(value_of(path) == value for path, value in domain.when.items()):
-                chosen[domain.path or name] = value_for(name, domain, value_of)
-        except (PydanticCustomError, SpecError) as error:
-            got = error.message() if isinstance(error, PydanticCustomError) else error.got
-            where = spec.where(("sweep", "parameters", name))
-            raise SpecError(where, f"sweep.parameters.{name} {got}", "name a parameter above, or a value") from None
-    return chosen
-
-
-def uniform(sweep: Sweep, name: str, draw: int) -> float:
-    """A number in [0,1) that depends on nothing but the seed of the search, the parameter's name and the draw."""
-    # Raw bits, because NumPy promises them for ever, unlike what its generators make of them (NEP 19).
-    bits = np.random.Philox(np.random.SeedSequence([sweep.search.seed, zlib.crc32(name.encode()), draw])).random_raw()
-    return (int(bits) >> 11) / 2**53
-
-
-def _value(value: Any, path: str, whole: str) -> Any:
-    """The value of a component, or of plain data, at a dotted path, which is called `whole`. Raises SpecError."""
-    for part in path.split(".") if path else ():
-        inside = value if isinstance(value, Mapping) else dict(value) if isinstance(value, Component) else {}
-        if part == "type" and isinstance(value, Component) and value.registered_as:
-            inside = {**inside, "type": value.registered_as[1]}
-        if part not in inside:
-            raise SpecError(whole, f"follows {whole}, which is no value of this spec", "")
-        value = inside[part]
-    return value
 
 
 def load_trial(spec: Spec, base: dict[str, Any], whole: dict[str, Any], overrides: dict[str, Any]) -> Spec:

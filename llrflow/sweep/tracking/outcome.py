@@ -8,7 +8,7 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from llrflow.base.files import write_atomic
 from llrflow.runs.folder import RunFolder, label_of
@@ -18,15 +18,17 @@ from llrflow.spec.schema import Spec
 from llrflow.spec.source import dump_yaml, read_source
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.space.trials import Trial, look_label, sweep_of
+from llrflow.sweep.tracking.looks import evaluation_of, looks_at, record_of
 from llrflow.sweep.tracking.records import (
     ConfigurationRecord,
     EscalatedRecord,
     State,
     SweepRecord,
+    SweepState,
     TrialRecord,
     WorkerRecord,
 )
-from llrflow.sweep.tracking.storage import Storage, evaluation_of, looks_at, record_of
+from llrflow.sweep.tracking.storage import Storage
 
 
 def trial_record(spec: Spec, storage: Storage, trial: Trial, looks: Sequence[dict[str, float]] = ()) -> TrialRecord:
@@ -72,7 +74,7 @@ def trial_record(spec: Spec, storage: Storage, trial: Trial, looks: Sequence[dic
 def outcome(
     spec: Spec,
     trials: Iterable[TrialRecord],
-    state: Literal["running", "finished", "interrupted", "out of budget"],
+    state: SweepState,
     began: datetime.datetime,
     workers: Sequence[WorkerRecord],
 ) -> SweepRecord:

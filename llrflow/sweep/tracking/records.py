@@ -10,6 +10,9 @@ SWEEP_FORMAT = 1
 """Of sweep.json."""
 
 State = Literal["waiting", "unfinished", "stopped", "finished", "failed"]
+"""Of a trial."""
+
+SweepState = Literal["running", "finished", "interrupted", "out of budget"]
 
 
 class EscalatedRecord(Record):
@@ -116,7 +119,7 @@ class SweepRecord(Record):
     mode: Literal["max", "min"]
     search: dict[str, Any]
     scheduler: dict[str, Any]
-    state: Literal["running", "finished", "interrupted", "out of budget"]
+    state: SweepState
     started: str
     """UTC, of the last start."""
     seconds: float

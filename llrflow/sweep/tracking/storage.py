@@ -1,4 +1,4 @@
-"""The folder of a sweep: where its files are, and what they say of a trial. All that is known of a sweep is in them.
+"""The folder of a sweep: its files, which are all that is known of it.
 
 - sweep.yaml: the spec with its sweep, as it was written
 - sweep.json: SweepRecord, the outcome so far
@@ -15,18 +15,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from llrflow.base.errors import CheckpointError, DataError, SpecError, line_of
+from llrflow.base.errors import DataError, SpecError, line_of
 from llrflow.base.files import sole_owner
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
-from llrflow.runs.records import EvaluationRecord, Record, RunRecord
+from llrflow.runs.records import Record
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.tracking.records import Segment
@@ -111,7 +111,7 @@ class Storage:
         fix = "delete it; the same trials are drawn again as long as the spec has not changed"
         return _read(self._draws, Draws, fix).draws
 
-    def draw(self, draws: list[dict[str, Any]]) -> None:
+    def set_draws(self, draws: list[dict[str, Any]]) -> None:
         """Put all of them on record."""
         Draws(draws=draws).write(self._draws)
 
@@ -149,42 +149,3 @@ def _read(path: Path, kind: type[R], fix: str) -> R:
         return kind()
     except (OSError, ValidationError) as error:
         raise DataError(str(path), f"cannot be read: {line_of(error)}", fix) from None
-
-
-def look_at(folder: RunFolder, step: int, label: str) -> dict[str, float] | None:
-    """What a look measured, by the names of metrics, from the run folder's files; None where none is on record."""
-    return next(iter(looks_at(folder, [step], label)), None)
-
-
-def looks_at(folder: RunFolder, steps: Iterable[int], label: str) -> list[dict[str, float]]:
-    """What the looks at these steps measured, those that are on record."""
-    evaluations = [found for step in steps if (found := evaluation_of(folder, step, label)) is not None]
-    lines, looks = list(folder.metric_lines()) if evaluations else [], []
-    for found in evaluations:
-        logged = [line["objective"] for line in lines if line["step"] <= found.checkpoint]
-        look = {
-            "step": found.checkpoint,
-            "worst_case.accuracy": found.worst_case.accuracy,
-            "nominal.accuracy": found.nominal.accuracy,
-            **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
-            **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
-            **({"objective": logged[-1]} if logged else {}),
-        }
-        looks.append(look)
-    return looks
-
-
-def record_of(folder: RunFolder) -> RunRecord | None:
-    """A trial's run.json; None where there is none that can be read."""
-    try:
-        return folder.record()
-    except CheckpointError:
-        return None
-
-
-def evaluation_of(folder: RunFolder, step: int, label: str = "") -> EvaluationRecord | None:
-    """An evaluation of a trial, by default the one that finished it; None where there is none that can be read."""
-    try:
-        return EvaluationRecord.model_validate_json((folder.evaluation / f"{step}{label}.json").read_bytes())
-    except (OSError, ValidationError):
-        return None

@@ -33,7 +33,7 @@ FIXES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class TrackedTrial:
     """A trial as Ray's callbacks for trackers look at it."""
 
     name: str
@@ -53,14 +53,15 @@ class Tracker:
 
     def __init__(self, label: str, callback: Any, storage: Storage, metrics: list[str]) -> None:
         self._label, self._callback, self._storage, self._metrics = label, callback, storage, metrics
-        self._shown: dict[str, Shown] = {}
+        self._shown: dict[str, TrackedTrial] = {}
         """Those that have not ended."""
 
     def start(self, trial: Trial) -> None:
         """A trial begins, or begins again."""
         config = {"seed": trial.seed, **trial.parameters}
         folder, runs = self._storage.path.name, str(self._storage.runs)
-        shown = self._shown.setdefault(trial.name, Shown(trial.name, f"{folder}-{trial.name}", config, runs, folder))
+        tracked = TrackedTrial(trial.name, f"{folder}-{trial.name}", config, runs, folder)
+        shown = self._shown.setdefault(trial.name, tracked)
         self._call(lambda callback: callback.log_trial_start(shown))
 
     def look(self, name: str, result: dict[str, Any]) -> None:

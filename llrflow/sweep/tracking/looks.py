@@ -1,0 +1,50 @@
+"""What the files of a run folder say of a trial: how far it is, and what each look at it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+from llrflow.base.errors import CheckpointError
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.records import EvaluationRecord, RunRecord
+
+
+def look_at(folder: RunFolder, step: int, label: str) -> dict[str, float] | None:
+    """What a look measured, by the names of metrics, from the run folder's files; None where none is on record."""
+    return next(iter(looks_at(folder, [step], label)), None)
+
+
+def looks_at(folder: RunFolder, steps: Iterable[int], label: str) -> list[dict[str, float]]:
+    """What the looks at these steps measured, those that are on record."""
+    evaluations = [found for step in steps if (found := evaluation_of(folder, step, label)) is not None]
+    lines, looks = list(folder.metric_lines()) if evaluations else [], []
+    for found in evaluations:
+        logged = [line["objective"] for line in lines if line["step"] <= found.checkpoint]
+        look = {
+            "step": found.checkpoint,
+            "worst_case.accuracy": found.worst_case.accuracy,
+            "nominal.accuracy": found.nominal.accuracy,
+            **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
+            **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
+            **({"objective": logged[-1]} if logged else {}),
+        }
+        looks.append(look)
+    return looks
+
+
+def record_of(folder: RunFolder) -> RunRecord | None:
+    """A trial's run.json; None where there is none that can be read."""
+    try:
+        return folder.record()
+    except CheckpointError:
+        return None
+
+
+def evaluation_of(folder: RunFolder, step: int, label: str = "") -> EvaluationRecord | None:
+    """An evaluation of a trial, by default the one that finished it; None where there is none that can be read."""
+    try:
+        return EvaluationRecord.model_validate_json((folder.evaluation / f"{step}{label}.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
