@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llrflow.components.registry import Component
+from llrflow.models.network import STATISTICS, mean_with, restarted
 from llrflow.program.inputs import Inputs
 from llrflow.program.state import Batch, TrainState
 from llrflow.program.step import Pieces, neighbours, objective_at
 from llrflow.spec.schema import Spec
-
-NORMS = ("mean_ema", "var_ema")
-"""Haiku's modules that keep BatchNorm's moving statistics, by the end of their names."""
 
 MOST_OF_START = 0.01
 """Weight of the initial parameters in an average from which on `plan` warns of them."""
@@ -24,7 +21,7 @@ MOST_OF_START = 0.01
 
 def has_statistics(model_state: Mapping[str, Any]) -> bool:
     """Whether a network's state holds moving statistics of BatchNorm."""
-    return any(name.endswith(NORMS) for name in model_state)
+    return any(module.rpartition("/")[2] in STATISTICS for module in model_state)
 
 
 def with_batch(pieces: Pieces, state: TrainState, batch: Batch, seed: jax.Array) -> Any:
@@ -36,25 +33,9 @@ def with_batch(pieces: Pieces, state: TrainState, batch: Batch, seed: jax.Array)
     """
     if pieces.mix is not None:
         batch = batch._replace(partners=neighbours(batch))
-    empty = {
-        module: {name: leaf if name == "average" else jnp.zeros_like(leaf) for name, leaf in leaves.items()}
-        if module.endswith(NORMS)
-        else leaves
-        for module, leaves in state.model_state.items()
-    }  # an average without a past: Haiku removes its bias, so that after one batch it is that batch's
-    at_empty = state._replace(model_state=empty)
-    _, (_, found) = objective_at(pieces, state.params, at_empty, batch, seed, None, lambda probe: None)
-
-    def mean(before: jax.Array, new: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(before.dtype, jnp.floating):
-            return new
-        share = 1.0 / (state.step + 1).astype(before.dtype)
-        return before * (1.0 - share) + new * share
-
-    return {
-        module: jax.tree.map(mean, leaves, found.model_state[module]) if module.endswith(NORMS) else leaves
-        for module, leaves in state.model_state.items()
-    }
+    again = state._replace(model_state=restarted(state.model_state))
+    _, (_, found) = objective_at(pieces, state.params, again, batch, seed, None, lambda probe: None)
+    return mean_with(state.model_state, found.model_state, state.step)
 
 
 def short_average(spec: Spec, inputs: Inputs) -> str | None:

@@ -72,7 +72,7 @@ def test_the_average_is_as_good_as_with_the_statistics_of_the_whole_split(averag
     images, labels, _ = test.read(np.arange(len(test)))
     predict = jax.jit(lambda x: model.network.predict((model.params, own), x))
     accuracy = float((np.asarray(predict(images.astype(np.float32) / 255)).argmax(-1) == labels).mean())
-    assert found["nominal"]["accuracy"] > accuracy - 0.01 and accuracy > 0.9, (found['nominal'], accuracy)
+    assert found["nominal"]["accuracy"] > accuracy - 0.01 and accuracy > 0.9, (found["nominal"], accuracy)
 
     raw = Checkpoints(averaged / "checkpoints").restore(llrflow.compile(load(AVERAGED)).abstract_state(), 150)
     apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), model.variables[1], raw.model_state)
