@@ -6,6 +6,7 @@ What each is for is told by the page on plugins (docs/plugins.md).
 from llrflow.attacks.base import Attack
 from llrflow.attacks.gradient import GradientAttack
 from llrflow.components.fields import Chosen, Traced
+from llrflow.components.parameters import weights_of
 from llrflow.components.registry import Component, register
 from llrflow.method.labels import at_label, cross_entropy, largest_other
 from llrflow.method.parameter_gradient import Gradient
@@ -35,4 +36,5 @@ __all__ = [
     "register",
     "repeated",
     "unit",
+    "weights_of",
 ]

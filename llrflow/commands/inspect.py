@@ -129,6 +129,8 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
         )
     if "sweep" in result:
         yield from _sweep_lines(result["sweep"])
+    for warning in result["warnings"]:
+        yield f"warning: {warning}"
 
 
 def _sweep_lines(result: dict[str, Any]) -> Iterator[str]:

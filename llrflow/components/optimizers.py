@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from docstring_parser import google
@@ -18,6 +17,7 @@ from pydantic_core import core_schema
 
 from llrflow.base.validation import invalid, raise_at
 from llrflow.components.fields import Traced
+from llrflow.components.parameters import weights_of
 from llrflow.components.registry import Component, entries, import_as, register
 
 OPTIMIZERS = (
@@ -33,6 +33,9 @@ SCHEDULES = (
 
 NOT_DATA = {"mask", "weight_decay_mask", "trust_ratio_mask", "mu_dtype", "accumulator_dtype", "dtype_momentum"}
 """Parameters that plain data cannot express: callables and dtypes."""
+
+MASKS = {"mask", "weight_decay_mask"}
+"""Parameters that say which of a network's parameters optax decays."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) *(%|epochs?|steps?)")
 
@@ -79,7 +82,11 @@ def resolve_duration(value: int | str, steps_per_epoch: int, total_steps: int) -
 
 
 class OptaxComponent(Component):
-    """A factory of optax with its own parameters as fields; `build` calls it."""
+    """A factory of optax with its own parameters as fields; `build` calls it.
+
+    An optimizer without weight decay gets one: `weight_decay` times the parameters is added to the gradient, before
+    momentum and whatever else the optimizer does with it, as in PyTorch's SGD.
+    """
 
     model_config = ConfigDict(use_attribute_docstrings=False)  # made without source: looking for it takes 20 ms each
 
@@ -87,11 +94,26 @@ class OptaxComponent(Component):
         """The optax object."""
         kind, name = typing.cast(tuple[str, str], self.registered_as)
         fields = entries(kind)[name].cls.model_fields  # without those of the place it stands in
-        factory, chosen = getattr(optax, name), {}
-        if getattr(self, "decayed", "all") == "weights":
-            masks = inspect.signature(factory).parameters.keys() & {"mask", "weight_decay_mask"}
-            chosen = dict.fromkeys(masks, lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params))
-        return factory(**{field: getattr(self, field) for field in fields}, **chosen)
+        factory = getattr(optax, name)
+        known = inspect.signature(factory).parameters.keys()
+        mask = weights_of if getattr(self, "decayed", "all") == "weights" else None
+        masks = {} if mask is None else dict.fromkeys(known & MASKS, mask)
+        built = factory(**{field: getattr(self, field) for field in fields if field in known}, **masks)
+        added = None if "weight_decay" in known else getattr(self, "weight_decay", None)
+        return built if added is None else optax.chain(optax.add_decayed_weights(added, mask), built)
+
+    @property
+    def decays_all_alike(self) -> bool:
+        """Whether it decays all parameters or none, and cannot leave some out."""
+        known = inspect.signature(getattr(optax, type(self).__name__)).parameters.keys()
+        return "weight_decay" in known and not known & MASKS
+
+
+ADDED_DECAY = Field(
+    default=None,
+    exclude_if=lambda decay: decay is None,  # so that specs without it stay the specs that they were
+    description="Adds this times the parameters to the gradient, before momentum (PyTorch's SGD); after `clip_norm`.",
+)
 
 
 def component_of(kind: str, name: str, factory: Callable[..., Any]) -> type[Component]:
@@ -104,6 +126,8 @@ def component_of(kind: str, name: str, factory: Callable[..., Any]) -> type[Comp
             required = parameter.default is inspect.Parameter.empty
             info = Field(... if required else parameter.default, description=_plain(described.get(field)))
             fields[field] = (_field_type(kind, field, parameter), info)
+    if kind == "optimizer" and not fields.keys() & {"weight_decay", "weight_decay_rate"}:
+        fields["weight_decay"] = (Annotated[float | None, Traced(ge=0)], ADDED_DECAY)
     summary = text.split("\n\n")[0].replace("\n", " ")
     cls = create_model(name, __base__=OptaxComponent, __module__=__name__, __doc__=summary, **fields)
     return register(kind, name)(cls)

@@ -69,6 +69,9 @@ def pooled(h: jax.Array, axis: int | Sequence[int]) -> jax.Array:
 DECAY = 0.9
 """Of BatchNorm's moving statistics."""
 
+STATISTICS = ("mean_ema", "var_ema")
+"""Haiku's modules that keep them, by the last part of their names."""
+
 
 def norm_layer(kind: NormType, h: jax.Array, batch_statistics: bool, name: str, zero: bool = False) -> jax.Array:
     """Apply a norm layer, its scale starting at 1, or at 0 with `zero`.
@@ -111,13 +114,34 @@ def absorbed(before: Any, batch: Any) -> Any:
     return _statistics(absorb, before, batch, others=lambda held, new: new)
 
 
+def restarted(model_state: Any) -> Any:
+    """A Haiku state whose moving statistics hold, but count for nothing: after a pass on a batch they are its own."""
+
+    def restart(name: str, held: Any) -> Any:
+        return {**jax.tree.map(jnp.zeros_like, held), "average": held["average"]}
+
+    return _statistics(restart, model_state)
+
+
+def mean_with(before: Any, batch: Any, seen: jax.Array) -> Any:
+    """Moving statistics that are means over `seen` batches, after one more, whose own ones are in `batch`."""
+
+    def mean(held: jax.Array, new: jax.Array) -> jax.Array:
+        share = 1.0 / (seen + 1.0)
+        return held * (1.0 - share) + new * share if jnp.issubdtype(held.dtype, jnp.floating) else new
+
+    return _statistics(
+        lambda name, held, new: jax.tree.map(mean, held, new), before, batch, others=lambda held, new: held
+    )
+
+
 def _statistics(change: Callable[..., Any], *states: Any, others: Callable[..., Any] = lambda held: held) -> Any:
     """A Haiku state with each of BatchNorm's moving statistics changed, and what else it holds as `others` has it."""
     first, *more = states
     result = {}
     for module, held in first.items():
         name, beside = module.rpartition("/")[2], [state[module] for state in more]
-        is_statistic = name in ("mean_ema", "var_ema")
+        is_statistic = name in STATISTICS
         result[module] = change(name, held, *beside) if is_statistic else others(held, *beside)
     return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -73,6 +73,23 @@ class Program:
         `state` is given up; metrics are device arrays, equal on all devices.
         """
         return self._compiled.train(state, self.devices.shard(batch), self._seed, self._numbers(step))
+
+    def averaged_statistics(
+        self, state: TrainState, batches: Iterable[Batch], between: Callable[[int], None] = lambda done: None
+    ) -> Any:
+        """BatchNorm's moving statistics for the averaged parameters of an unreplicated state: means over some batches.
+
+        They are those that training would leave at these parameters, with its augmentation, its searches and the values
+        of its schedules at the state's step. `between` is called with the number of batches after each.
+        """
+        numbers = self._numbers(max(int(state.step) - 1, 0))
+        found = self.devices.replicate(state._replace(params=state.ema, optimizer_state=(), ema=()))
+        for done, batch in enumerate(batches):
+            found = found._replace(step=self.devices.replicate(np.int32(done)))
+            statistics = self._compiled.with_batch(found, self.devices.shard(batch), self._seed, numbers)
+            found = found._replace(model_state=statistics)
+            between(done + 1)
+        return self.devices.fetch(found.model_state)
 
     def logits(self, variables: Any, images: np.ndarray) -> np.ndarray:
         """Logits [B,K] of float images [B,H,W,C], B a multiple of the devices; variables are replicated."""

@@ -18,6 +18,7 @@ from llrflow.data.mix import mix
 from llrflow.data.windows import on_device
 from llrflow.method.ascent import plan_steps
 from llrflow.models.repeated import Tracing
+from llrflow.program.averages import with_batch
 from llrflow.program.devices import Devices
 from llrflow.program.inputs import BLOCKS
 from llrflow.program.state import Batch, TrainState
@@ -94,6 +95,9 @@ class Compiled:
         def step(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array, network: Any = None, **options):
             return train_step(pieces(values, network or trained), state, batch, seed, **options)
 
+        def statistics(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array) -> Any:
+            return with_batch(pieces(values, self.network), state, batch, seed)
+
         def counted(*arguments: Any) -> Any:
             self.traced_steps += 1
             return step(*arguments)
@@ -101,6 +105,7 @@ class Compiled:
         self.initialise, self.step, self.traced_steps = init, step, 0
         self.init = devices.pmap(init)
         self.train = devices.pmap(counted, donate=(0,))
+        self.with_batch = devices.pmap(statistics)
         self.predict = devices.pmap(partial(_predict, self.network))
 
 

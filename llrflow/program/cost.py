@@ -14,6 +14,7 @@ from llrflow.data.pipelines import Role, choose
 from llrflow.data.well_known import describe_or_known
 from llrflow.method.objective import Objective
 from llrflow.method.probe import Pass, Probe
+from llrflow.program.averages import short_average
 from llrflow.program.compile import Program, compile_spec
 from llrflow.program.estimate import memory
 from llrflow.program.state import Batch
@@ -150,6 +151,7 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "estimated_flops_per_step_and_device": forward * total,
         "estimated_flops_of_training": forward * total * count * program.steps,
         "estimated_memory_bytes_per_device": memory(program, _kept(program))._asdict(),
+        "warnings": [warning for warning in (short_average(program.spec, program.inputs),) if warning],
         **(_by_xla(program, lowered) if compiled else {}),
     }
     return {**result, "measured": measure(program, plain_program(program.spec))} if timed else result

@@ -62,6 +62,10 @@ class Inputs:
                         "change the schedule",
                     )
 
+        if "train.ema" in self.names and not isinstance(spec.train.ema, Component):
+            column, step = self.names.index("train.ema"), np.arange(steps)
+            self._table[:, column] = np.minimum(self._table[:, column], (1 + step) / (10 + step))
+
         if "optimizer.learning_rate" in self.names:
             self._table[:, self.names.index("optimizer.learning_rate")] *= rate_factor(spec)
 
@@ -70,6 +74,10 @@ class Inputs:
             if self._table[:, column].min() < 0 and not entry.allow_negative:
                 got = f"takes the value {self._table[:, column].min():g}, which would reward the term"
                 raise at(spec, f"{place}.weight", got, "make it positive, or set allow_negative: true beside it")
+
+    def over_training(self, name: str) -> np.ndarray:
+        """The values of one number, [steps]."""
+        return self._table[:, self.names.index(name)]
 
     def at(self, step: int) -> np.ndarray:
         """Values at a step, float32 in the order of `names`; those of the last step afterwards."""

@@ -15,7 +15,8 @@ class TrainState(NamedTuple):
     """Moving statistics of norm layers; empty for networks without."""
     optimizer_state: Any
     ema: Any
-    """Exponential moving average of the parameters, or an empty tuple."""
+    """Exponential moving average of the parameters, or an empty tuple. Its BatchNorm statistics are no part of the
+    state: they are estimated where it is evaluated."""
     terms: dict[str, Any]
     """Running states of stateful terms, by the term's name in the objective."""
     step: jax.Array

@@ -14,9 +14,12 @@ import jax
 import numpy as np
 
 from llrflow.base.errors import CheckpointError
-from llrflow.base.files import sha256_file, write_atomic
+from llrflow.base.files import open_atomic, sha256_file, write_atomic
 from llrflow.base.validation import listing
 from llrflow.program.state import TrainState
+
+STATISTICS = "statistics.npz"
+"""Beside Orbax's files of a step: BatchNorm statistics of the averaged parameters, once somebody asked for them."""
 
 
 class Checkpoints:
@@ -41,8 +44,7 @@ class Checkpoints:
         self._manifests.mkdir(exist_ok=True)
         files = {str(p.relative_to(self._step(step))): sha256_file(p) for p in self._files(step)}
         manifest = {"step": step, "spec_hash": spec_hash, "structure": _structure(state), "files": files}
-        sealed = {"sha256": _digest(manifest), "manifest": manifest}
-        write_atomic(self._manifests / f"{step}.json", json.dumps(sealed, indent=1).encode())
+        self._seal(manifest)
         self._drop_stale()
         if self.on_save is not None:
             self.on_save()
@@ -80,6 +82,28 @@ class Checkpoints:
             restored = manager.restore(step, args=self._ocp.args.StandardRestore(target._asdict()))
         return TrainState(**jax.tree.map(np.asarray, restored))
 
+    def keep_statistics(self, step: int, model_state: Any, images: int) -> None:
+        """Keep BatchNorm statistics of the averaged parameters with an intact checkpoint, sealed by its manifest.
+
+        `images` is the number of training images that they were estimated from.
+        """
+        path = self._step(step) / STATISTICS
+        arrays = {jax.tree_util.keystr(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(model_state)}
+        with open_atomic(path) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        manifest = self._manifest(step)
+        files = {**manifest["files"], STATISTICS: sha256_file(path)}
+        self._seal({**manifest, "files": files, "statistics_images": images})
+
+    def statistics(self, step: int, target: Any) -> tuple[Any, int] | None:
+        """What `keep_statistics` left with an intact checkpoint, as a tree like `target`, and the number of images."""
+        images = self._manifest(step).get("statistics_images")
+        if images is None:
+            return None
+        with np.load(self._step(step) / STATISTICS, allow_pickle=False) as kept:
+            found = jax.tree_util.tree_map_with_path(lambda at, leaf: kept[jax.tree_util.keystr(at)], target)
+        return found, images
+
     def problem(self, step: int) -> str | None:
         """What is wrong with a checkpoint's files, or None."""
         try:
@@ -111,6 +135,10 @@ class Checkpoints:
                 shutil.rmtree(path)
         for later in [s for s in self.steps() if s > step]:
             self._drop(later)
+
+    def _seal(self, manifest: dict[str, Any]) -> None:
+        sealed = {"sha256": _digest(manifest), "manifest": manifest}
+        write_atomic(self._manifests / f"{manifest['step']}.json", json.dumps(sealed, indent=1).encode())
 
     def _manifest(self, step: int) -> dict[str, Any]:
         sealed = json.loads((self._manifests / f"{step}.json").read_bytes())

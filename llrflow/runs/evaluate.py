@@ -57,17 +57,20 @@ class Evaluator:
         label: str = "",
         export: bool = False,
         surrogates: Mapping[str, Surrogate] | None = None,
+        statistics_images: int | None = None,
     ) -> None:
         """`label` keeps an evaluation with other attacks than the spec's apart: evaluation/<step><label>.json.
 
         `export` also writes the images that each attack found. `surrogates` holds what each transfer attack searches
-        on, by its name.
+        on, by its name. `statistics_images` is on record: what `state` has statistics from, if they are no longer those
+        of training.
         """
         self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
         self.label, self.export, self._surrogates = label, export, surrogates or {}
         self.stop, self.quiet, self.step = stop, quiet, int(state.step)
         self._predicted = Predictions(program, state, split)
         self._fitting = self._predicted.batch_size
+        self._statistics_images = statistics_images
         self._versions = versions()
         folder.evaluation.mkdir(exist_ok=True)
 
@@ -130,6 +133,7 @@ class Evaluator:
             checkpoint=self.step,
             network_sha256=self._predicted.sha256,
             parameters=self._predicted.parameters,
+            statistics_images=self._statistics_images,
             threat=threat.model_dump(),
             epsilon=written(threat.epsilon),
             n=self._predicted.n,

@@ -13,6 +13,7 @@ from llrflow.data.facts import DatasetFacts
 from llrflow.program.compile import Program
 from llrflow.program.devices import Devices
 from llrflow.program.state import TrainState
+from llrflow.runs.averages import with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.classifier import Classifier, parameter_count
 from llrflow.runs.folder import RunFolder
@@ -41,8 +42,9 @@ class Model(Classifier):
 def load_model(run_dir: str | Path, step: int | None = None, parameters: Literal["raw", "ema"] | None = None) -> Model:
     """The model of a run's newest intact checkpoint, or of `step`; needs no dataset.
 
-    `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError, and SpecError for `ema`
-    where training kept none.
+    `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError, also where nobody has yet
+    evaluated averaged parameters that need BatchNorm statistics of their own; SpecError for `ema` where training kept
+    none.
     """
     folder = RunFolder(Path(run_dir))
     record, spec = stored_run(folder)
@@ -55,7 +57,8 @@ def load_model(run_dir: str | Path, step: int | None = None, parameters: Literal
     program = Program(spec, facts, Devices(1))
     checkpoints = Checkpoints(folder.checkpoints)
     state = checkpoints.restore(program.abstract_state(), chosen_step(checkpoints, "last" if step is None else step))
-    return Model(program, state, parameters or program.evaluated_parameters, folder.path)
+    chosen = parameters or program.evaluated_parameters
+    return Model(program, with_statistics(program, state, checkpoints, chosen).state, chosen, folder.path)
 
 
 def stored_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:

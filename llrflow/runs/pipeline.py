@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from llrflow.data.pipelines import open_split
 from llrflow.data.split import Split
 from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.group import Group
+from llrflow.runs.averages import estimated, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator
 from llrflow.runs.folder import RunFolder, label_of
@@ -68,7 +70,7 @@ class Session:
     ) -> None:
         self.program, self.group, self.folder = program, group, folder
         self._train, self._test = splits
-        self._ledger, self._stop, self._quiet = ledger, stop, quiet
+        self._ledger, self._checkpoints, self._stop, self._quiet = ledger, checkpoints, stop, quiet
         self._surrogates = surrogates_of(program)
         log = Log(folder, checkpoints, ledger.record.spec_hash)
         self._trainer = Trainer(program, group, self._train, log, quiet)
@@ -111,9 +113,12 @@ class Session:
         program = Program(spec, self.program.facts, self.program.devices.alone())
         seconds: dict[str, float] = {}
         with self._ledger.timing(seconds), _stopwatch(seconds, part):
+            state = program.devices.fetch(self._state)
+            estimate = partial(estimated, program, state, lambda: self._train, self._stop, self._quiet)
+            state, images = with_statistics(program, state, self._checkpoints, program.evaluated_parameters, estimate)
             evaluator = Evaluator(
                 program,
-                program.devices.fetch(self._state),
+                state,
                 self._test,
                 self.folder,
                 self._ledger.record.spec_hash,
@@ -121,6 +126,7 @@ class Session:
                 self._quiet,
                 label,
                 surrogates=self._surrogates,
+                statistics_images=images,
             )
             return evaluator.evaluate()
 

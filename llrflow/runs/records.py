@@ -194,6 +194,8 @@ class EvaluationRecord(Record):
     """SHA-256 over the parameters and statistics that were evaluated: two checkpoints with the same are the same."""
     parameters: Literal["raw", "ema"]
     batch_norm: Literal["moving"] = "moving"
+    statistics_images: int | None = None
+    """Training images that the moving statistics were estimated from, for averaged parameters; None: in training."""
     threat: dict[str, Any]
     epsilon: str
     """The threat's epsilon as a fraction of 255 where it is one."""

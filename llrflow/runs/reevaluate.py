@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from llrflow.base.errors import CheckpointError
 from llrflow.data.pipelines import open_split
 from llrflow.program.compile import compile_spec, located
+from llrflow.runs.averages import estimated, training_images, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator
 from llrflow.runs.folder import RunFolder, label_of
@@ -56,8 +58,10 @@ def evaluate_run(
         chosen = chosen_step(checkpoints, _best(folder, checkpoints) if step == "best" else step)
         state = checkpoints.restore(program.abstract_state(), chosen)
         others = surrogates_of(program)
+        estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
+        state, images = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
         evaluator = Evaluator(
-            program, state, split, folder, record.spec_hash, stop, quiet, label, export, surrogates=others
+            program, state, split, folder, record.spec_hash, stop, quiet, label, export, others, images
         )
         evaluation = evaluator.evaluate()
     return Run(folder.path, record, evaluation)

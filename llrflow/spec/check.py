@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -59,10 +59,18 @@ def _training(spec: Spec) -> Iterator[Problem]:
     if spec.train.remat == "blocks" and not getattr(spec.model, "has_blocks", False):
         got = f"= 'blocks', but {spec.model.registered_as[1]} is not made of repeated blocks"
         yield Problem("train.remat", got, "set it to none, or choose a published network")
-    rate = getattr(spec.optimizer, "weight_decay", None)
-    if spec.optimizer.decayed == "weights" and rate is None:
-        got = f"= 'weights', but {spec.optimizer.registered_as[1]} decays no weights"
-        yield Problem("optimizer.decayed", got, "choose an optimizer with weight_decay, such as adamw or lars")
+    yield from _decay(spec.optimizer)
+
+
+def _decay(optimizer: Any) -> Iterator[Problem]:
+    if optimizer.decayed == "all":
+        return
+    name = optimizer.registered_as[1]
+    if getattr(optimizer, "weight_decay", getattr(optimizer, "weight_decay_rate", None)) is None:
+        yield Problem("optimizer.decayed", f"= 'weights', but {name} decays no weights", "give it a weight_decay")
+    elif getattr(optimizer, "decays_all_alike", False):
+        got = f"= 'weights', but optax's {name} decays all parameters alike"
+        yield Problem("optimizer.decayed", got, "delete it, or choose another optimizer")
 
 
 def _mixing(spec: Spec) -> Iterator[Problem]:

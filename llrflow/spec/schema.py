@@ -35,8 +35,8 @@ class OptimizerEntry(Component):
     """Scale the gradient down to this global l2 norm before the optimizer sees it."""
 
     decayed: Literal["all", "weights"] = "all"
-    """What weight decay acts on: all parameters, or those with more than one axis only, which leaves out biases and the
-    scales and offsets of norm layers."""
+    """What weight decay acts on: all parameters, or the weights of layers only, which leaves out biases, the scales and
+    offsets of norm layers, and tokens and positions of a transformer."""
 
     scale_for_batch: Literal["no", "linear", "sqrt"] = "no"
     """Multiply the learning rate by batch_size / base_batch (Goyal et al. 2017), or by its square root (You et al.
@@ -82,7 +82,8 @@ class Train(Component):
     """Optimizer steps; give this or `epochs`."""
 
     ema: Annotated[float | None, Traced(ge=0, lt=1)] = None
-    """Decay of an exponential moving average of the parameters, which evaluation then uses."""
+    """Decay of an exponential moving average of the parameters, which evaluation then uses. A number is warmed up: at
+    step n it is min(ema, (1 + n) / (10 + n)), so that nothing of the initial parameters stays; a schedule is not."""
 
     log_every: Annotated[Any, Duration()] = 10
     """Distance of two lines of metrics.jsonl: steps, `1 epoch`, `5%`."""

@@ -7,15 +7,15 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from llrflow.plugin import Component, Traced, register
+from llrflow.plugin import Component, Traced, register, weights_of
 
 
 @register("gradient", "awp")
 class AdversarialWeightPerturbation(Component):
     """The gradient at w + v with v = gamma ||w|| g / ||g||, g the objective's gradient at w; per weight tensor.
 
-    Biases, scales of norm layers and other vectors stay where they are. The adversarial images are found once, at w,
-    as in the authors' code; the update is applied to w. Costs a second objective, without its searches.
+    Biases and scales of norm layers stay where they are. The adversarial images are found once, at w, as in the
+    authors' code; the update is applied to w, and so is weight decay. Costs a second objective, without its searches.
     """
 
     gamma: Annotated[float, Traced(ge=0)] = 0.01
@@ -24,11 +24,11 @@ class AdversarialWeightPerturbation(Component):
     def __call__(self, gradient, params):
         """The Gradient that the step applies."""
         uphill = gradient(params)
-        moved = jax.tree.map(self.moved, params, uphill.value)
+        moved = jax.tree.map(self.moved, params, uphill.value, weights_of(params))
         return gradient(moved, uphill.perturbations)
 
-    def moved(self, weights, slope):
-        """w + v of one tensor."""
-        if weights.size == max(weights.shape, default=1):  # a vector, whatever its axes: Haiku's norm layers have four
+    def moved(self, weights, slope, is_weight):
+        """w + v of one tensor, or what is no weight of a layer as it is."""
+        if not is_weight:
             return weights
         return weights + self.gamma * jnp.linalg.norm(weights) * slope / (jnp.linalg.norm(slope) + 1e-20)

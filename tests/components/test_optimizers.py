@@ -125,3 +125,46 @@ def test_a_schedule_may_stand_for_a_number():
     optimizer = make("optimizer", {"type": "sgd", "learning_rate": {"type": "constant_schedule", "value": 0.1}})
     ((path, value, _),) = [found for found in numbers(optimizer) if found[0] == "learning_rate"]
     assert path == "learning_rate" and value.build()(3) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("nesterov", "expected"),
+    # PyTorch: d = g + 0.1 p, buf = 0.9 buf + d, p -= 0.5 (d + 0.9 buf if nesterov else buf), from p = 2 with g = 1, 3.
+    # d1 = 1.2, buf1 = 1.2; then d2 = 3 + 0.1 p1, buf2 = 1.08 + d2.
+    [(False, [1.4, -0.71]), (True, [0.86, -2.5577])],
+)
+def test_decay_of_sgd_is_that_of_pytorch(nesterov, expected):
+    config = {"type": "sgd", "learning_rate": 0.5, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.1}
+    optimizer = make("optimizer", config).build()
+    params, found = jnp.asarray(2.0), []
+    state = optimizer.init(params)
+    for gradient in (1.0, 3.0):
+        updates, state = optimizer.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(float(params))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+OWN = {"adadelta", "adafactor", "adamaxw", "adamw", "adan", "lamb", "lars", "lion", "nadamw", "novograd"}
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - OWN))
+def test_an_optimizer_without_decay_sees_a_gradient_with_it(name):
+    component = make("optimizer", {"type": name, "learning_rate": 0.1, "weight_decay": 0.3})
+    assert ("weight_decay", 0.3) in [(path, value) for path, value, _ in numbers(component)]
+    decayed, plain = component.build(), getattr(optax, name)(0.1)
+    gradient = jax.tree.map(lambda leaf: leaf**2 + 0.1, START)
+    ours, _ = decayed.update(gradient, decayed.init(START), START)
+    added = jax.tree.map(lambda g, p: g + 0.3 * p, gradient, START)
+    theirs, _ = plain.update(added, plain.init(START), START)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+
+
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_an_optimizer_has_one_decay(name):
+    fields = set(type(make("optimizer", {"type": name, "learning_rate": 0.1})).model_fields)
+    assert len(fields & {"weight_decay", "weight_decay_rate"}) == 1
+
+
+def test_no_decay_leaves_no_trace():
+    assert "weight_decay" not in make("optimizer", {"type": "sgd", "learning_rate": 0.1}).model_dump()

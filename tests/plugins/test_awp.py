@@ -11,6 +11,7 @@ from llrflow.components.plugins import load_plugin
 from llrflow.components.registry import make
 from llrflow.method.keys import example_keys, purpose_key
 from llrflow.method.objective import perturb
+from llrflow.method.parameter_gradient import Gradient
 from llrflow.method.probe import Probe
 from llrflow.program.state import Batch
 from llrflow.program.step import network_of, predict
@@ -157,12 +158,16 @@ def test_moving_statistics_come_from_one_pass_a_step(program, batch):
     assert counter == 2  # though each step computed two gradients
 
 
-def test_vectors_stay_whatever_their_axes(plugin_file):
+def test_scales_stay_whatever_their_axes(plugin_file):
     load_plugin(plugin_file("awp"))
     awp = make("gradient", {"type": "awp", "gamma": 0.5})
-    for shape in ((3,), (1, 1, 1, 3), (), (1,)):
-        weights = jnp.full(shape, 2.0)
-        np.testing.assert_array_equal(awp.moved(weights, jnp.ones(shape)), weights)
-    kernel = jnp.full((1, 1, 2, 3), 2.0)
-    moved = awp.moved(kernel, 7 * jnp.ones(kernel.shape))
-    assert float(jnp.linalg.norm(moved - kernel)) == pytest.approx(0.5 * float(jnp.linalg.norm(kernel)), rel=1e-5)
+    params = {"norm": {"scale": jnp.full((1, 1, 1, 3), 2.0)}, "conv": {"w": jnp.full((1, 1, 2, 3), 2.0)}}
+
+    def gradient(at, perturbations=None):
+        return Gradient(jax.tree.map(lambda leaf: 7 * jnp.ones_like(leaf), at), at, None)
+
+    seen = awp(gradient, params).perturbations
+    np.testing.assert_array_equal(seen["norm"]["scale"], params["norm"]["scale"])
+    kernel = params["conv"]["w"]
+    move = float(jnp.linalg.norm(seen["conv"]["w"] - kernel))
+    assert move == pytest.approx(0.5 * float(jnp.linalg.norm(kernel)), rel=1e-5)

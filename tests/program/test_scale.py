@@ -153,9 +153,12 @@ def test_the_learning_rate_follows_the_batch(load, rule, factor):
     assert program._compiled is compiled(load)._compiled
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
-def test_weight_decay_leaves_biases_alone(load, optimizer):
-    chosen = {"type": optimizer, "learning_rate": 0.1, "weight_decay": 0.5}
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [("adamw", "weight_decay"), ("lars", "weight_decay"), ("adafactor", "weight_decay_rate"), ("sgd", "weight_decay")],
+)
+def test_weight_decay_leaves_biases_alone(load, optimizer, rate):
+    chosen = {"type": optimizer, "learning_rate": 0.1, rate: 0.5}
     params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
     still = jax.tree.map(jnp.zeros_like, params)
 
@@ -172,3 +175,43 @@ def test_weight_decay_leaves_biases_alone(load, optimizer):
 def test_nothing_to_decay_is_refused(load):
     with pytest.raises(llrflow.SpecError, match=r"optimizer\.decayed = 'weights', but sgd decays no weights"):
         load({"optimizer": {**SGD, "decayed": "weights"}})
+    with pytest.raises(llrflow.SpecError, match=r"optimizer\.decayed = 'weights', but optax's novograd decays all"):
+        load({"optimizer": {"type": "novograd", "learning_rate": 0.1, "weight_decay": 0.1, "decayed": "weights"}})
+
+
+def test_one_step_of_adamw_decays_weights_alone(load, batch_of):
+    def after(rate):
+        chosen = {"type": "adamw", "learning_rate": 1e-3, "weight_decay": rate, "decayed": "weights"}
+        program = compiled(load, model=RESNET, optimizer=chosen)
+        state, _ = program.train_step(program.init(), batch_of(program, 0), 0)
+        return jax.tree.leaves_with_path(program.devices.fetch(state).params)
+
+    for (path, decayed), (_, plain) in zip(after(100.0), after(0.0), strict=True):
+        assert np.array_equal(decayed, plain) == (path[-1].key in ("b", "scale", "offset")), path
+
+
+def test_the_gradient_is_clipped_before_decay_is_added(load, batch_of):
+    chosen = {"type": "sgd", "learning_rate": 0.5, "clip_norm": 1e-6, "weight_decay": 0.1}
+    program = compiled(load, optimizer=chosen)
+    before = program.devices.fetch(program.init()).params
+    state, metrics = program.train_step(program.init(), batch_of(program, 0), 0)
+    assert program.devices.fetch(metrics)["gradient_norm"] > 1e-3
+    after = program.devices.fetch(state).params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.95 * b, rtol=1e-5, atol=1e-6), after, before)
+
+
+def test_decay_is_a_number_of_the_compiled_step(load):
+    chosen = {**SGD, "weight_decay": 0.1}
+    schedule = {"type": "linear_schedule", "init_value": 0.1, "end_value": 0.0, "transition_steps": "100%"}
+    first, other = compiled(load, optimizer=chosen), compiled(load, optimizer={**SGD, "weight_decay": schedule})
+    assert first._compiled is other._compiled
+    column = other.inputs.names.index("optimizer.weight_decay")
+    np.testing.assert_allclose([other.inputs.at(step)[column] for step in (0, 6)], [0.1, 0.05], rtol=1e-6)
+
+
+def test_a_decay_given_twice_is_refused(load):
+    chosen = {"type": "adafactor", "learning_rate": 0.1, "weight_decay_rate": 0.1, "weight_decay": 0.1}
+    with pytest.raises(
+        llrflow.SpecError, match=r"weight_decay = 0\.1 is not a field of .*did you mean 'weight_decay_rate'"
+    ):
+        load({"optimizer": chosen})
