@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -89,9 +89,9 @@ def norm_layer(kind: NormType, h: jax.Array, batch_statistics: bool, name: str, 
     return h
 
 
-def unseen(model_state: Any) -> Any:
-    """A Haiku state whose moving statistics have seen no batch: after a pass on one they are that batch's own."""
-    return _statistics(lambda name, held: jax.tree.map(jnp.zeros_like, held), model_state)
+def has_statistics(model_state: Mapping[str, Any]) -> bool:
+    """Whether a Haiku state holds moving statistics of BatchNorm."""
+    return any(module.rpartition("/")[2] in STATISTICS for module in model_state)
 
 
 def starting(model_state: Any) -> Any:
@@ -100,27 +100,30 @@ def starting(model_state: Any) -> Any:
     def start(name: str, held: Any) -> Any:
         return {**held, "average": jnp.ones_like(held["average"])} if name == "var_ema" else held
 
-    return _statistics(start, model_state)
+    return over_statistics(start, model_state)
 
 
 def absorbed(before: Any, batch: Any) -> Any:
-    """The moving statistics `before` after one more batch, whose own ones a pass on `unseen` ones left in `batch`."""
+    """The moving statistics `before` after one more batch, whose own ones a pass on `restarted` ones left in `batch`."""
 
     def absorb(name: str, held: Any, new: Any) -> Any:
         counter = held["counter"] + 1
         hidden = DECAY * held["hidden"] + (1 - DECAY) * new["average"]
         return {"counter": counter, "hidden": hidden, "average": hidden / (1 - DECAY**counter)}
 
-    return _statistics(absorb, before, batch, others=lambda held, new: new)
+    return over_statistics(absorb, before, batch, others=lambda held, new: new)
 
 
 def restarted(model_state: Any) -> Any:
-    """A Haiku state whose moving statistics hold, but count for nothing: after a pass on a batch they are its own."""
+    """A Haiku state whose moving statistics hold, but count for nothing: after a pass on a batch they are its own.
+
+    Haiku removes the bias of an average that began at zero.
+    """
 
     def restart(name: str, held: Any) -> Any:
         return {**jax.tree.map(jnp.zeros_like, held), "average": held["average"]}
 
-    return _statistics(restart, model_state)
+    return over_statistics(restart, model_state)
 
 
 def mean_with(before: Any, batch: Any, seen: jax.Array) -> Any:
@@ -130,19 +133,17 @@ def mean_with(before: Any, batch: Any, seen: jax.Array) -> Any:
         share = 1.0 / (seen + 1.0)
         return held * (1.0 - share) + new * share if jnp.issubdtype(held.dtype, jnp.floating) else new
 
-    return _statistics(
+    return over_statistics(
         lambda name, held, new: jax.tree.map(mean, held, new), before, batch, others=lambda held, new: held
     )
 
 
-def _statistics(change: Callable[..., Any], *states: Any, others: Callable[..., Any] = lambda held: held) -> Any:
-    """A Haiku state with each of BatchNorm's moving statistics changed, and what else it holds as `others` has it."""
-    first, *more = states
+def over_statistics(change: Callable[..., Any], *states: Any, others: Callable[..., Any] = lambda held: held) -> Any:
+    """A Haiku state made of others: change(`mean_ema` or `var_ema`, *held) by statistic, others(*held) for the rest."""
     result = {}
-    for module, held in first.items():
-        name, beside = module.rpartition("/")[2], [state[module] for state in more]
-        is_statistic = name in STATISTICS
-        result[module] = change(name, held, *beside) if is_statistic else others(held, *beside)
+    for module in states[0]:
+        name, held = module.rpartition("/")[2], [state[module] for state in states]
+        result[module] = change(name, *held) if name in STATISTICS else others(*held)
     return result
 
 

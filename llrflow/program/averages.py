@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from llrflow.components.registry import Component
-from llrflow.models.network import STATISTICS, mean_with, restarted
+from llrflow.models.network import mean_with, restarted
 from llrflow.program.inputs import Inputs
 from llrflow.program.state import Batch, TrainState
 from llrflow.program.step import Pieces, neighbours, objective_at
@@ -17,11 +16,6 @@ from llrflow.spec.schema import Spec
 
 MOST_OF_START = 0.01
 """Weight of the initial parameters in an average from which on `plan` warns of them."""
-
-
-def has_statistics(model_state: Mapping[str, Any]) -> bool:
-    """Whether a network's state holds moving statistics of BatchNorm."""
-    return any(module.rpartition("/")[2] in STATISTICS for module in model_state)
 
 
 def with_batch(pieces: Pieces, state: TrainState, batch: Batch, seed: jax.Array) -> Any:

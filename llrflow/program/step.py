@@ -23,7 +23,7 @@ from llrflow.method.probe import Probe
 from llrflow.method.term import first_state, is_stateful
 from llrflow.method.threat import Threat
 from llrflow.models.convolution import in_parts
-from llrflow.models.network import AXIS, absorbed, norm_layer, starting, unseen
+from llrflow.models.network import AXIS, absorbed, norm_layer, restarted, starting
 from llrflow.models.precision import Precision, in_precision
 from llrflow.models.repeated import PLAIN, Tracing, traced_as
 from llrflow.program.state import Batch, TrainState
@@ -163,7 +163,7 @@ def views(
     def view(kind: Kind, seen: str) -> Probe:
         kind = kind if model_state else "batch"
         if kind not in made:
-            apply = partial(network, unseen(model_state) if kind == "clean" else model_state, kind != "moving")
+            apply = partial(network, restarted(model_state) if kind == "clean" else model_state, kind != "moving")
             arguments = (images, labels, keys, pieces.threat, AXIS, pieces.recompute, seen)
             made[kind] = Probe.stateful(apply, *arguments, near if kind == "clean" else None)
         return made[kind]
