@@ -104,7 +104,7 @@ def starting(model_state: Any) -> Any:
 
 
 def absorbed(before: Any, batch: Any) -> Any:
-    """The moving statistics `before` after one more batch, whose own ones a pass on `restarted` ones left in `batch`."""
+    """The moving statistics `before` after one more batch, whose own a pass on `restarted` ones left in `batch`."""
 
     def absorb(name: str, held: Any, new: Any) -> Any:
         counter = held["counter"] + 1

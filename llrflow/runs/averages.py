@@ -9,7 +9,7 @@ from llrflow.base.errors import CheckpointError, DataError
 from llrflow.base.progress import progress
 from llrflow.data.pipelines import open_split
 from llrflow.data.split import Split
-from llrflow.program.averages import has_statistics
+from llrflow.models.network import has_statistics
 from llrflow.program.compile import Program
 from llrflow.program.state import Batch, TrainState
 from llrflow.runs.checkpoint import Checkpoints
