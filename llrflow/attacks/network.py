@@ -125,5 +125,6 @@ def looked_at(
     look, found = look_phase(network, placement, 1), []
     for rows, mask in padded_chunks(np.arange(len(examples.y)), size):
         batch = placement.shard(Examples(*(field[rows] for field in examples)))
-        found.append([field[mask] for field in placement.gather(look(variables, batch, key).reference)])
-    return Reference(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        made = placement.gather(look(variables, batch, key).reference)
+        found.append(jax.tree.map(lambda field, mask=mask: field[mask], made))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
