@@ -3,7 +3,8 @@
     spec.yaml        the resolved spec
     run.json         RunRecord
     metrics.jsonl    one JSON object per logged step: `step`, `objective`, `accuracy`, `loss`, terms, `gradient_norm`
-    checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step
+    checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step; in a step's folder
+                     statistics.npz, BatchNorm statistics of averaged parameters
     evaluation/      <step>.json (EvaluationRecord), <step>.<attack>.npz (verdicts), <step>.npz (images to look at)
     events/          TensorBoard
 
