@@ -37,15 +37,15 @@ def loss(x: jax.Array, c: Any) -> jax.Array:
     return 1.5 + (d[:, 0] + d[:, 1] / 2) / 2 + c / 2 * curved
 
 
-def probe_of(c: Any, count: int) -> tuple[Probe, Any]:
-    """A probe on `count` copies of x, and its network: two classes, the cross-entropy of class 0 is `loss`."""
+def probe_of(c: Any, count: int) -> Probe:
+    """A probe on `count` copies of x of a network of two classes, where the cross-entropy of class 0 is `loss`."""
 
     def logits(x: jax.Array) -> jax.Array:
         value = loss(x, c)  # log(1 + exp(z)) = value
         return jnp.stack([jnp.zeros_like(value), value + jnp.log(-jnp.expm1(-value))], axis=-1)
 
     x, y = jnp.repeat(X, count, 0), jnp.zeros(count, int)
-    return Probe(logits, x, y, jax.random.split(jax.random.key(0), count), THREAT), logits
+    return Probe(logits, x, y, jax.random.split(jax.random.key(0), count), THREAT)
 
 
 def measured(c: Any, deltas: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ def measured(c: Any, deltas: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     @jax.jit
     def run(c: jax.Array, deltas: jax.Array) -> tuple[jax.Array, ...]:
-        probe, _ = probe_of(c, len(deltas))
+        probe = probe_of(c, len(deltas))
         terms = (llrflow.make("term", name) for name in ("local_linearity", "gradient_inner_product"))
         return *(term(probe, deltas) for term in terms), jnp.abs(probe.loss(deltas) - probe.loss())
 
@@ -68,10 +68,9 @@ def search(c: Any, term: str, steps: int, start: str = "uniform") -> jax.Array:
 
     @jax.jit
     def run(c: jax.Array) -> jax.Array:
-        probe, logits = probe_of(c, len(c))
+        probe = probe_of(c, len(c))
         keys = jax.random.split(jax.random.key(1), len(c))
-        apply = lambda x, clean: (logits(x), None)  # noqa: E731
-        return perturb(objective, probe, THREAT, lambda name: keys, apply, True, "scan")["found"]
+        return perturb(objective, probe, THREAT, lambda name: keys, "scan")["found"]
 
     return run(jnp.asarray(c, jnp.float32))
 
