@@ -17,7 +17,8 @@ TRADES = {
     "perturbations": {"p": {"maximize": "kl_divergence", "steps": 10, "start": "gaussian"}},
     "terms": {"kl": {"type": "kl_divergence", "at": "p"}},
 }
-# Clean pass, its gradient for search and slope, what is differentiated of that, and the perturbed pass; 3 derivatives end at the first layer.
+# Clean pass, its gradient for search and slope, the derivative of what is made of that, and the perturbed pass;
+# 3 derivatives end at the first layer.
 LLR = Count(forward=2, backward=7, derivative=1)
 SLOPE = Count(backward=2, derivative=1)
 
