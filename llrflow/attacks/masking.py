@@ -27,8 +27,8 @@ EXCESS = 0.25
 """How far the linear prediction of PGD's gain may exceed it, as a share of the change of the loss."""
 # Only what the gradient promises too much counts. The error in the other direction is that of any confident network:
 # its cross-entropy is flat at x and steep further on, |error| / |change| is 1, and masking cannot be told from it.
-# Measured: 0.000 on trained digits networks and the tests' honest one, with logits times 1, 10 and 100; up to 0.15
-# where a ripple on the logits misleads nobody; 0.45 and more where PGD is misled by ripples, steps or capped logits.
+# Measured: 0.000 on trained digits networks and the tests' honest one, with logits times 1, 10 and 100; up to 0.15 with
+# low ripples on the logits; 0.45 and more with high or fast ripples, smoothed steps, capped logits: docs/evaluation.md.
 
 
 class Flag(NamedTuple):
