@@ -8,6 +8,7 @@ from llrflow.attacks.gradient import GradientAttack
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.parameters import weights_of
 from llrflow.components.registry import Component, register
+from llrflow.method.ascent import gradient_over_draws
 from llrflow.method.labels import at_label, cross_entropy, largest_other
 from llrflow.method.parameter_gradient import Gradient
 from llrflow.method.probe import Probe
@@ -31,6 +32,7 @@ __all__ = [
     "Traced",
     "at_label",
     "cross_entropy",
+    "gradient_over_draws",
     "largest_other",
     "norm",
     "register",
