@@ -95,10 +95,10 @@ def has_statistics(model_state: Mapping[str, Any]) -> bool:
 
 
 def starting(model_state: Any) -> Any:
-    """A fresh Haiku state with mean 0 and variance 1 until the first batch, where Haiku has variance 0."""
+    """A fresh Haiku state with mean 0 and variance 1 until the first batch; Haiku has those of the images of `init`."""
 
     def start(name: str, held: Any) -> Any:
-        return {**held, "average": jnp.ones_like(held["average"])} if name == "var_ema" else held
+        return {**held, "average": jnp.full_like(held["average"], name == "var_ema")}
 
     return over_statistics(start, model_state)
 

@@ -62,9 +62,7 @@ def paper_run(x, y, steps, searches, constant, confidence, abort):
 def test_iterates_are_those_of_the_paper(fields):
     attack, threat = CarliniWagner(**fields), Threat(**L2)
     keys = jax.random.split(KEY, 16)
-    probes = partial(
-        SearchProbe, lambda im, clean: (quadratic(im), None), jnp.asarray(X), jnp.asarray(Y), keys, threat, None
-    )
+    probes = partial(SearchProbe, lambda im: (quadratic(im), None), jnp.asarray(X), jnp.asarray(Y), keys, threat, None)
     advance = jax.jit(lambda state, index: attack.advance(probes, threat, state, index))
     state, images, constants = attack.begin(probes, threat, keys, jnp.zeros(16)), [], []
     for index in range(attack.length):

@@ -62,9 +62,7 @@ def authors_run(x, y, attack, iterates):
 def test_first_25_iterates_are_those_of_the_authors(fields, many):
     attack = CarliniWagnerLinf(learning_rate=0.05, **fields)
     threat, keys = Threat(**LINF), jax.random.split(KEY, 16)
-    probes = partial(
-        SearchProbe, lambda im, clean: (quadratic(im), None), jnp.asarray(X), jnp.asarray(Y), keys, threat, None
-    )
+    probes = partial(SearchProbe, lambda im: (quadratic(im), None), jnp.asarray(X), jnp.asarray(Y), keys, threat, None)
     advance = jax.jit(lambda state, index: attack.advance(probes, threat, state, index))
     states = [attack.begin(probes, threat, keys, jnp.zeros(16))]
     for index in range(25):

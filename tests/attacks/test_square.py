@@ -172,9 +172,7 @@ def frozen(done, old, new):
 def test_iterates_are_those_of_the_paper(norm):
     attack, threat = Square(queries=26), Threat(norm=norm, epsilon=EPSILON[norm])
     keys = jax.random.split(KEY, len(X))
-    probes = partial(
-        SearchProbe, lambda im, clean: (quadratic(im), None), jnp.asarray(X), jnp.asarray(Y), keys, threat, None
-    )
+    probes = partial(SearchProbe, lambda im: (quadratic(im), None), jnp.asarray(X), jnp.asarray(Y), keys, threat, None)
     advance = jax.jit(lambda state, index: attack.advance(probes, threat, state, index))
     state, found = attack.begin(probes, threat, keys, jnp.zeros(len(X))), []
     for index in range(attack.length):

@@ -71,26 +71,26 @@ def equal(a, b):
 @pytest.mark.parametrize("objective", [SEARCH_ONLY, LLR], ids=["search only", "llr"])
 def test_published_fault_search_updates_moving_statistics(search, objective):
     """However a search and the perturbed pass run, the moving statistics see the clean batch once."""
-    before, after, clean, metrics = step_of(objective, Statistics(search, "batch", "auto"))
+    before, after, clean, metrics = step_of(objective, Statistics("batch", search, "auto"))
     assert equal(after, clean) and not equal(after, before)
     assert all(np.all(np.isfinite(metric)) for metric in metrics.values())
 
 
 def test_the_perturbed_pass_updates_them_on_request():
-    before, after, clean, _ = step_of(LLR, Statistics("moving", "batch", "perturbed"))
+    before, after, clean, _ = step_of(LLR, Statistics("batch", "moving", "perturbed"))
     assert not equal(after, clean) and not equal(after, before)
 
 
 def test_adversarial_training_without_a_clean_pass_still_updates_them():
     objective = {"loss": {"type": "cross_entropy", "at": "p"}, "perturbations": {"p": {"steps": 1}}}
-    before, after, _, _ = step_of(objective, Statistics("moving", "batch", "auto"))
+    before, after, _, _ = step_of(objective, Statistics("batch", "moving", "auto"))
     assert not equal(after, before)
 
 
 @pytest.mark.parametrize("search", ["batch", "moving"])
 def test_what_a_search_asks_of_the_clean_images_does_not_make_a_clean_pass(search):
     objective = {"loss": {"type": "cross_entropy", "at": "llr"}, "perturbations": LLR["perturbations"]}
-    before, after, clean, _ = step_of(objective, Statistics(search, "batch", "auto"))
+    before, after, clean, _ = step_of(objective, Statistics("batch", search, "auto"))
     assert not equal(after, clean) and not equal(after, before)
 
 

@@ -40,8 +40,9 @@ def program(load, tiny):
 def test_the_moving_average_of_the_parameters(program, train):
     states, _ = train(program({"train.ema": 0.75}), 4)
     average = states[0].params
-    for state in states[1:]:
-        average = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, average, state.params)
+    for step, state in enumerate(states[1:]):
+        decay = min(0.75, (1 + step) / (10 + step))  # which nothing of the initial parameters survives
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params)
         jax.tree.map(lambda a, e: np.testing.assert_allclose(e, a, rtol=1e-5, atol=1e-7), average, state.ema)
     assert norm(difference(states[-1].ema, states[-1].params)) > 1e-3
 

@@ -13,7 +13,7 @@ from llrflow.data.pipelines import open_split
 from llrflow.program.compile import Program
 from llrflow.runs.averages import estimated
 from llrflow.runs.checkpoint import Checkpoints
-from llrflow.runs.evaluate import hash_of
+from llrflow.runs.classifier import hash_of
 from llrflow.runs.export import export_model
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.reevaluate import evaluate_run
