@@ -93,6 +93,35 @@ def test_projection_is_the_nearest_point_by_linear_programming(projected):
     assert 5 < infeasible < 34
 
 
+def sorted_multiplier(corner, cap, rate, goal):
+    """The multiplier by sorting the corners, in float64: t of one example, corner, cap and rate [D]."""
+    order = np.argsort(corner)
+    corner, cap, rate = corner[order], cap[order], rate[order]
+    before = np.cumsum(cap) - cap
+    free = np.cumsum(rate[::-1])[::-1]
+    reached = before + corner * free >= goal
+    first = reached.argmax()
+    return (goal - before[first]) / free[first] if reached.any() else np.inf
+
+
+@pytest.mark.parametrize("gap", [1e-4, 0.02, 0.2, 0.45])
+@NORMS
+def test_projection_of_whole_images_is_that_of_sorted_corners(norm, gap):
+    """784 pixels, many at the edge of the box; the gap is a share of what the box allows at most."""
+    rng = np.random.default_rng(3)
+    x = np.clip(rng.normal(0.3, 0.5, size=(32, 784)), 0, 1).astype(np.float32)
+    w = (rng.normal(size=x.shape) * rng.uniform(size=x.shape) ** 4).astype(np.float32)
+    room = np.where(w < 0, 1 - x, x).astype(float)
+    slope = np.abs(w).astype(float)
+    b = gap * (slope * room).sum(1)
+    speed = np.ones_like(slope) if norm == "linf" else slope
+    ts = [sorted_multiplier(*case) for case in zip(room / speed, slope * room, slope * speed, b, strict=True)]
+    wanted = -np.sign(w) * np.minimum(np.array(ts)[:, None] * speed, room)
+    image = lambda flat: jnp.asarray(flat, jnp.float32).reshape(32, 28, 28, 1)  # noqa: E731
+    found = project_hyperplane_box(image(x), image(w), jnp.asarray(b, jnp.float32), norm)
+    np.testing.assert_allclose(np.asarray(found).reshape(32, 784), wanted, atol=1e-6)
+
+
 def problem(batch=5, classes=5, seed=0):
     """z = V q(A (x - 1/2)) with q(u) = u + u^2 / 2: curved boundaries, gradients by hand, pixels at the edge."""
     rng = np.random.default_rng(seed)
