@@ -43,19 +43,20 @@ class Pass:
     """Whether something of the input gradient (a slope, a norm) is differentiated."""
 
 
-class _Linear(NamedTuple):
-    """The network's pass at one point, linearised: l and f there, v -> sum_j <v_j, dl_i/dx_j>, auxiliary state."""
+class _Values(NamedTuple):
+    """The network's pass at one point: l and f there, auxiliary state."""
 
     loss: jax.Array
     logits: jax.Array
-    tangent: Callable[[jax.Array], jax.Array]
     state: Any
 
 
 class Probe:
     """Answers about one batch that are differentiable with respect to the parameters inside `logits_fn`.
 
-    The pass at each point is linearised once: its loss, its logits and its input gradient share one forward pass.
+    The pass at each point is made once: its loss, its logits and its input gradient share one forward pass (written
+    twice, since derivatives of a linearised pass would go around the derivative rules of a network's own functions;
+    XLA makes one of it).
     grad l(x_i) stands for G_i = d(sum_j l_j)/dx_i everywhere, in the objective, in searches and in evaluations. Where
     examples are independent that is d l_i/dx_i; batch statistics let an example's pixels change its batch-mates'
     losses too, on all devices, and G_i has their sum, as double backpropagation of the batch's loss would.
@@ -136,7 +137,8 @@ class Probe:
         Any function of it can be differentiated, at 1 forward-mode and 2 reverse passes a point however many terms
         ask: no double backpropagation is made (`llrflow.method.input_gradient`).
         """
-        gradient = self._gradient(delta, self._at(delta, differentiated=not constant))
+        self._at(delta, differentiated=not constant)
+        gradient = self._gradient(delta)
         self._pass(delta).derivative |= not constant
         return jax.lax.stop_gradient(gradient) if constant else gradient
 
@@ -167,8 +169,8 @@ class Probe:
         """What a search asks of the clean image (fields of `Reference`), as constants; None if it asks nothing."""
         if not asked:
             return None
-        clean = self._linear(None)  # not `_at`: what a search asks must not decide which pass updates BatchNorm
-        gradient = self._gradient(None, clean) if "gradient" in asked else None
+        clean = self._values(None)  # not `_at`: what a search asks must not decide which pass updates BatchNorm
+        gradient = self._gradient(None) if "gradient" in asked else None
         return jax.lax.stop_gradient(Reference(clean.loss, clean.logits, gradient, clean.state))
 
     def searching(self, reference: Reference | None, threat: Threat) -> SearchProbe:
@@ -179,35 +181,41 @@ class Probe:
 
     def _left(self) -> Any:
         """The state that the clean pass left."""
-        return self._linear(None).state
+        return self._values(None).state
 
-    def _at(self, delta: jax.Array | None, differentiated: bool) -> _Linear:
-        at = self._linear(delta)
+    def _at(self, delta: jax.Array | None, differentiated: bool) -> _Values:
+        at = self._values(delta)
         self._pass(delta).differentiated |= differentiated
         self.states.setdefault("clean" if delta is None else "perturbed", at.state)
         return at
 
-    def _linear(self, delta: jax.Array | None) -> _Linear:
-        def run() -> _Linear:
-            apply = self._apply if delta is None or self._near is None else partial(self._near, self._left())
+    def _images(self, delta: jax.Array | None) -> jax.Array:
+        return self.x if delta is None else self.x + delta
 
-            def loss_and_aux(images: jax.Array) -> tuple[jax.Array, Any]:
-                logits, state = apply(images)
-                return cross_entropy(logits, self.y), (logits, state)
+    def _function(self, delta: jax.Array | None) -> Callable[[jax.Array], _Values]:
+        apply = self._apply if delta is None or self._near is None else partial(self._near, self._left())
 
-            images = self.x if delta is None else self.x + delta
-            if self._recompute:  # JAX takes what a linearised function knows out of its checkpoints
-                loss, (logits, state) = loss_and_aux(images)
-                return _Linear(loss, logits, lambda v: jax.jvp(loss_and_aux, (images,), (v,), has_aux=True)[1], state)
-            loss, tangent, (logits, state) = jax.linearize(loss_and_aux, images, has_aux=True)
-            return _Linear(loss, logits, tangent, state)
+        def values(images: jax.Array) -> _Values:
+            logits, state = apply(images)
+            return _Values(cross_entropy(logits, self.y), logits, state)
 
+        return values
+
+    def _values(self, delta: jax.Array | None) -> _Values:
         self._pass(delta)
-        return self._once("pass", (delta,), run)
+        return self._once("pass", (delta,), lambda: self._function(delta)(self._images(delta)))
 
-    def _gradient(self, delta: jax.Array | None, at: _Linear) -> jax.Array:
+    def _gradient(self, delta: jax.Array | None) -> jax.Array:
         self._pass(delta).gradient = True
-        return self._once("input_gradient", (delta,), lambda: input_gradient(at.tangent, self.x))
+
+        def run() -> jax.Array:
+            images, values = self._images(delta), self._function(delta)
+            loss = lambda images: values(images).loss  # noqa: E731
+            if self._recompute:  # JAX takes what a linearised function knows out of its checkpoints
+                return input_gradient(lambda v: jax.jvp(loss, (images,), (v,))[1], self.x)
+            return input_gradient(jax.linearize(loss, images)[1], self.x)
+
+        return self._once("input_gradient", (delta,), run)
 
     def _pass(self, delta: jax.Array | None) -> Pass:
         at = "clean" if delta is None else self._names.get(id(delta), "elsewhere")
@@ -271,8 +279,8 @@ class SearchProbe(Probe):
         self.asked.add(field)
         if self._reference is not None:
             return self._reference
-        clean = self._linear(None)
-        return Reference(clean.loss, clean.logits, self._gradient(None, clean), clean.state)
+        clean = self._values(None)
+        return Reference(clean.loss, clean.logits, self._gradient(None), clean.state)
 
 
 def asked_constants(term: Callable[[SearchProbe, jax.Array], Any], probe: SearchProbe) -> set[str]:
