@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
@@ -13,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
+from llrflow.attacks.function import foreign
 from llrflow.attacks.kept import kept_program
 from llrflow.attacks.network import Examples, Network, looked_at, one_device
 from llrflow.attacks.search import Findings, InMemory, search
@@ -58,38 +57,48 @@ def attack(
     `{"norm": "linf", "epsilon": "8/255"}` and `{"type": "pgd", "steps": 50, "restarts": 5}`.
     A stochastic model is a function (images, key). `surrogate` is the function that a `transfer` attack searches on.
     At most `batch_size` images (default all) are attacked at a time. Randomness follows from `key` and the example's
-    row. Programs are kept: another call with the same function and shapes compiles nothing. Raises SpecError for a
-    wrong threat, config or batch.
+    row. Programs are kept, with the arrays that the functions hold as arguments: another call with the same code and
+    shapes compiles nothing, whatever has become of the weights (those of a function under `jax.jit` stay what they were
+    when JAX traced it). Images of half precision are attacked in float32. A class whose logit is -inf is one that is
+    never predicted; NaN and +inf are errors of the model and count as misclassified. Raises SpecError for a wrong
+    threat, config or batch, and for a function that leaves JAX or whose rows depend on each other.
     """
     try:
         ball = Threat.model_validate(threat)
     except ValidationError as error:
         _, got, fix = first_problem(error)
         raise SpecError("threat", got, fix) from None
+    try:
+        key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32))  # whatever generator it belongs to
+    except (TypeError, ValueError):
+        raise SpecError("key", f"= {key!r} is no random key", "pass jax.random.key(0)") from None
     x, y = jnp.asarray(x), jnp.asarray(y)
     if batch_size is not None and batch_size < 1:
         raise SpecError("batch_size", f"= {batch_size}", "give a positive number, or none for all images at once")
-    networks = _network(logits_fn), None if surrogate is None else _network(surrogate)
-    classes = _check_batch(networks[0], x, y)
-    if networks[1] is not None and (other := _check_batch(networks[1], x, y)) != classes:
-        raise SpecError("surrogate", f"has {other} classes, the attacked function {classes}", "pass one with as many")
+    x = _checked(x, y)
+    images, labels, size = np.asarray(x), np.asarray(y), batch_size or len(y)
+    network, arrays, classes = foreign("logits_fn", logits_fn, images, size)
+    if not 0 <= labels.min() <= labels.max() < classes:
+        got = f"got labels from {labels.min()} to {labels.max()}"
+        raise SpecError("attack", got, f"a label is one of 0 to {classes - 1}")
+    other, others, count = (None, None, classes) if surrogate is None else foreign("surrogate", surrogate, images, size)
+    if count != classes:
+        raise SpecError("surrogate", f"has {count} classes, the attacked function {classes}", "pass one with as many")
     whole = make("attack", config)
     if whole.needs_surrogate != (surrogate is not None):
         got = "searches on another model" if whole.needs_surrogate else "searches on the attacked model itself"
         raise SpecError(whole.label(), got, "pass `surrogate` with a transfer attack, and with no other")
-    images, labels, size = np.asarray(x), np.asarray(y), batch_size or len(y)
-    key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32))  # whatever generator the caller's belongs to
     standing, found = np.ones(len(y), bool), None
     for stage, part in whole.stages(ball, classes).items():
         if lacking := lacking_classes(part, classes, ("attack",)):
             raise SpecError(*lacking, "choose another term, target or attack")
-        program = kept_program(part, ball, networks[0], one_device(), networks[1])
+        program = kept_program(part, ball, network, one_device(), other)
         findings = InMemory(standing, part.minimum_norm and not stage, np.zeros_like(images))
         stage_key = jax.random.fold_in(key, zlib.crc32(stage.encode())) if stage else key
         load = lambda ids: (images[ids], labels[ids])  # noqa: E731
-        search(program, findings, load, (), jax.random.key_data(stage_key), classes, size)
-        if networks[0].stochastic:
-            _judge_anew(findings, networks[0], ball, images, labels, stage_key, part.runs(classes), size)
+        search(program, findings, load, arrays, jax.random.key_data(stage_key), classes, size, others)
+        if network.stochastic:
+            _judge_anew(findings, network, arrays, ball, images, labels, stage_key, part.runs(classes), size)
         found = findings if found is None else _later(found, findings, standing, part.minimum_norm)
         standing = standing & ~findings.arrays["wrong"]
     assert found is not None
@@ -98,11 +107,19 @@ def attack(
 
 
 def _judge_anew(
-    findings: InMemory, network: Network, ball: Threat, x: np.ndarray, y: np.ndarray, key: Any, runs: int, size: int
+    findings: InMemory,
+    network: Network,
+    arrays: Any,
+    ball: Threat,
+    x: np.ndarray,
+    y: np.ndarray,
+    key: Any,
+    runs: int,
+    size: int,
 ) -> None:
     """Verdict and loss of a draw that no search has seen (run number `runs`): the one that chose delta flatters it."""
     examples = Examples(x + findings.delta, y, np.arange(len(y), dtype=np.int32), np.full(len(y), runs, np.uint32))
-    seen = looked_at(network, one_device(), (), examples, jax.random.key_data(key), size)
+    seen = looked_at(network, one_device(), arrays, examples, jax.random.key_data(key), size)
     inside = np.asarray(ball.distance(jnp.asarray(findings.delta))) <= ball.epsilon * (1 + TOLERANCE)
     findings.arrays["wrong"] = findings.candidates & inside & np.asarray(misclassified(seen.logits, jnp.asarray(y)))
     findings.arrays["loss"] = seen.loss
@@ -124,30 +141,11 @@ def _later(known: InMemory, new: InMemory, attacked: np.ndarray, minimum_norm: b
     return known
 
 
-@functools.lru_cache(maxsize=32)
-def _network(logits_fn: Callable[..., jax.Array]) -> Network:
-    """A function of images, or of (images, key), as attacks see it: with one key and one image at a time."""
-    if not is_stochastic(logits_fn):
-        return Network(lambda _, images: logits_fn(images))
+def _checked(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The images, in float32 if they came in half precision.
 
-    def drawn(_: Any, images: jax.Array, keys: jax.Array) -> jax.Array:
-        return jax.vmap(lambda image, key: logits_fn(image[None], key)[0])(images, keys)
-
-    return Network(drawn, stochastic=True)
-
-
-def is_stochastic(logits_fn: Callable[..., jax.Array]) -> bool:
-    """Whether a function must be given a second argument, its random key."""
-    try:
-        parameters = inspect.signature(logits_fn).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in kinds and p.default is p.empty for p in parameters) == 2
-
-
-def _check_batch(network: Network, x: jax.Array, y: jax.Array) -> int:
-    """The number of classes; SpecError unless x [B,H,W,C] are float pixels in [0, 1] and y [B] labels of them."""
+    SpecError unless x [B,H,W,C] are float pixels in [0, 1] and y [B] whole numbers.
+    """
 
     def refuse(got: str, fix: str) -> NoReturn:
         raise SpecError("attack", got, fix)
@@ -159,10 +157,4 @@ def _check_batch(network: Network, x: jax.Array, y: jax.Array) -> int:
     low, high = float(x.min()), float(x.max())
     if not (low >= 0.0 and high <= 1.0):
         refuse(f"got pixels in [{low:g}, {high:g}]", "pass images in [0, 1]; the model normalises")
-    keys = (jax.random.split(jax.random.key(0), len(x)),) if network.stochastic else ()
-    logits = jax.eval_shape(network.predict, (), x, *keys)
-    if len(logits.shape) != 2 or logits.shape[0] != len(x):
-        refuse(f"logits_fn returns {logits.shape}", f"return [B,K], here [{len(x)}, classes]")
-    if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
-        refuse(f"got labels from {int(y.min())} to {int(y.max())}", f"a label is one of 0 to {logits.shape[1] - 1}")
-    return logits.shape[1]
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

@@ -29,6 +29,7 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     """
     from llrflow.data.well_known import describe_or_known
     from llrflow.program.compile import compile_spec, undivided
+    from llrflow.program.cost import warnings_of
     from llrflow.spec.load import load_spec
     from llrflow.spec.resolve import spec_hash
 
@@ -51,6 +52,8 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     click.echo(f"{spec} is valid: {program.steps} steps on {devices}")
     if trials:
         click.echo(f"its sweep has {len(trials)} trials")
+    for warning in warnings_of(program):
+        click.echo(f"warning: {warning}")
     if program.facts.source == "table":
         click.echo(NOT_PREPARED.format(name=program.facts.name))
 

@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from llrflow.base.validation import raise_at
 from llrflow.components.calls import guarded, shaped
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.registry import Component, register
@@ -217,6 +218,15 @@ class Search(Component):
 
     goal: ClassVar[Goal] = "value"
 
+    @model_validator(mode="after")
+    def _leaves_its_start(self) -> Search:
+        if self.steps and isinstance(self.start, ZeroStart) and getattr(self.maximize, "flat_at_zero", False):
+            message = (
+                f"is where {self.maximize.registered_as[1]} is flat: no step would leave it; write `start: uniform`"
+            )
+            raise_at(("start",), "zero", "flat", message)
+        return self
+
     def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: Any) -> Carry:
         """The state before the first step; keys [B] are this run's."""
         x = probes().x
@@ -297,8 +307,11 @@ def outranks(wrong: Any, value: Any, than_wrong: Any, than_value: Any) -> Any:
 
 
 def misclassified(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """[B] bool: another class than y (the likeliest label) has the largest logit, or some logit is not finite."""
-    return (jnp.argmax(logits, axis=-1) != likeliest(y)) | ~jnp.all(jnp.isfinite(logits), axis=-1)
+    """[B] bool: another class than y (the likeliest label) has the largest logit, or some logit is NaN or +inf.
+
+    A logit of -inf is that of a class which is never predicted.
+    """
+    return (jnp.argmax(logits, axis=-1) != likeliest(y)) | ~jnp.isfinite(jnp.max(logits, axis=-1))
 
 
 def restart_keys(keys: jax.Array, restart: int | jax.Array) -> jax.Array:

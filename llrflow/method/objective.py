@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from pydantic import Field
 
 from llrflow.components.calls import placed
@@ -108,6 +109,15 @@ def perturb(
             searching = partial(probe.searching, probe.constants(asked), ball)
             deltas[name] = maximise(search, searching, ball, keys(name), by)
     return deltas
+
+
+def foresee(objective: Objective, probe: Probe, terms: Probe, states: Mapping[str, Any], classes: int) -> None:
+    """Tell the probes of `evaluate` where the objective will ask for an input gradient, by tracing it on sketches."""
+    sketches = {made: made.sketch(classes) for made in (probe, terms)}
+    deltas = {name: jnp.zeros_like(probe.x) for name in objective.perturbations}
+    jax.eval_shape(lambda: evaluate(objective, sketches[probe], deltas, states, sketches[terms]).value)
+    for made, sketched in sketches.items():
+        made.expect(sketched)
 
 
 class Outcome(NamedTuple):

@@ -51,12 +51,17 @@ class _Values(NamedTuple):
     state: Any
 
 
+def _split(values: _Values) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    return values.loss, (values.logits, values.state)
+
+
 class Probe:
     """Answers about one batch that are differentiable with respect to the parameters inside `logits_fn`.
 
-    The pass at each point is made once: its loss, its logits and its input gradient share one forward pass (written
-    twice, since derivatives of a linearised pass would go around the derivative rules of a network's own functions;
-    XLA makes one of it).
+    The pass at each point is made once. Where its input gradient is wanted too, and the probe was told so (`expect`),
+    loss, logits and gradient share a linearised pass, whose derivative is that of what JAX's derivative rules compute:
+    of a network with rules of its own that differ from its functions (`jax.custom_vjp`: a straight-through estimator),
+    other passes follow the rules, and this one what stands inside them.
     grad l(x_i) stands for G_i = d(sum_j l_j)/dx_i everywhere, in the objective, in searches and in evaluations. Where
     examples are independent that is d l_i/dx_i; batch statistics let an example's pixels change its batch-mates'
     losses too, on all devices, and G_i has their sum, as double backpropagation of the batch's loss would.
@@ -81,6 +86,7 @@ class Probe:
         self._recompute = False
         self._seen = ""
         self._names: dict[int, str] = {}
+        self._expected: frozenset[str] = frozenset()
         self._memo: dict[Any, tuple[Any, Any]] = {}
         self.states: dict[str, Any] = {}
         """Auxiliary state (BatchNorm) of the clean pass and of the first perturbed one that terms asked for."""
@@ -165,10 +171,22 @@ class Probe:
         """Tell what a perturbation is called, for the count of costs."""
         self._names[id(delta)] = name
 
+    def sketch(self, classes: int) -> Probe:
+        """A probe of the same batch without a network, for tracing alone: it notes what is asked."""
+        flat = lambda images: jnp.broadcast_to(jnp.mean(images), (len(images), classes))  # noqa: E731
+        arguments = (self.x, self.y, self._keys, self.threat, self._axis)
+        return Probe.stateful(lambda images: (flat(images), None), *arguments, seen=self._seen)
+
+    def expect(self, sketched: Probe) -> None:
+        """Share one pass between values and input gradient at the points where a sketch was asked for both."""
+        self._expected = frozenset(made.at for made in sketched.passes.values() if made.gradient)
+
     def constants(self, asked: set[str]) -> Reference | None:
         """What a search asks of the clean image (fields of `Reference`), as constants; None if it asks nothing."""
         if not asked:
             return None
+        if "gradient" in asked:
+            self._expected |= {self._pass(None).at}
         clean = self._values(None)  # not `_at`: what a search asks must not decide which pass updates BatchNorm
         gradient = self._gradient(None) if "gradient" in asked else None
         return jax.lax.stop_gradient(Reference(clean.loss, clean.logits, gradient, clean.state))
@@ -202,20 +220,26 @@ class Probe:
         return values
 
     def _values(self, delta: jax.Array | None) -> _Values:
-        self._pass(delta)
-        return self._once("pass", (delta,), lambda: self._function(delta)(self._images(delta)))
+        if self._pass(delta).at in self._expected:
+            return self._linear(delta)[0]
+        return self._once("values", (delta,), lambda: self._function(delta)(self._images(delta)))
+
+    def _linear(self, delta: jax.Array | None) -> tuple[_Values, Callable[[jax.Array], jax.Array]]:
+        """The values, and v -> sum_j <v_j, dl_i/dx_j>."""
+
+        def run() -> tuple[_Values, Callable[[jax.Array], jax.Array]]:
+            images, values = self._images(delta), self._function(delta)
+            if self._recompute:  # JAX takes what a linearised function knows out of its checkpoints
+                loss = lambda images: values(images).loss  # noqa: E731
+                return values(images), lambda v: jax.jvp(loss, (images,), (v,))[1]
+            loss, tangent, (logits, state) = jax.linearize(lambda images: _split(values(images)), images, has_aux=True)
+            return _Values(loss, logits, state), tangent
+
+        return self._once("linear", (delta,), run)
 
     def _gradient(self, delta: jax.Array | None) -> jax.Array:
         self._pass(delta).gradient = True
-
-        def run() -> jax.Array:
-            images, values = self._images(delta), self._function(delta)
-            loss = lambda images: values(images).loss  # noqa: E731
-            if self._recompute:  # JAX takes what a linearised function knows out of its checkpoints
-                return input_gradient(lambda v: jax.jvp(loss, (images,), (v,))[1], self.x)
-            return input_gradient(jax.linearize(loss, images)[1], self.x)
-
-        return self._once("input_gradient", (delta,), run)
+        return self._once("input_gradient", (delta,), lambda: input_gradient(self._linear(delta)[1], self.x))
 
     def _pass(self, delta: jax.Array | None) -> Pass:
         at = "clean" if delta is None else self._names.get(id(delta), "elsewhere")

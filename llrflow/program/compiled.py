@@ -77,6 +77,7 @@ class Compiled:
                 optimizer = optax.chain(optax.clip_by_global_norm(bound.optimizer.clip_norm), optimizer)
             return Pieces(
                 network=network,
+                classes=facts.classes,
                 objective=bound.objective,
                 threat=bound.threat,
                 optimizer=optimizer,

@@ -14,6 +14,7 @@ from llrflow.data.pipelines import Role, choose
 from llrflow.data.well_known import describe_or_known
 from llrflow.method.objective import Objective
 from llrflow.method.probe import Pass, Probe
+from llrflow.models.network import has_statistics
 from llrflow.program.averages import short_average
 from llrflow.program.compile import Program, compile_spec
 from llrflow.program.estimate import memory
@@ -117,6 +118,19 @@ def plain_program(spec: Spec) -> Program:
     return compile_spec(spec.model_copy(update={"objective": Objective()}), facts_of=describe_or_known)
 
 
+def warnings_of(program: Program) -> list[str]:
+    """What a valid spec is likely to be a mistake in, a sentence each."""
+    spec = program.spec
+    found = [short_average(spec, program.inputs)]
+    moving = spec.train.batch_norm.terms == "moving" and spec.objective.terms
+    if moving and has_statistics(program.abstract_state().model_state):
+        found.append(
+            "train.batch_norm.terms = moving is for fine-tuning with small steps: a network trained with it from "
+            "scratch becomes constant under moving statistics, with which it is evaluated (docs/objective.md)"
+        )
+    return [warning for warning in found if warning]
+
+
 def plan(program: Program, count: int, timed: bool, compiled: bool | None = None) -> dict[str, Any]:
     """Everything that `llrflow plan` prints, for `count` devices with the share of the program's devices each.
 
@@ -151,7 +165,7 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "estimated_flops_per_step_and_device": forward * total,
         "estimated_flops_of_training": forward * total * count * program.steps,
         "estimated_memory_bytes_per_device": memory(program, _kept(program))._asdict(),
-        "warnings": [warning for warning in (short_average(program.spec, program.inputs),) if warning],
+        "warnings": warnings_of(program),
         **(_by_xla(program, lowered) if compiled else {}),
     }
     return {**result, "measured": measure(program, plain_program(program.spec))} if timed else result

@@ -44,6 +44,7 @@ class Pieces(NamedTuple):
     """The fields of a spec that a training step is made of; numbers in them may be tracers."""
 
     network: hk.TransformedWithState
+    classes: int
     objective: Objective
     threat: Threat
     optimizer: optax.GradientTransformation
@@ -131,6 +132,7 @@ def objective_at(
     images, labels = examples_of(pieces, batch, keys)
     policy = pieces.statistics
     loss, terms, search = views(pieces, params, state.model_state, images, labels, keys("terms"))
+    objectives.foresee(pieces.objective, loss, terms, state.terms, pieces.classes)
     if perturbations is None:
         perturbations = objectives.perturb(pieces.objective, search, pieces.threat, keys, pieces.by)
     found = objectives.evaluate(pieces.objective, loss, perturbations, state.terms, terms)

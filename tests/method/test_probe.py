@@ -8,7 +8,8 @@ import pytest
 
 from llrflow.components.registry import entries, make
 from llrflow.method.ascent import Search, maximise
-from llrflow.method.objective import Objective, evaluate, perturb
+from llrflow.method.labels import cross_entropy
+from llrflow.method.objective import Objective, evaluate, foresee, perturb
 from llrflow.method.probe import Pass, Probe
 from llrflow.method.threat import Threat
 
@@ -78,6 +79,8 @@ def test_terms_that_share_a_perturbation_share_its_passes(net, keys):
 
     def total(x):
         probe = Probe(counting, x, net.y)
+        foresee(objective, probe, probe, {}, 5)
+        assert traced == []
         found = perturb(objective, probe, Threat(epsilon=0.1), lambda _: keys, "unroll")
         traced.clear()  # the search's own passes
         outcome = evaluate(objective, probe, found, {})
@@ -330,8 +333,7 @@ def test_all_answers_at_one_point_share_one_pass(net, keys):
         traced.append(images)
         return net.logits(images)
 
-    def asked(delta):
-        probe = Probe(counting, net.x, net.y, keys)
+    def ask_all(probe, delta):
         for point in (None, delta):
             for _ in range(2):
                 first, second = probe.loss(point), probe.loss(point)
@@ -339,11 +341,50 @@ def test_all_answers_at_one_point_share_one_pass(net, keys):
                 probe.logits(point), probe.logits(point, constant=True), probe.input_gradient(point)
                 probe.input_gradient(point, constant=True), probe.slope(delta, point), probe.slope(net.x, point)
                 make("term", "gradient_norm")(probe, point), make("term", "margin")(probe, point)
+
+    def asked(delta):
+        probe = Probe(counting, net.x, net.y, keys)
+        sketched = probe.sketch(5)
+        ask_all(sketched, delta)
+        probe.expect(sketched)
+        assert len(traced) == 0
+        ask_all(probe, delta)
         assert len(traced) == 2
         probe.loss(delta + 0.0)  # equal, but another array
         assert len(traced) == 3
+        ask_all(Probe(counting, net.x, net.y, keys), delta)  # not told: values and gradient are passes apart
+        assert len(traced) == 7
 
     jax.eval_shape(asked, net.delta)
+
+
+def test_a_search_follows_a_networks_own_derivative_rules(net, keys):
+    """Of a rounding network it learns nothing; by a straight-through estimator it climbs."""
+    straight = jax.custom_vjp(lambda a: jnp.round(a))
+    straight.defvjp(lambda a: (jnp.round(a), None), lambda _, c: (c,))
+    objective = Objective(loss={"type": "cross_entropy", "at": "p"}, perturbations={"p": {"steps": 3}})
+
+    def reached(rounded):
+        probe = Probe(lambda images: net.logits(rounded(20 * images) / 20), net.x, net.y, keys)
+        found = perturb(objective, probe, Threat(epsilon=0.3), lambda _: keys, "unroll")
+        return float(jnp.mean(evaluate(objective, probe, found, {}).value))
+
+    assert reached(straight) > reached(jnp.round) + 0.05
+
+
+def test_a_parameter_inside_a_rule_learns_by_the_rule(net):
+    straight = jax.custom_vjp(lambda a: jnp.round(a))
+    straight.defvjp(lambda a: (jnp.round(a), None), lambda _, c: (c,))
+
+    def loss(weights, ask):
+        probe = Probe(lambda images: images.reshape(len(images), -1)[:, :5] * straight(weights), net.x, net.y)
+        return jnp.sum(ask(probe))
+
+    weights = jnp.linspace(0.2, 3.0, 5)
+    by_hand = jax.grad(lambda w: loss(w, lambda probe: cross_entropy(probe.logits(), net.y)))(weights)
+    found = jax.grad(lambda w: loss(w, lambda probe: probe.loss()))(weights)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
+    assert (found != 0).all()
 
 
 def test_keys_are_an_examples_own_for_each_purpose(net, keys):

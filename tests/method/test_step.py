@@ -42,6 +42,7 @@ def step_of(objective, statistics):
     network = network_of(make("model", {"type": "cnn", "channels": [2], "dense": 0, "norm": "batch"}), 3)
     pieces = Pieces(
         network,
+        3,
         Objective.model_validate(objective),
         Threat(epsilon=0.2),
         optax.sgd(0.0),

@@ -8,7 +8,7 @@ differentiated.
 import pytest
 
 import llrflow
-from llrflow.program.cost import CROSS_ENTROPY, Count, parts, probes_of
+from llrflow.program.cost import CROSS_ENTROPY, Count, parts, probes_of, warnings_of
 
 PGD = {"p": {"steps": 7}}
 AT_PGD = {"type": "cross_entropy", "at": "p"}
@@ -190,3 +190,12 @@ def test_weight_perturbation_is_a_second_objective_without_its_search(name, once
 def test_counts_add_up_field_by_field():
     assert Count(1, 2, 3).plus(Count(10, 20, 30)) == Count(11, 22, 33)
     assert Count(1, 2, 3).total == 6
+
+
+@pytest.mark.parametrize(
+    ("norm", "terms", "told"), [("batch", "moving", 1), ("batch", "clean", 0), ("group", "moving", 0)]
+)
+def test_moving_statistics_in_terms_are_told(norm, terms, told, program):
+    made = program(llr(2), changes={"model.norm": norm, "train.batch_norm": {"terms": terms}})
+    found = warnings_of(made)
+    assert len(found) == told and all("fine-tuning" in warning for warning in found)

@@ -24,7 +24,7 @@ def pieces_of(norm, terms):
     model = make("model", {"type": "resnet", "widths": [4, 6], "norm": norm})
     statistics = Statistics(terms, terms, "auto")
     network = network_of(model, CLASSES)
-    return Pieces(network, Objective(), Threat(epsilon=0.1), None, None, {}, statistics, 1, "unroll")
+    return Pieces(network, CLASSES, Objective(), Threat(epsilon=0.1), None, None, {}, statistics, 1, "unroll")
 
 
 @pytest.fixture(scope="module")

@@ -121,6 +121,7 @@ class KLDivergence(Component):
     """
 
     needs_perturbation: ClassVar[bool] = True
+    flat_at_zero: ClassVar[bool] = True
 
     direction: Literal["clean_to_perturbed", "perturbed_to_clean"] = "clean_to_perturbed"
     """KL(p || q), or KL(q || p)."""
@@ -138,6 +139,7 @@ class LogitPairing(Component):
     """mean_k (f_k(x + delta) - f_k(x))^2: adversarial logit pairing (Kannan et al. 2018), in squared logits."""
 
     needs_perturbation: ClassVar[bool] = True
+    flat_at_zero: ClassVar[bool] = True
 
     def __call__(self, probe: Probe, delta: jax.Array) -> jax.Array:
         """[B], in squared logits."""

@@ -23,6 +23,7 @@ class LocalLinearity(Component):
     """
 
     needs_perturbation: ClassVar[bool] = True
+    flat_at_zero: ClassVar[bool] = True
 
     def __call__(self, probe: Probe, delta: jax.Array) -> jax.Array:
         """[B], in nats."""
@@ -34,6 +35,7 @@ class GradientInnerProduct(Component):
     """|<delta, grad l(x)>|, in nats: the predicted change of the loss along delta (Qin et al. 2019, Eq. 8)."""
 
     needs_perturbation: ClassVar[bool] = True
+    flat_at_zero: ClassVar[bool] = True
 
     def __call__(self, probe: Probe, delta: jax.Array) -> jax.Array:
         """[B], in nats."""
