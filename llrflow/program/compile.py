@@ -255,6 +255,8 @@ def _check_objective(program: Program) -> None:
             raise
         raise at(spec, "objective", got, "try each one with `llrflow plugins check FILE`") from error
     updating = updating_pass(policy.update, kinds)
+    if made[-1].relative:  # at perturbed images it has the clean batch's statistics, and none of its own
+        kinds = {"clean"}
     if normed and updating not in kinds:
         got = f"never updates the moving statistics: this objective has no {updating} pass with batch statistics"
         raise at(spec, "train.batch_norm", got, "set `update: auto`")

@@ -67,7 +67,8 @@ def _decay(optimizer: Any) -> Iterator[Problem]:
         return
     name = optimizer.registered_as[1]
     if getattr(optimizer, "weight_decay", getattr(optimizer, "weight_decay_rate", None)) is None:
-        yield Problem("optimizer.decayed", f"= 'weights', but {name} decays no weights", "give it a weight_decay")
+        own = next(field for field in ("weight_decay", "weight_decay_rate") if hasattr(optimizer, field))
+        yield Problem("optimizer.decayed", f"= 'weights', but {name} decays no weights", f"give it a {own}")
     elif getattr(optimizer, "decays_all_alike", False):
         got = f"= 'weights', but optax's {name} decays all parameters alike"
         yield Problem("optimizer.decayed", got, "delete it, or choose another optimizer")

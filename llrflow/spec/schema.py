@@ -64,8 +64,11 @@ class BatchNormPolicy(Component):
     @classmethod
     def _alike(cls, raw: Any) -> Any:
         if isinstance(raw, Mapping) and "perturbed" in raw:
-            got = "would compare passes of unlike statistics, those at perturbed images with the clean one"
-            raise_at(("perturbed",), raw["perturbed"], "unlike", f"{got}; write `terms: {raw['perturbed']}`, for both")
+            message = "is no longer a field; delete it, and see `terms`"
+            if raw["perturbed"] == "moving":
+                got = "would compare passes of unlike statistics, those at perturbed images with the clean one"
+                message = f"{got}; write `terms: moving`, for both"
+            raise_at(("perturbed",), raw["perturbed"], "unlike", message)
         return raw
 
 

@@ -17,6 +17,7 @@ PGD = {
     "objective.perturbations.pgd": {"maximize": {"type": "cross_entropy"}, "steps": 2},
     "objective.loss.at": "pgd",
 }
+GROWING = {"type": "linear_schedule", "init_value": 0.01, "end_value": 0.3, "transition_steps": 3}
 STILL = {"type": "sgd", "learning_rate": 0.0}
 EQUAL = {"type": "equal_average", "begin": "50%"}
 
@@ -39,7 +40,7 @@ def by_training(still, state, batches):
             for name, leaves in state.model_state.items()
         }
         start = still.abstract_state()._replace(params=state.ema, model_state=empty, step=np.int32(step))
-        after, _ = still.train_step(still.devices.replicate(start), batch, 0)
+        after, _ = still.train_step(still.devices.replicate(start), batch, int(state.step))
         found.append(still.devices.fetch(after).model_state)
     return averages(jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found))
 
@@ -48,7 +49,11 @@ def averages(model_state):
     return {name: leaves["average"] for name, leaves in model_state.items()}
 
 
-@pytest.mark.parametrize("changes", [{}, PGD, {"data.augment": {"flip": {"type": "flip"}}}], ids=["llr", "pgd", "flip"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {**PGD, "objective.perturbations.pgd.epsilon": GROWING}, {"data.augment": {"flip": {"type": "flip"}}}],
+    ids=["llr", "pgd with a schedule", "flip"],
+)
 def test_statistics_are_those_that_training_would_leave_at_the_averaged_parameters(load, train, changes):
     program = compiled(load, **changes, **{"train.steps": 6})
     state = train(program, 6)[0][-1]

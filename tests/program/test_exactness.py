@@ -133,7 +133,7 @@ def test_g_vanishes_at_the_clean_image(kind, batch):
     assert zero <= (1e-12 if DOUBLE else 2e-6) and elsewhere > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["batch", "moving"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_policy_compares_both_sides_of_a_divergence_alike(kind, batch):
     """A term of two passes is zero where they are one: it was not, with moving statistics at perturbed images alone."""
     pieces = pieces_of("batch", kind)

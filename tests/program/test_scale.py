@@ -97,6 +97,8 @@ def test_logits_of_a_bfloat16_network_are_computed_in_float32(model):
     )
     assert {v.aval.dtype for v in (*last.invars, *last.outvars)} == {jnp.dtype("float32")}
     assert {v.aval.dtype for e in others for v in e.invars} <= {jnp.dtype("bfloat16")}
+    pooled = [e for e in equations(jax.make_jaxpr(logits)(*variables).jaxpr) if e.primitive.name == "reduce_sum"]
+    assert {v.aval.dtype for e in pooled for v in e.outvars} <= {jnp.dtype("float32")}
     values = jax.jit(logits)(*variables)
     assert np.mean(values == values.astype(jnp.bfloat16)) < 0.1
 

@@ -133,8 +133,9 @@ def test_adversarial_training_updates_the_statistics_from_the_perturbed_pass(pro
         ({}, {"update": "perturbed"}),
         (ADVERSARIAL, {"update": "clean"}),
         (KL, {"terms": "moving", "update": "perturbed"}),
+        (KL, {"terms": "clean", "update": "perturbed"}),
     ],
-    ids=["perturbed without such a pass", "clean without such a pass", "from a pass that does not compute any"],
+    ids=["perturbed without such a pass", "clean without such a pass", "moving ones only", "the clean batch's only"],
 )
 def test_a_policy_that_never_updates_the_statistics_is_refused(program, objective, policy):
     with pytest.raises(llrflow.SpecError, match=r"train\.batch_norm"):

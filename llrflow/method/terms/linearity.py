@@ -18,8 +18,8 @@ from llrflow.method.probe import Probe
 class LocalLinearity(Component):
     """g(delta; x) = |l(x + delta) - l(x) - <delta, grad l(x)>|, in nats (Qin et al. 2019, Eq. 5).
 
-    Its maximum over the ball is the local linearity measure gamma(epsilon, x). Its gradient is zero at
-    delta = 0, so a search that maximises it must start inside the ball.
+    Its maximum over the ball is the local linearity measure gamma(epsilon, x). Its gradient is zero at delta = 0 (where
+    examples are independent of each other), so a search that maximises it must start inside the ball.
     """
 
     needs_perturbation: ClassVar[bool] = True
