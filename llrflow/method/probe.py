@@ -140,8 +140,8 @@ class Probe:
     def input_gradient(self, delta: jax.Array | None = None, constant: bool = False) -> jax.Array:
         """grad l(x + delta), [B,H,W,C], in nats per pixel unit; `constant` stops its derivative.
 
-        Any function of it can be differentiated, in reverse mode, at 1 forward-mode and 2 reverse passes a point however
-        many terms ask: no double backpropagation is made (`llrflow.method.input_gradient`).
+        Any function of it can be differentiated, in reverse mode, at 1 forward-mode and 2 reverse passes a point
+        however many terms ask: no double backpropagation is made (`llrflow.method.input_gradient`).
         """
         self._at(delta, differentiated=not constant)
         gradient = self._gradient(delta)
