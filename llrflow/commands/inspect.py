@@ -18,7 +18,7 @@ NOT_PREPARED = (
 @click.command()
 @spec_argument
 @json_option
-def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
+def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool) -> None:
     """Check SPEC: every key and value, the plugins, the dataset, and whether batches fit the devices.
 
     Makes no run folder.
@@ -32,7 +32,7 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     from llrflow.spec.load import load_spec
     from llrflow.spec.resolve import spec_hash
 
-    loaded = load_spec(str(spec), changes)
+    loaded = load_spec(str(spec), changes, on)
     program, trials = compile_spec(loaded, facts_of=describe_or_known), []
     hosts = loaded.devices.hosts
     if loaded.devices.count is not None and loaded.train.batch_size % (together := hosts * len(program.devices)):
@@ -67,7 +67,13 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
 )
 @json_option
 def plan(
-    spec: Path, changes: dict[str, Any], devices: int | None, measure: bool, compiled: bool | None, as_json: bool
+    spec: Path,
+    on: Path | None,
+    changes: dict[str, Any],
+    devices: int | None,
+    measure: bool,
+    compiled: bool | None,
+    as_json: bool,
 ) -> None:
     """Show what SPEC costs: parameters, steps, forward-equivalents by part, flops, memory, and with --measure time.
 
@@ -76,13 +82,13 @@ def plan(
     \b
     Examples:
       llrflow plan specs/quickstart.yaml --measure
-      llrflow plan specs/imagenet_llr_resnet152.yaml --devices 128
+      llrflow plan specs/methods/llr.yaml --on specs/datasets/imagenet2012.yaml --devices 128
     """
     from llrflow.program.cost import plan as make_plan
     from llrflow.program.estimate import devices_of, program_of_share
     from llrflow.spec.load import load_spec
 
-    loaded = load_spec(str(spec), changes)
+    loaded = load_spec(str(spec), changes, on)
     program, count = program_of_share(loaded, devices_of(loaded) if devices is None else devices)
     result = make_plan(program, count, measure, compiled)
     if loaded.sweep is not None:

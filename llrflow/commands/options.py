@@ -26,7 +26,7 @@ def overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 
 
 def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """SPEC and --set, as every command on a spec takes them."""
+    """SPEC, --on and --set, as every command on a spec takes them."""
     command = click.option(
         "--set",
         "changes",
@@ -34,6 +34,12 @@ def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="PATH=VALUE",
         callback=overrides,
         help="Change one value of the spec; repeatable.",
+    )(command)
+    command = click.option(
+        "--on",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="Put SPEC's method on the dataset, model, threat, training and evaluation of this spec.",
     )(command)
     return click.argument("spec", type=click.Path(path_type=Path))(command)
 

@@ -35,6 +35,7 @@ MASKED = 3
 @json_option
 def run(
     spec: Path,
+    on: Path | None,
     changes: dict[str, Any],
     out: Path | None,
     fresh: bool,
@@ -59,6 +60,7 @@ def run(
     Examples:
       llrflow run specs/quickstart.yaml
       llrflow run specs/quickstart.yaml --set objective.terms.gamma.weight=2 --out runs/weaker
+      llrflow run specs/methods/trades.yaml --on specs/datasets/cifar10.yaml
       llrflow run specs/quickstart.yaml --coordinator node1:7654 --process 1 --processes 4
       llrflow run specs/quickstart.yaml --set devices.hosts=4 --address auto
     """
@@ -68,7 +70,7 @@ def run(
         from llrflow.runs.pipeline import run as run_spec
         from llrflow.spec.load import load_spec
 
-        loaded = load_spec(str(spec), changes)
+        loaded = load_spec(str(spec), changes, on)
         if index:
             return assist(loaded)
         if loaded.sweep is not None:
@@ -80,7 +82,7 @@ def run(
     if address is not None and not supervised:
         if joins:
             raise SpecError("--address", "starts the processes itself", "leave --coordinator and its like out")
-        return _on_hosts(spec, changes, out, fresh, address, 3 if retries is None else retries)
+        return _on_hosts(spec, on, changes, out, fresh, address, 3 if retries is None else retries)
     if retries is not None and not supervised:
         raise SpecError("--retries", "has no effect without --address", "give both")
     if not joins:
@@ -90,14 +92,16 @@ def run(
     return run_in_group(Place.of(coordinator, process, processes, supervised), train)
 
 
-def _on_hosts(spec: Path, changes: dict[str, Any], out: Path | None, fresh: bool, address: str, retries: int) -> None:
+def _on_hosts(
+    spec: Path, on: Path | None, changes: dict[str, Any], out: Path | None, fresh: bool, address: str, retries: int
+) -> None:
     ray_environment()
     from llrflow.commands.supervisor import run_on_hosts
     from llrflow.spec.load import load_spec
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # the driver says what was lost
     arguments = click.get_current_context().find_root().obj
-    run_on_hosts(load_spec(str(spec), changes), arguments, out, fresh, address, retries)
+    run_on_hosts(load_spec(str(spec), changes, on), arguments, out, fresh, address, retries)
 
 
 @click.command()

@@ -22,6 +22,7 @@ from llrflow.commands.options import json_option, print_json, spec_argument
 @json_option
 def sweep(
     spec: Path,
+    on: Path | None,
     changes: dict[str, Any],
     out: Path | None,
     address: str,
@@ -49,7 +50,7 @@ def sweep(
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # its errors are in the table
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    loaded = load_spec(str(spec), changes)
+    loaded = load_spec(str(spec), changes, on)
     record = run_sweep(loaded, out, address, resume, quiet=as_json, mirror=mirror)
     folder = folder_of(loaded, out)
     if as_json:

@@ -263,6 +263,11 @@ COMMANDS = {
         ["run", "{spec}", "--set", "name.x=4"],
         r"error: --set name\.x: name is no mapping but 'tiny'.*; set name itself",
     ),
+    "on no spec": (["run", "{spec}", "--on", "absent.yaml"], r"error: absent\.yaml: does not exist; check the path"),
+    "on a spec that does not go with it": (
+        ["run", "{spec}", "--on", "{spec}", "--set", "objective.terms.gamma.at=pgd"],
+        r"error: --set objective\.terms\.gamma\.at: .* is not a perturbation of this objective; .*",
+    ),
     "fresh without a folder": (
         ["run", "{spec}", "--fresh"],
         r"error: --fresh: deletes .*; name the folder with --out DIR",
