@@ -142,9 +142,15 @@ MOST_OF_A_SWEEP = 4
 
 def _best_runs(sweep: ReadSweep, prefix: str) -> dict[Path, str]:
     """Run folders of the best configurations, with what to call them."""
-    record = sweep.record
-    chosen = [record.trials[c.trials[0]] for c in record.configurations if c.excluded is None][:MOST_OF_A_SWEEP]
-    return {sweep.path / "runs" / trial.run: f"{prefix}trial {trial.number}" for trial in chosen}
+    record, found = sweep.record, {}
+    able = [c for c in record.configurations if c.excluded is None]
+    winners = [c for c in able if c.configuration in record.winners.values()]
+    for configuration in (winners or able)[:MOST_OF_A_SWEEP]:
+        trial, seeds = record.trials[configuration.trials[0]], len(configuration.trials)
+        variant = f"{trial.variant}, " if trial.variant else ""
+        one_of = f", seed {trial.seed}" if seeds > 1 else ""
+        found[sweep.path / "runs" / trial.run] = f"{prefix}{variant}trial {trial.number}{one_of}"
+    return found
 
 
 def _sweep(path: Path) -> ReadSweep:

@@ -194,6 +194,27 @@ def _population(sweep: Sweep) -> Iterator[Problem]:
         yield Problem("sweep.parameters", f"has nothing that {label} could change", "add a parameter")
 
 
+def _variants(sweep: Sweep) -> Iterator[Problem]:
+    """What methods that are to be compared cannot have, and what does not go with them."""
+    for name, variant in sweep.variants.items():
+        for key in [] if isinstance(variant, str) else variant:
+            if key != "extends" and key.split(".")[0] in NOT_SWEPT:
+                yield Problem(f"sweep.variants.{name}", f"sets {key}, which variants share", "set it for all")
+    for name, domain in sweep.parameters.items():
+        variant = domain.when.get("variant")
+        if variant is not None and variant not in sweep.variants:
+            fix = suggest(variant, sweep.variants) if sweep.variants else "add `variants`, or delete it"
+            yield Problem(f"sweep.parameters.{name}.when", f"names {variant!r}, which is no variant", fix)
+    if not sweep.variants:
+        return
+    if sweep.search.learns:
+        got = f"= {sweep.search.type!r} would learn from trials of all variants together"
+        yield Problem("sweep.search.type", got, "use grid or random")
+    if sweep.scheduler.registered_as[1] != "fifo":
+        got = f"({sweep.scheduler.label()}) would stop trials of one variant for those of another"
+        yield Problem("sweep.scheduler", got, "delete it")
+
+
 def _sweep(spec: Spec) -> Iterator[Problem]:
     sweep, seen = spec.sweep, {}
     if sweep is None:
@@ -209,15 +230,20 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
         if path.split(".")[0] in NOT_SWEPT or path in NOT_SWEPT:
             fix = "use `seeds` for several runs of one configuration" if path == "seed" else "choose another path"
             yield Problem(place, f"sets {path}, which cannot be swept", fix)
-        if path in seen:
-            yield Problem(place, f"sets {path}, as {seen[path]!r} does", "delete one of them")
-        seen[path] = name
+        variant = domain.when.get("variant")
+        for other, (taken, theirs) in seen.items():
+            if taken == path and (variant == theirs or None in (variant, theirs)):
+                yield Problem(place, f"sets {path}, as {other!r} does", "delete one of them")
+        seen[name] = path, variant
         if grid and domain.listed() is None:
             yield Problem(place, f"({domain.label()}) has no list of values", "use choice, or `search: {type: random}`")
     if grid and sweep.trials is not None:
         yield Problem("sweep.trials", "has no effect on a grid, which tries everything", "delete it")
-    if not grid and sweep.trials is None:
+    if not (sweep.parameters or sweep.variants):
+        yield Problem("sweep.parameters", "varies nothing", "add a parameter, or `variants`")
+    if not grid and sweep.trials is None and sweep.parameters:
         yield Problem("sweep", "has no `trials`", "give the number of draws, or `search: {type: grid}`")
+    yield from _variants(sweep)
     yield from _rounds(sweep)
     if sweep.scheduler.is_population:
         yield from _population(sweep)

@@ -29,7 +29,8 @@ from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.decisions.guard import broken_down
-from llrflow.sweep.space.trials import base_of, look_block, look_label, sweep_of
+from llrflow.sweep.space.trials import base_of, load_trial, look_block, look_label, sweep_of
+from llrflow.sweep.space.variants import VARIANT
 from llrflow.sweep.tracking.looks import evaluation_of, look_at, record_of
 from llrflow.sweep.tracking.storage import Ended, Storage
 
@@ -55,6 +56,11 @@ def _spec(path: Path, start: str) -> Spec:
         got = "is not there on this node"
         raise DataError(str(path), got, "the sweep's folder must be shared by all nodes under one path")
     return load_spec(path)
+
+
+@functools.lru_cache(maxsize=8)
+def _base(path: Path, start: str, variant: str | None) -> dict[str, Any]:
+    return base_of(_spec(path, start), variant)
 
 
 class TrialRunner(Trainable):
@@ -176,7 +182,8 @@ class TrialRunner(Trainable):
         return broken_down(sweep.rung, [look for look in looks if look is not None])
 
     def _trial(self, spec: Spec) -> Spec:
-        return load_spec(base_of(spec), self._config["overrides"])
+        overrides, path = self._config["overrides"], Storage(Path(self._config["storage"])).spec
+        return load_trial(spec, _base(path, self._config["start"], overrides.get(VARIANT)), overrides, overrides)
 
     def _open(self, trial: Spec, path: Path) -> Session:
         if self._session is None:

@@ -52,7 +52,7 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
         "scheduler": sweep.scheduler.registered_as[1],
     }
     if sweep.escalate is not None:
-        finalists = sorted(stronger)[-sweep.escalate.top * sweep.seeds :]
+        finalists = sorted(stronger)[-sweep.escalate.top * sweep.seeds * max(1, len(sweep.variants)) :]
         result["escalation_forwards"] = sum(finalists)
     if step_seconds is not None:
         result["training_hours"] = steps * step_seconds / 3600

@@ -128,6 +128,7 @@ class Mirror:
         # sweep.yaml makes it a sweep; draws.json and lines.json have what runs before it runs.
         there.put_changed([storage.spec, storage.path / "draws.json", storage.path / "lines.json", storage.table])
         there.put_or_delete(storage.best)
+        there.put_changed(sorted(storage.path.glob("best-*.yaml")))
         there.put_changed([storage.record])
 
     def _copy_run(self, name: str) -> None:

@@ -47,6 +47,8 @@ class TrialRecord(Record):
     seed: int
     run: str
     """Its folder below runs/."""
+    variant: str | None = None
+    """Where the sweep has variants."""
     parameters: dict[str, Any]
     """The swept values, by the parameter's name."""
     state: State
@@ -82,6 +84,7 @@ class ConfigurationRecord(Record):
     """The trials that differ in their seed alone."""
 
     configuration: int
+    variant: str | None = None
     parameters: dict[str, Any]
     trials: list[int]
     finished: int
@@ -131,9 +134,15 @@ class SweepRecord(Record):
     """Best first."""
     best: int | None
     """Number of the first trial of the best configuration."""
+    winners: dict[str, int] = {}
+    """By variant the best of its configurations."""
     workers: list[WorkerRecord]
     """Since the last start."""
     versions: dict[str, str]
+
+    def configuration(self, number: int) -> ConfigurationRecord:
+        """A configuration by its number."""
+        return next(one for one in self.configurations if one.configuration == number)
 
     def of_state(self, *states: State) -> list[TrialRecord]:
         """The trials in these states."""
