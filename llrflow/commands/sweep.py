@@ -95,7 +95,7 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
             f"training step compiled {most} time(s), {worker.compilations} compilations in all"
         )
     lines.append(f"{record.steps_trained:,} steps trained in all; {record.seconds:.1f} s")
-    won = f"best: trial {record.best}, llrflow run {folder}/best.yaml"
+    won = f"best: trial {record.best}, {record.chosen_on}; llrflow run {folder}/best.yaml"
     none = "no trial can win: none finished without signs of gradient masking"
     for line in (*lines, none if record.best is None else won):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

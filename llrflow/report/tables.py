@@ -218,7 +218,7 @@ def configurations(sweep: ReadSweep, name: str) -> Table:
     counted = ("trial", "trials")[len(record.trials) != 1]
     title = f"Sweep {record.name}: {len(record.trials)} {counted}, {record.steps_trained:,} steps, {record.state}"
     headings = ["trial", record.metric, *([", ".join(presets)] if presets else []), "nominal", *names, "state"]
-    note = "Only what finished with every seed can win."
+    note = f"Only what finished with every seed can win, {record.chosen_on}; nominal accuracy is that on test images."
     if presets:
         note += " Those that were attacked again with stronger attacks are ranked by what these left."
     return Table(f"{name}-configurations", title, headings, rows, note)
