@@ -111,6 +111,9 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
         f"{result['steps']:,} steps of {result['batch_size']} images, "
         f"{result['per_device_batch']} on each of {result['devices']} {result['platform']} device(s)"
     )
+    if result["validation_images"]:
+        images = "{training_images:,} images to train on, {validation_images:,} held back from training"
+        yield f"{images} (data.validation = {{held_back}})".format(**result)
     for role, choice in result["pipelines"].items():
         yield f"{role} images {choice['pipeline']}: {choice['why']}"
     yield "cost of a step in passes over the network, each about one forward pass (F):"

@@ -88,6 +88,7 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
+    _print_methods(console, folder, record)
     failed = record.of_state("failed")
     lines = [f"trial {trial.number} failed: {trial.error} (traceback: {folder}/sweep.json)" for trial in failed]
     lines += [f"trial {t.number} stopped at step {t.step}: {t.stopped}" for t in record.trials if t.stopped]
@@ -102,6 +103,25 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def _print_methods(console: Any, folder: Path, record: Any) -> None:
+    """Methods by attacks, as in the report, where there are variants or seeds."""
+    from rich.table import Table
+
+    from llrflow.report.methods import methods, table, tests
+    from llrflow.report.read import ReadSweep
+
+    sweep = ReadSweep(folder, record)
+    if not (found := methods(sweep)):
+        return
+    for made in filter(None, (table(sweep, "sweep", found), tests("sweep", found))):
+        shown = Table(title=made.title, title_justify="left", caption=made.note, caption_justify="left", box=None)
+        for number, heading in enumerate(made.headings):
+            shown.add_column(heading, justify="right" if number else "left", overflow="fold")
+        for row in made.rows:
+            shown.add_row(*row)
+        console.print(shown)
+
+
 def _won(folder: Path, record: Any) -> Iterator[str]:
     """Who won, of all and of each variant, and the spec that runs it again."""
     from llrflow.base.shown import measured
@@ -114,4 +134,5 @@ def _won(folder: Path, record: Any) -> Iterator[str]:
         value = measured(record.metric, one.mean, one.spread)
         many = f"s {', '.join(map(str, one.trials))}, mean of {len(one.trials)} seeds" if len(one.trials) > 1 else ""
         of, file = (f" of {name}", f"best-{name}.yaml") if name else ("", "best.yaml")
-        yield f"best{of}: trial{many or f' {one.trials[0]}'}, {record.metric} {value}; llrflow run {folder}/{file}"
+        again = f"llrflow run {folder}/{file}"
+        yield f"best{of}: trial{many or f' {one.trials[0]}'}, {record.metric} {value}, {record.chosen_on}; {again}"

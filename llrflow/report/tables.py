@@ -222,7 +222,7 @@ def configurations(sweep: ReadSweep, name: str) -> Table:
     title = f"Sweep {record.name}: {len(record.trials)} {counted}, {record.steps_trained:,} steps, {record.state}"
     told = [*(["variant"] if variants else []), *names]
     headings = ["trial", record.metric, *([", ".join(presets)] if presets else []), "nominal", *told, "state"]
-    note = "Only what finished with every seed can win."
+    note = f"Only what finished with every seed can win, {record.chosen_on}; nominal accuracy is that on test images."
     if seeds > 1:
         headings[0] = "trials"
         note += " Accuracies are means over seeds; after ± the standard deviation (n - 1)."

@@ -6,6 +6,7 @@
     checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step; in a step's folder
                      statistics.npz, BatchNorm statistics of averaged parameters
     evaluation/      <step>.json (EvaluationRecord), <step>.<attack>.npz (verdicts), <step>.npz (images to look at)
+    validation/      evaluations likewise, of images held back from training: looks by which something was chosen
     events/          TensorBoard
 
 metrics.jsonl holds no times: an interrupted and resumed run writes the same bytes as an unbroken one.
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 
 from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.base.files import sole_owner, write_atomic
-from llrflow.runs.records import EVALUATION_FORMAT, FORMAT, EvaluationRecord, RunRecord
+from llrflow.runs.records import EVALUATION_FORMAT, FORMAT, EvaluationRecord, Images, RunRecord
 
 
 class RunFolder:
@@ -35,9 +36,13 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.spec, self.run, self.metrics = (self.path / n for n in ("spec.yaml", "run.json", "metrics.jsonl"))
-        self.checkpoints, self.evaluation, self.events = (
-            self.path / n for n in ("checkpoints", "evaluation", "events")
+        self.checkpoints, self.evaluation, self.validation, self.events = (
+            self.path / n for n in ("checkpoints", "evaluation", "validation", "events")
         )
+
+    def evaluations_of(self, images: Images) -> Path:
+        """Where evaluations of test or of validation images are kept."""
+        return self.evaluation if images == "test" else self.validation
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -61,7 +66,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete a run's files, and nothing that a run does not write."""
-        for path in (self.checkpoints, self.evaluation, self.events):
+        for path in (self.checkpoints, self.evaluation, self.validation, self.events):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.spec, self.metrics, self.run):  # last what marks the folder as a run's
             path.unlink(missing_ok=True)

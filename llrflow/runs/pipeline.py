@@ -14,17 +14,17 @@ from typing import Any
 from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import say
-from llrflow.data.pipelines import open_split
+from llrflow.data.pipelines import Role, open_split, roles
 from llrflow.data.split import Split
 from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.group import Group
 from llrflow.runs.averages import estimated, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator
-from llrflow.runs.folder import RunFolder, label_of
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import StopRequest, stop_requests
 from llrflow.runs.ledger import Ledger, earlier, new_record
-from llrflow.runs.records import DataRecord, EvaluationRecord, RunRecord, versions
+from llrflow.runs.records import DataRecord, EvaluationRecord, Images, RunRecord, versions
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.runs.train import Log, Trainer, begin, receive
 from llrflow.spec.load import at
@@ -61,7 +61,7 @@ class Session:
         self,
         program: Program,
         group: Group,
-        splits: tuple[Split, Split],
+        splits: dict[Role, Split],
         folder: RunFolder,
         checkpoints: Checkpoints,
         ledger: Ledger,
@@ -69,11 +69,11 @@ class Session:
         quiet: bool,
     ) -> None:
         self.program, self.group, self.folder = program, group, folder
-        self._train, self._test = splits
+        self._splits = splits
         self._ledger, self._checkpoints, self._stop, self._quiet = ledger, checkpoints, stop, quiet
         self._surrogates = surrogates_of(program)
         log = Log(folder, checkpoints, ledger.record.spec_hash)
-        self._trainer = Trainer(program, group, self._train, log, quiet)
+        self._trainer = Trainer(program, group, splits["train"], log, quiet)
         self._state = begin(program, group, folder, checkpoints, say)
 
     @property
@@ -87,15 +87,16 @@ class Session:
             with self._ledger.timing(self._trainer.seconds):
                 self._state = self._trainer.train(self._state, self._stop, until)
         finally:
-            if self._train.corrupt:  # an earlier attempt may have met others
-                found = dict.fromkeys([*self._ledger.record.corrupt, *self._train.corrupt_names()])
+            if corrupt := self._splits["train"].corrupt_names():  # an earlier attempt may have met others
+                found = dict.fromkeys([*self._ledger.record.corrupt, *corrupt])
                 self._ledger.update(corrupt=list(found))
                 say(f"{len(found)} training images cannot be decoded; others took their place")
 
-    def look(self, block: Evaluate) -> EvaluationRecord:
-        """Evaluate the present state with a block of its own; its record is evaluation/<step>-<hash>.json."""
+    def look(self, block: Evaluate, label: str, images: Images) -> EvaluationRecord:
+        """Evaluate the present state with a block of its own; its record is evaluation/<step><label>.json, or in
+        validation/ that of images held back."""
         spec = self.program.spec.model_copy(update={"evaluate": block})
-        return self._evaluate(spec, "look", label_of(block.model_dump()))
+        return self._evaluate(spec, "look", label, images)
 
     def evaluate(self) -> Run:
         """Evaluate the trained state as the spec says, and finish the run.
@@ -109,24 +110,25 @@ class Session:
         self._ledger.update(state="finished")
         return Run(self.folder.path, self._ledger.record, evaluation)
 
-    def _evaluate(self, spec: Spec, part: str, label: str = "") -> EvaluationRecord:
+    def _evaluate(self, spec: Spec, part: str, label: str = "", images: Images = "test") -> EvaluationRecord:
         program = Program(spec, self.program.facts, self.program.devices.alone())
         seconds: dict[str, float] = {}
         with self._ledger.timing(seconds), _stopwatch(seconds, part):
             state = program.devices.fetch(self._state)
-            estimate = partial(estimated, program, state, lambda: self._train, self._stop, self._quiet)
-            state, images = with_statistics(program, state, self._checkpoints, program.evaluated_parameters, estimate)
+            estimate = partial(estimated, program, state, lambda: self._splits["train"], self._stop, self._quiet)
+            state, used = with_statistics(program, state, self._checkpoints, program.evaluated_parameters, estimate)
             evaluator = Evaluator(
                 program,
                 state,
-                self._test,
+                self._splits[images],
                 self.folder,
                 self._ledger.record.spec_hash,
                 self._stop,
                 self._quiet,
                 label,
                 surrogates=self._surrogates,
-                statistics_images=images,
+                statistics_images=used,
+                images=images,
             )
             return evaluator.evaluate()
 
@@ -139,16 +141,18 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
     program = compile_spec(spec)
     group = _group(program)
     with located(spec):
-        splits = open_split(spec.data, "train"), open_split(spec.data, "test")
+        splits: dict[Role, Split] = {role: open_split(spec.data, role, spec.seed) for role in roles(spec.data)}
+    train = splits["train"]
     data = DataRecord(
         image_shape=program.image_shape,
         classes=program.classes,
-        fingerprint=splits[0].fingerprint,
-        train=len(splits[0]),
-        test=len(splits[1]),
+        fingerprint=train.fingerprint,
+        train=len(train),
+        test=len(splits["test"]),
+        validation=program.facts.validation,
     )
     digest = spec_hash(program.spec)
-    group.agree(agreed(digest, splits[0]))
+    group.agree(agreed(digest, train))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
     with folder.owned(), stop_requests() as stop:
         before = None if fresh else earlier(folder, digest, data)
@@ -173,7 +177,7 @@ def assist(spec: Spec) -> None:
     program = compile_spec(spec)
     group = _group(program)
     with located(spec):
-        split = open_split(spec.data, "train")
+        split = open_split(spec.data, "train", spec.seed)
     group.agree(agreed(spec_hash(program.spec), split))
     with stop_requests() as stop:
         Trainer(program, group, split, None, quiet=True).train(receive(program, group), stop)

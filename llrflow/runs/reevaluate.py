@@ -18,7 +18,9 @@ from llrflow.runs.interrupt import stop_requests
 from llrflow.runs.model import chosen_step, stored_run
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import evaluate_block
+from llrflow.runs.records import Images
 from llrflow.runs.surrogates import surrogates_of
+from llrflow.spec.load import at
 
 
 def evaluate_run(
@@ -29,6 +31,7 @@ def evaluate_run(
     export: bool = False,
     studies: Sequence[str] = (),
     devices: int | None = None,
+    images: Images = "test",
 ) -> Run:
     """Evaluate a checkpoint of a run folder, with its spec's attacks or others.
 
@@ -36,7 +39,8 @@ def evaluate_run(
     `attacks` names a preset or a YAML file, or is a mapping as under `evaluate.attacks` or of a whole `evaluate`
     block; its record is evaluation/<step>-<hash>.json. `export` writes the images that each attack found. Raises
     CheckpointError when no intact checkpoint is there. `studies` (strength, linearity, surface) are made besides.
-    `devices` is their number, by default all.
+    `devices` is their number, by default all. `images` held back from training are evaluated in the place of test
+    images if so wanted, and recorded in validation/. Raises SpecError where the run held none back.
     """
     folder = RunFolder(Path(path))
     overrides: dict[str, Any] = {"devices.count": devices}
@@ -50,18 +54,20 @@ def evaluate_run(
     wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
     if wanted:
         _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
+    if images == "validation" and spec.data.validation is None:
+        raise at(spec, "data.validation", "holds back no images to evaluate", "train again with it, such as 0.1")
     program = compile_spec(spec, training=False)
     checkpoints = Checkpoints(folder.checkpoints)
     with located(spec):
-        split = open_split(spec.data, "test")
+        split = open_split(spec.data, images, spec.seed)
     with folder.owned(), stop_requests() as stop:
         chosen = chosen_step(checkpoints, _best(folder, checkpoints) if step == "best" else step)
         state = checkpoints.restore(program.abstract_state(), chosen)
         others = surrogates_of(program)
         estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
-        state, images = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
+        state, used = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
         evaluator = Evaluator(
-            program, state, split, folder, record.spec_hash, stop, quiet, label, export, others, images
+            program, state, split, folder, record.spec_hash, stop, quiet, label, export, others, used, images
         )
         evaluation = evaluator.evaluate()
     return Run(folder.path, record, evaluation)

@@ -224,6 +224,9 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
         yield Problem(
             "devices.hosts", got, "delete it, and run the winner with `--set devices.hosts=`, or delete `sweep`"
         )
+    if sweep.decide_on == "validation" and spec.data.validation is None:
+        fix = "hold images back by `data.validation`, such as 0.1, or say `sweep.decide_on: test`"
+        yield Problem("sweep", "would choose by test images", fix)
     grid = sweep.search.type == "grid"
     for name, domain in sweep.parameters.items():
         place, path = f"sweep.parameters.{name}", domain.path or name

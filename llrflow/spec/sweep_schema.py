@@ -199,6 +199,10 @@ class Sweep(Component):
     mode: Literal["auto", "max", "min"] = "auto"
     """Whether the metric should be high or low; `auto`: accuracies high, everything else low."""
 
+    decide_on: Literal["validation", "test"] = "validation"
+    """Images that trials are looked at on: those that `data.validation` holds back, or test images, whose accuracy
+    then says too much of the winner."""
+
     rung: Rung = Rung()
     """Looks at a trial while it trains."""
 

@@ -145,6 +145,22 @@ SPECS = {
         {"devices.hosts": 2, "sweep": {"parameters": {"seed": {"type": "choice", "values": [1]}}, "trials": 1}},
         [r"devices\.hosts = 2, and a trial of a sweep runs on one host", "delete it", "or delete `sweep`"],
     ),
+    "a sweep that would choose by test images": (
+        {"sweep": {"parameters": {"train.ema": {"type": "choice", "values": [0.9]}}, "trials": 1}},
+        [r"sweep would choose by test images", "`data.validation`, such as 0.1, or say `sweep.decide_on: test`"],
+    ),
+    "more held back than there is": (
+        {"data.validation": 1437},
+        [r"data\.validation = 1437 leaves none of 1437 training images", "hold back fewer"],
+    ),
+    "a class without training images": (
+        {"data.validation": 0.99, "train.batch_size": 2},
+        [r"data\.validation = 0\.99 leaves class '\d' \(and \d more\) without training images", "hold back fewer"],
+    ),
+    "a share of all images": (
+        {"data.validation": 1.0},
+        [r"data\.validation = 1\.0 holds back no part", "write a share between 0 and 1, a number"],
+    ),
     "hosts that ask for nothing": (
         {"devices.resources.cpu": 0},
         [r"devices\.resources asks for nothing", "`cpu`, `gpu` or `custom`"],

@@ -21,7 +21,8 @@ def sweeping(tiny):
                 "times": 0.75,
             },
         }
-        spec["sweep"] = {"trials": 4, "concurrency": 2, "rung": {"every": 4}, "parameters": weights, **fields}
+        defaults = {"trials": 4, "decide_on": "test", "concurrency": 2, "rung": {"every": 4}}
+        spec["sweep"] = {**defaults, "parameters": weights, **fields}
         return spec
 
     return make

@@ -134,7 +134,8 @@ class TrialRunner(Trainable):
         label, record = look_label(trial, sweep), record_of(folder)
         reached = 0 if record is None else record.step
         target = rungs[self._reported]
-        report = look_at(folder, target, label) if target <= reached else None
+        on = sweep.decide_on
+        report = look_at(folder, target, label, on) if target <= reached else None
         if report is None:
             if not folder.run.exists():
                 self._take_over(storage, trial, folder)
@@ -142,8 +143,8 @@ class TrialRunner(Trainable):
             # The run has gone past rungs that nobody looked at: only where it stands can be looked at now.
             self._reported += sum(step < opened.step for step in rungs[self._reported :])
             opened.train(rungs[self._reported])
-            opened.look(look_block(trial, sweep))
-            report = look_at(folder, opened.step, label)
+            opened.look(look_block(trial, sweep, last=opened.step == rungs[-1]), label, on)
+            report = look_at(folder, opened.step, label, on)
             assert report is not None
         last = rungs[self._reported] == rungs[-1]
         finished = record is not None and record.state == "finished"
@@ -178,7 +179,7 @@ class TrialRunner(Trainable):
         """What the guard says of the rungs that were reported."""
         if sweep.rung.guard is None:
             return None
-        looks = [look_at(folder, step, label) for step in self._config["rungs"][: self._reported]]
+        looks = [look_at(folder, step, label, sweep.decide_on) for step in self._config["rungs"][: self._reported]]
         return broken_down(sweep.rung, [look for look in looks if look is not None])
 
     def _trial(self, spec: Spec) -> Spec:

@@ -31,9 +31,14 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
         training += sum(t.rungs[-1] for t in same) * trial.spec.train.batch_size * step
         block = look_block(trial.spec, sweep)
         escalated = {} if sweep.escalate is None else preset_attacks(sweep.escalate.attacks)
+        deciding = program.facts.test if sweep.decide_on == "test" else program.facts.validation
         look, final, finalist = (
-            program.facts.test * (1 + sum(a.forwards(trial.spec.threat, program.classes) for a in attacks.values()))
-            for attacks in (block.attacks, trial.spec.evaluate.attacks, escalated)
+            images * (1 + sum(a.forwards(trial.spec.threat, program.classes) for a in attacks.values()))
+            for images, attacks in (
+                (deciding, block.attacks),
+                (program.facts.test, trial.spec.evaluate.attacks),
+                (deciding, escalated),
+            )
         )
         stronger += [finalist] * len(same)
         looks += sum(len(t.rungs) for t in same) * look

@@ -159,14 +159,18 @@ def kinds_of(trials: Iterable[Trial]) -> list[list[Trial]]:
     return list(found.values())
 
 
-def look_block(spec: Spec, sweep: Sweep) -> Evaluate:
-    """What a look at a rung evaluates: the cheap attacks on every test image, nothing else."""
-    nothing = {"strength": None, "linearity": None, "surface": None, "checks": Checks(examples=0), "cascade": False}
-    return spec.evaluate.model_copy(update={"attacks": sweep.rung.attacks, **nothing})
+def look_block(spec: Spec, sweep: Sweep, last: bool = False) -> Evaluate:
+    """What a look at a rung evaluates: the cheap attacks on every image, nothing else.
+
+    At the last rung also the checks for masking, where test images are not to exclude a trial by theirs.
+    """
+    nothing = {"strength": None, "linearity": None, "surface": None, "cascade": False}
+    checks = spec.evaluate.checks if last and sweep.decide_on == "validation" else Checks(examples=0)
+    return spec.evaluate.model_copy(update={"attacks": sweep.rung.attacks, "checks": checks, **nothing})
 
 
 def look_label(spec: Spec, sweep: Sweep) -> str:
-    """Of the records of looks: evaluation/<step><label>.json."""
+    """Of the records of all looks at a trial: <step><label>.json."""
     return label_of(look_block(spec, sweep).model_dump())
 
 

@@ -149,7 +149,8 @@ class Mirror:
         there.put_changed([folder.metrics, *folder.events.glob("[!.]*")])
         for place, manifest in new.values():
             there.put_bytes(place, manifest)
-        made = [path for path in folder.evaluation.glob("[!.]*") if path.is_file()]
+        places = (folder.evaluation, folder.validation)
+        made = [path for place in places for path in place.glob("[!.]*") if path.is_file()]
         there.put_changed(path for path in made if path.suffix != ".json")
         there.put_changed([*(path for path in made if path.suffix == ".json"), folder.spec])
         there.put_bytes(there.name(folder.run), record)

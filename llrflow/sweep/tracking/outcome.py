@@ -35,10 +35,10 @@ from llrflow.sweep.tracking.storage import Storage
 def trial_record(spec: Spec, storage: Storage, trial: Trial, looks: Sequence[dict[str, float]] = ()) -> TrialRecord:
     """What the files say of a trial now; `looks` were read from them before and are not read again."""
     sweep, folder = sweep_of(spec), storage.run(trial.name)
-    run, ended = record_of(folder), storage.ended(trial.name)
+    run, ended, on = record_of(folder), storage.ended(trial.name), sweep.decide_on
     step, label = 0 if run is None else run.step, look_label(trial.spec, sweep)
     reached, known = [rung for rung in trial.rungs if rung <= step], {look["step"]: look for look in looks}
-    known |= {look["step"]: look for look in looks_at(folder, [r for r in reached if r not in known], label)}
+    known |= {look["step"]: look for look in looks_at(folder, [r for r in reached if r not in known], label, on)}
     looks = [known[rung] for rung in reached if rung in known]
     final = evaluation_of(folder, trial.rungs[-1]) if run is not None and run.state == "finished" else None
     state: State = "unfinished" if run is not None else "waiting"
@@ -47,6 +47,7 @@ def trial_record(spec: Spec, storage: Storage, trial: Trial, looks: Sequence[dic
     elif ended is not None and ended.holds(sweep):
         state = ended.state
     last = looks[-1] if looks else {}
+    checked = final if on == "test" or final is None else evaluation_of(folder, trial.rungs[-1], label, on)
     failed = ended if state == "failed" else None
     return TrialRecord(
         number=trial.number,
@@ -63,7 +64,7 @@ def trial_record(spec: Spec, storage: Storage, trial: Trial, looks: Sequence[dic
         nominal=last.get("nominal.accuracy") if final is None else final.nominal.accuracy,
         robust=last.get("worst_case.accuracy") if final is None else final.worst_case.accuracy,
         gamma=last.get(sweep.rung.gamma),
-        masked=[] if final is None else [flag.name for flag in final.fired],
+        masked=[] if checked is None else [flag.name for flag in checked.fired],
         escalated=None if final is None else _escalated(sweep, folder, trial.rungs[-1]),
         seconds={} if run is None else run.seconds,
         error=failed and failed.error,
@@ -88,6 +89,7 @@ def outcome(
         name=spec.name,
         metric=sweep.metric,
         mode=sweep.best_is,
+        decided_on=sweep.decide_on,
         search=sweep.search.model_dump(),
         scheduler=sweep.scheduler.model_dump(),
         state=state,
@@ -137,7 +139,7 @@ def _escalated(sweep: Sweep, folder: RunFolder, step: int) -> EscalatedRecord | 
     if sweep.escalate is None:
         return None
     attacks = sweep.escalate.attacks
-    found = evaluation_of(folder, step, label_of(evaluate_block(attacks)))
+    found = evaluation_of(folder, step, label_of(evaluate_block(attacks)), sweep.decide_on)
     if found is None:
         return None
     masked = [flag.name for flag in found.fired]
@@ -201,7 +203,7 @@ def _winner(spec: Spec, storage: Storage, record: SweepRecord, won: Configuratio
         which = f"the configuration of trials {', '.join(map(str, won.trials))}"
         value += f", mean and standard deviation of {seeds} seeds"
         own = f"# This is trial {first.number}, of seed {first.seed}: {measured(record.metric, first.value)}.\n"
-    head = f"# The best of {what} {record.name}: {which}, {value}.\n{own}#   llrflow run {file}\n"
+    head = f"# The best of {what} {record.name}: {which}, {value}; {record.chosen_on}.\n{own}#   llrflow run {file}\n"
     return head + dump_yaml(data)
 
 

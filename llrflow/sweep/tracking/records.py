@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from llrflow.runs.records import Record
+from llrflow.runs.records import Images, Record
 
 SWEEP_FORMAT = 1
 """Of sweep.json."""
@@ -66,7 +66,8 @@ class TrialRecord(Record):
     gamma: float | None
     """Mean linearity error in nats at the first attack of the last look."""
     masked: list[str]
-    """Signs of gradient masking in its evaluation; with any it cannot win."""
+    """Signs of gradient masking; with any it cannot win. Those of its evaluation; of its last look where validation
+    images decide."""
     escalated: EscalatedRecord | None = None
     """Of a trial among the best."""
     seconds: dict[str, float]
@@ -120,6 +121,8 @@ class SweepRecord(Record):
     name: str
     metric: str
     mode: Literal["max", "min"]
+    decided_on: Images = "test"
+    """Images by which rungs, guards and the winner were decided; sweeps before this field took test images."""
     search: dict[str, Any]
     scheduler: dict[str, Any]
     state: SweepState
@@ -143,6 +146,11 @@ class SweepRecord(Record):
     def configuration(self, number: int) -> ConfigurationRecord:
         """A configuration by its number."""
         return next(one for one in self.configurations if one.configuration == number)
+
+    @property
+    def chosen_on(self) -> str:
+        """By which images the winner was chosen, in words."""
+        return f"chosen on the {self.decided_on} images"
 
     def of_state(self, *states: State) -> list[TrialRecord]:
         """The trials in these states."""
