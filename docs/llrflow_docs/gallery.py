@@ -15,7 +15,7 @@ from llrflow_docs.prose import escape, fence, table
 GROUPS = {
     "specs": "Complete runs on images that come with the package, and the large experiments",
     "specs/methods": "Every method on digits: the objective alone differs",
-    "specs/models": "Every network in small, on made-up images",
+    "specs/models": "Networks in small, on made-up images",
     "specs/datasets": "Dataset, network, threat and evaluation, for `--on`; runs of their own train without a method",
     "specs/recipes": "Recipes as their authors published them; with `--on`, their methods on other datasets",
     "plugins": "Methods whose terms are plugins",
