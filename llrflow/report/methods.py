@@ -107,8 +107,8 @@ def table(sweep: ReadSweep, name: str, found: Sequence[Method]) -> Table:
     title = f"Accuracy on {first.n:,} test images, {first.threat['norm']} {first.epsilon}, over seeds"
     note = "Means over n seeds, ± the standard deviation (n - 1) in percentage points."
     if record.winners:
-        note += f" Each method with the values that won among its own by {record.metric} (last column)."
-    headings = ["", "n", *attacks, record.metric]
+        note += f" Each method with the values that won among its own, {record.chosen_on} (last column)."
+    headings = ["", "n", *attacks, f"{record.decided_on} {record.metric}"]
     return Table(f"{name}-methods", title, headings, rows, note)
 
 

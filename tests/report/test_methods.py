@@ -45,7 +45,7 @@ def test_a_report_has_methods_by_attacks_with_deviations_and_paired_tests(seeded
     tables = {table.name: table for table in report.tables}
     table = tables["sweep-1-methods"]
     made = json.loads((seeded / "runs" / "run-0" / "evaluation" / "12.json").read_text())
-    assert table.headings == ["", "n", "nominal", *made["attacks"], "worst case", "worst_case.accuracy"]
+    assert table.headings == ["", "n", "nominal", *made["attacks"], "worst case", "test worst_case.accuracy"]
     nominal = f"{made['nominal']['accuracy']:.2%} ± 0.00"
     assert [row[0] for row in table.rows] == ["llr (lambda 0)", "trades (lambda 1)"]
     assert table.rows[0][1:3] == ["3", nominal] and table.rows[0][-2:] == ["43.00% ± 2.65", "43.00% ± 2.00"]
