@@ -44,6 +44,24 @@ def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("spec", type=click.Path(path_type=Path))(command)
 
 
+def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--checkpoint, as every command on one of a run's checkpoints takes it."""
+
+    def parsed(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+        if value in (None, "best", "last"):
+            return value
+        if not value.isdigit():
+            raise click.BadParameter(f"{value!r} is neither best, last nor a step")
+        return int(value)
+
+    return click.option(
+        "--checkpoint",
+        metavar="best|last|STEP",
+        callback=parsed,
+        help="Which one; default the best if `checkpoint.best` kept one, else the newest intact.",
+    )(command)
+
+
 def run_argument(name: str, metavar: str) -> Callable[..., Any]:
     """A run folder, which shells complete."""
     return click.argument(name, metavar=metavar, type=click.Path(path_type=Path), shell_complete=_run_folders)

@@ -12,7 +12,7 @@ import click
 
 from llrflow.base.errors import SpecError
 from llrflow.commands.environment import ray_environment
-from llrflow.commands.options import console, json_option, print_json, run_argument, spec_argument
+from llrflow.commands.options import checkpoint_option, console, json_option, print_json, run_argument, spec_argument
 
 MASKED = 3
 """Exit status of an evaluation with signs of gradient masking."""
@@ -106,7 +106,7 @@ def _on_hosts(
 
 @click.command()
 @run_argument("run_folder", metavar="RUN")
-@click.option("--checkpoint", default="last", metavar="best|last|STEP", help="Which one; default the newest intact.")
+@checkpoint_option
 @click.option("--attacks", metavar="PRESET|FILE", help="quick, standard, document, auto_attack, or a YAML file.")
 @click.option(
     "--study",
@@ -118,7 +118,7 @@ def _on_hosts(
 @click.option("--export", is_flag=True, help="Also write the adversarial images of each attack (npz, float32).")
 @json_option
 def evaluate(
-    run_folder: Path, checkpoint: str, attacks: str | None, studies: tuple[str, ...], export: bool, as_json: bool
+    run_folder: Path, checkpoint: Any, attacks: str | None, studies: tuple[str, ...], export: bool, as_json: bool
 ) -> None:
     """Attack a checkpoint of RUN and write RUN/evaluation/STEP.json (with --attacks, STEP-HASH.json);
     an interrupted evaluation is continued.
@@ -135,11 +135,8 @@ def evaluate(
     """
     from llrflow.runs.reevaluate import evaluate_run
 
-    if checkpoint not in ("best", "last") and not checkpoint.isdigit():
-        raise click.BadParameter(f"{checkpoint!r} is neither best, last nor a step", param_hint="--checkpoint")
-    step: Any = int(checkpoint) if checkpoint.isdigit() else checkpoint
     began = time.monotonic()
-    result = evaluate_run(run_folder, step, quiet=as_json, attacks=attacks, export=export, studies=studies)
+    result = evaluate_run(run_folder, checkpoint, quiet=as_json, attacks=attacks, export=export, studies=studies)
     _print(result, {"evaluate": time.monotonic() - began}, as_json)
     if result.evaluation.fired:
         raise SystemExit(MASKED)

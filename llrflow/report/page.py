@@ -15,7 +15,18 @@ from llrflow.report import methods, pictures, sweeps
 from llrflow.report.gallery import Shown, gallery
 from llrflow.report.pictures import Picture
 from llrflow.report.read import STUDIES, ReadRun, ReadSweep, read
-from llrflow.report.tables import Table, alike, configurations, costs, differing, kills, latex, markdown, results
+from llrflow.report.tables import (
+    Table,
+    alike,
+    best_checkpoints,
+    configurations,
+    costs,
+    differing,
+    kills,
+    latex,
+    markdown,
+    results,
+)
 from llrflow.runs.records import EvaluationRecord, FlagRecord, written
 from llrflow.spec.source import dump_yaml, read_source
 
@@ -215,7 +226,7 @@ def _sections(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[S
     linear = ["Where the loss is nearly linear around an image, a few gradient steps find the worst perturbation."]
     yield Section("linearity", "Linearity of the loss", linear, pictures=list(pictures.linearity(runs)))
     yield Section("surfaces", "Loss surfaces", pictures=list(pictures.loss_surfaces(runs)))
-    yield Section("training", "Training", pictures=list(pictures.training(runs)))
+    yield Section("training", "Training", tables=list(best_checkpoints(runs)), pictures=list(pictures.training(runs)))
     yield Section("cost", "Cost", tables=list(costs(runs)))
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.base.files import NOT_NPZ, has_owner
 from llrflow.runs.folder import RunFolder, refuse_newer
+from llrflow.runs.looks import Chosen, chosen
 from llrflow.runs.records import EvaluationRecord, FlagRecord, RunRecord
 from llrflow.spec.source import read_source
 from llrflow.sweep.tracking.records import SWEEP_FORMAT, SweepRecord
@@ -71,6 +72,11 @@ class ReadRun:
         """A study of the checkpoint, from whichever evaluation it was made with."""
         return next((e.studies[title] for e in self.evaluations if title in e.studies), None)
 
+    @property
+    def chosen(self) -> Chosen | None:
+        """What looks at validation images have chosen."""
+        return chosen(self.metrics)
+
     def missing(self) -> Iterator[str]:
         """What a complete report needs and the folder lacks, each with the command that makes it."""
         step, steps = self.record.step, self.record.steps
@@ -87,8 +93,8 @@ class ReadRun:
             if step:
                 yield f"{self.name} has no evaluation; to make one: llrflow evaluate {self.path}"
             return
-        if self.main.record.checkpoint < step:
-            found = self.main.record.checkpoint
+        found = self.main.record.checkpoint
+        if found < step and (self.chosen is None or found != self.chosen.best):
             yield f"{self.name} was evaluated at step {found} of {step}; for the last: llrflow evaluate {self.path}"
 
 

@@ -192,6 +192,20 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def best_checkpoints(runs: Sequence[ReadRun]) -> Iterator[Table]:
+    """What the looks of `checkpoint.best` have chosen, and what was lost from there to the end of training."""
+    rows = []
+    for run in runs:
+        if (found := run.chosen) is not None:
+            shares = [f"{share:.2%}" for share in (found.best_robust, found.last_robust)]
+            gap = f"{100 * (found.best_robust - found.last_robust):.2f}"
+            rows.append([run.name, f"{found.best:,}", shares[0], f"{found.last:,}", shares[1], gap])
+    if rows:
+        headings = ["", "best step", "worst case", "last step", "worst case", "gap"]
+        note = "By looks at validation images alone; the gap, in percentage points, is robust overfitting."
+        yield Table("best-checkpoints", "Best and last checkpoint", headings, rows, note)
+
+
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of everything in a spec that holds nothing further."""
     if isinstance(value, Mapping) and value:

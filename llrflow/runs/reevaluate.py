@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from llrflow.base.errors import CheckpointError
 from llrflow.data.pipelines import open_split
 from llrflow.program.compile import compile_spec, located
 from llrflow.runs.averages import estimated, training_images, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator
-from llrflow.runs.folder import RunFolder, label_of
+from llrflow.runs.folder import RunFolder, Step, label_of
 from llrflow.runs.interrupt import stop_requests
 from llrflow.runs.model import chosen_step, stored_run
 from llrflow.runs.pipeline import Run
@@ -25,7 +24,7 @@ from llrflow.spec.load import at
 
 def evaluate_run(
     path: str | Path,
-    step: int | Literal["best", "last"] = "last",
+    step: Step | None = None,
     quiet: bool = True,
     attacks: str | Mapping[str, Any] | None = None,
     export: bool = False,
@@ -35,7 +34,7 @@ def evaluate_run(
 ) -> Run:
     """Evaluate a checkpoint of a run folder, with its spec's attacks or others.
 
-    `step` is a number, `last` (the newest intact one) or `best` (that of the highest worst-case accuracy on record).
+    `step` chooses it as `llrflow.runs.model.chosen_step` says, by default the best if looks have chosen one.
     `attacks` names a preset or a YAML file, or is a mapping as under `evaluate.attacks` or of a whole `evaluate`
     block; its record is evaluation/<step>-<hash>.json. `export` writes the images that each attack found. Raises
     CheckpointError when no intact checkpoint is there. `studies` (strength, linearity, surface) are made besides.
@@ -61,7 +60,7 @@ def evaluate_run(
     with located(spec):
         split = open_split(spec.data, images, spec.seed)
     with folder.owned(), stop_requests() as stop:
-        chosen = chosen_step(checkpoints, _best(folder, checkpoints) if step == "best" else step)
+        chosen = chosen_step(folder, checkpoints, step)
         state = checkpoints.restore(program.abstract_state(), chosen)
         others = surrogates_of(program)
         estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
@@ -71,13 +70,3 @@ def evaluate_run(
         )
         evaluation = evaluator.evaluate()
     return Run(folder.path, record, evaluation)
-
-
-def _best(folder: RunFolder, checkpoints: Checkpoints) -> int:
-    """The step of the highest worst-case accuracy among the evaluations with the spec's own attacks."""
-    kept = set(checkpoints.steps())
-    found = {step: record.worst_case.accuracy for step, record in folder.evaluations().items() if step in kept}
-    if not found:
-        fix = "evaluate the steps first with --checkpoint STEP"
-        raise CheckpointError(str(folder.evaluation), "holds no evaluation to choose the best checkpoint by", fix)
-    return max(found, key=lambda step: (found[step], step))

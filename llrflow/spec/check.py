@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -46,6 +46,7 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
     yield from _perturbations(spec)
     yield from _components(spec)
     yield from _evaluation(spec)
+    yield from _best(spec)
     if not spec.devices.wanted:
         yield Problem("devices.resources", "asks for nothing", "ask for some `cpu`, `gpu` or `custom` resource")
     yield from _sweep(spec)
@@ -151,6 +152,29 @@ def _evaluation(spec: Spec) -> Iterator[Problem]:
         yield Problem("evaluate.parameters", "= 'ema' but training keeps no moving average", "set train.ema")
 
 
+def _best(spec: Spec) -> Iterator[Problem]:
+    best = spec.checkpoint.best
+    if best is None:
+        return
+    if spec.data.validation is None:
+        fix = "hold some back by `data.validation`, such as 0.1, or delete it"
+        yield Problem("checkpoint.best", "has no images to look at", fix)
+    if spec.sweep is not None:
+        fix = "delete it here, and add it to the winner"
+        yield Problem("checkpoint.best", "has no place in a sweep, whose rungs look at its trials", fix)
+    yield from _looks(spec, "checkpoint.best.attacks", best.attacks)
+
+
+def _looks(spec: Spec, path: str, attacks: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with attacks that look at a run while it trains."""
+    for name, attack in attacks.items():
+        if name == "random":
+            yield Problem(f"{path}.random", "is the name of the noise control", "rename the attack")
+        if attack.needs_surrogate or spec.threat.norm not in attack.norms:
+            got = f"({attack.label()}) cannot look at a run under {spec.threat.norm}"
+            yield Problem(f"{path}.{name}", got, "choose a cheap attack on the run itself")
+
+
 def _rounds(sweep: Sweep) -> Iterator[Problem]:
     """What a search in rounds does not go with, and what goes with no other."""
     search = sweep.search
@@ -250,13 +274,7 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
     yield from _rounds(sweep)
     if sweep.scheduler.is_population:
         yield from _population(sweep)
-    for name in sweep.rung.attacks:
-        if name == "random":
-            yield Problem("sweep.rung.attacks.random", "is the name of the noise control", "rename the attack")
-    for name, attack in sweep.rung.attacks.items():
-        if attack.needs_surrogate or spec.threat.norm not in attack.norms:
-            got = f"({attack.label()}) cannot look at a trial under {spec.threat.norm}"
-            yield Problem(f"sweep.rung.attacks.{name}", got, "choose a cheap attack on the trial itself")
+    yield from _looks(spec, "sweep.rung.attacks", sweep.rung.attacks)
     if sweep.rung.guard is not None and sweep.rung.guard.share is None and sweep.rung.guard.gamma is None:
         yield Problem("sweep.rung.guard", "watches nothing", "set `share` or `gamma`, or delete it")
     if sweep.metric not in sweep.metrics:

@@ -157,6 +157,22 @@ SPECS = {
         {"data.validation": 0.99, "train.batch_size": 2},
         [r"data\.validation = 0\.99 leaves class '\d' \(and \d more\) without training images", "hold back fewer"],
     ),
+    "a best checkpoint without images to choose by": (
+        {"checkpoint.best": {}},
+        [r"checkpoint\.best has no images to look at", "`data.validation`, such as 0.1"],
+    ),
+    "a best checkpoint in a sweep": (
+        {
+            "checkpoint.best": {},
+            "data.validation": 0.1,
+            "sweep": {"parameters": {"train.ema": {"type": "choice", "values": [0.9]}}, "trials": 1},
+        },
+        [r"checkpoint\.best has no place in a sweep", "add it to the winner"],
+    ),
+    "a best checkpoint by an attack of another norm": (
+        {"checkpoint.best": {"attacks": {"cw": "carlini_wagner"}}, "data.validation": 0.1},
+        [r"checkpoint\.best\.attacks\.cw \(.*\) cannot look at a run under linf", "choose a cheap attack"],
+    ),
     "a share of all images": (
         {"data.validation": 1.0},
         [r"data\.validation = 1\.0 holds back no part", "write a share between 0 and 1, a number"],

@@ -18,6 +18,7 @@ from llrflow.data.facts import DatasetFacts
 from llrflow.data.schema import Data
 from llrflow.program.compile import located
 from llrflow.program.compiled import static_parts
+from llrflow.runs import looks
 from llrflow.runs.folder import label_of
 from llrflow.runs.pipeline import run_name
 from llrflow.spec.load import load_spec
@@ -160,13 +161,12 @@ def kinds_of(trials: Iterable[Trial]) -> list[list[Trial]]:
 
 
 def look_block(spec: Spec, sweep: Sweep, last: bool = False) -> Evaluate:
-    """What a look at a rung evaluates: the cheap attacks on every image, nothing else.
+    """What a look at a rung evaluates: the cheap attacks on every image.
 
     At the last rung also the checks for masking, where test images are not to exclude a trial by theirs.
     """
-    nothing = {"strength": None, "linearity": None, "surface": None, "cascade": False}
     checks = spec.evaluate.checks if last and sweep.decide_on == "validation" else Checks(examples=0)
-    return spec.evaluate.model_copy(update={"attacks": sweep.rung.attacks, "checks": checks, **nothing})
+    return looks.look_block(spec.evaluate, sweep.rung.attacks, checks)
 
 
 def look_label(spec: Spec, sweep: Sweep) -> str:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from llrflow.base.errors import CheckpointError
 from llrflow.runs.folder import RunFolder
+from llrflow.runs.looks import is_look, measured
 from llrflow.runs.records import EvaluationRecord, Images, RunRecord
 
 
@@ -21,16 +22,9 @@ def looks_at(folder: RunFolder, steps: Iterable[int], label: str, images: Images
     evaluations = [found for step in steps if (found := evaluation_of(folder, step, label, images)) is not None]
     lines, looks = list(folder.metric_lines()) if evaluations else [], []
     for found in evaluations:
-        logged = [line["objective"] for line in lines if line["step"] <= found.checkpoint]
-        look = {
-            "step": found.checkpoint,
-            "worst_case.accuracy": found.worst_case.accuracy,
-            "nominal.accuracy": found.nominal.accuracy,
-            **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
-            **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
-            **({"objective": logged[-1]} if logged else {}),
-        }
-        looks.append(look)
+        logged = [line["objective"] for line in lines if line["step"] <= found.checkpoint and not is_look(line)]
+        objective = {"objective": logged[-1]} if logged else {}
+        looks.append({"step": found.checkpoint, **measured(found), **objective})
     return looks
 
 
