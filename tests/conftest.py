@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -248,5 +249,33 @@ def numbers_of():
         for attack in evaluation["attacks"].values():
             del attack["seconds"]
         return (folder / "metrics.jsonl").read_bytes(), path.name, evaluation
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def events_in():
+    """events_in(folder) -> ((step, tag, value) of its TensorBoard files, its hyperparameters by name, its metrics)."""
+
+    def read(folder):
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+        numbers, parameters, metrics = [], {}, set()
+        for file in sorted(folder.iterdir()):
+            data, at = file.read_bytes(), 0
+            while at < len(data):
+                (length,) = struct.unpack_from("<Q", data, at)
+                event = Event.FromString(data[at + 12 : at + 12 + length])
+                at += length + 16
+                for value in event.summary.value:
+                    if value.metadata.plugin_data.plugin_name == "hparams":
+                        found = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                        given = found.session_start_info.hparams.items()
+                        parameters |= {name: of.string_value or of.number_value for name, of in given}
+                        metrics |= {of.name.tag for of in found.experiment.metric_infos}
+                    else:
+                        numbers.append((event.step, value.tag, pytest.approx(value.simple_value)))
+        return numbers, parameters, metrics
 
     return read

@@ -15,12 +15,9 @@ from llrflow_docs.prose import escape, fence, table
 GROUPS = {
     "specs": "Complete runs on images that come with the package, and the large experiments",
     "specs/methods": "Every method on digits: the objective alone differs",
-    "specs/models": "Every network in small, on made-up images",
-    "specs/datasets": "What the specs of a dataset share; not runs of their own",
-    "specs/fashion_mnist": "The methods on Fashion-MNIST",
-    "specs/cifar10": "The methods on CIFAR-10",
-    "specs/cifar10_wrn": "The document's experiments on CIFAR-10",
-    "specs/imagenet": "The document's experiments on ImageNet",
+    "specs/models": "Networks in small, on made-up images",
+    "specs/datasets": "Dataset, network, threat and evaluation, for `--on`; runs of their own train without a method",
+    "specs/recipes": "Recipes as their authors published them; with `--on`, their methods on other datasets",
     "plugins": "Methods whose terms are plugins",
 }
 """What stands in each folder; a new folder fails the build until it stands here."""
@@ -59,7 +56,7 @@ PLUGINS = """# Plugins of the repository
 Methods outside the core, each one file with its spec and test. How to write one: [plugins](../../plugins.md)."""
 
 ABOUT = (
-    "Every file can be run as it stands, but for those in specs/datasets. What was measured stands in its head and "
+    "Every file can be run as it stands. What was measured stands in its head and "
     "here; *not measured* means that nobody ran it for this project."
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -23,6 +23,47 @@ def short(value: Any) -> str:
     return str(value)
 
 
-def named(parameters: Mapping[str, Any]) -> str:
-    """Swept values with their names: `lambda 4.2, mu 3.15`."""
-    return ", ".join(f"{name} {short(value)}" for name, value in parameters.items())
+def telling(values: Iterable[Any]) -> Callable[[Any], str]:
+    """Names values by what differs among them: `terms.kl` beside `terms.gamma, terms.slope`, or `weight 4` beside
+    `weight 1`; those that are no mappings, and mappings that nothing tells apart, as `short` does."""
+    maps: list[Mapping[Any, Any]] = []
+    for value in values:
+        if isinstance(value, Mapping) and value not in maps:
+            maps.append(value)
+
+    def text(value: Any) -> str:
+        parts = list(_own(value, maps)) if isinstance(value, Mapping) and len(maps) > 1 else []
+        whole = ", ".join(parts)
+        return (whole if len(whole) <= WIDE else f"{whole[: WIDE - 1]}…") or short(value)
+
+    return text
+
+
+WIDE = 60
+"""Most characters of a value's name."""
+
+
+def _own(value: Mapping[Any, Any], others: Sequence[Mapping[Any, Any]], path: str = "") -> Iterator[str]:
+    """What of a mapping not all of the others have: the paths that some lack, and values that are not the same."""
+    for key, item in value.items():
+        here = f"{path}.{key}" if path else str(key)
+        held = [other[key] for other in others if key in other]
+        if len(held) == len(others) and all(isinstance(other, Mapping) for other in held) and isinstance(item, Mapping):
+            yield from _own(item, held, here)
+        elif len(held) < len(others) or any(other != item for other in held):
+            yield here if isinstance(item, Mapping) else f"{here.removesuffix('.type')} {short(item)}"
+
+
+def named(parameters: Mapping[str, Any], tell: Mapping[str, Callable[[Any], str]] = {}) -> str:
+    """Swept values with their names: `lambda 4.2, mu 3.15`; `tell` has a `telling` by parameter."""
+    return ", ".join(f"{name} {tell.get(name, short)(value)}" for name, value in parameters.items())
+
+
+def measured(metric: str, mean: float | None, spread: float | None = None) -> str:
+    """A metric, accuracies in per cent; with the standard deviation of a mean. Empty where there is none."""
+    share = metric.endswith("accuracy")
+    if mean is None:
+        return ""
+    if spread is None:
+        return f"{mean:.2%}" if share else f"{mean:.4g}"
+    return f"{mean:.2%} ± {100 * spread:.2f}" if share else f"{mean:.4g} ± {spread:.2g}"

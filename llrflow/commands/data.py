@@ -165,6 +165,8 @@ def list_command(data_dir: Path, as_json: bool) -> None:
 @click.option("--examples", type=click.IntRange(min=0), default=24, show_default=True, help="Images to show.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="Draw them into this file.")
 @click.option("--augment", "spec", type=click.Path(path_type=Path), metavar="SPEC", help="Augment them as a spec does.")
+@click.option("--validation", metavar="SHARE|N|SPLIT", help="Tell what this `data.validation` of a spec holds back.")
+@click.option("--seed", type=int, default=0, show_default=True, help="That of the spec, which chooses them.")
 @_config
 @_options
 @_data_dir
@@ -175,6 +177,8 @@ def show_command(
     examples: int,
     out: Path | None,
     spec: Path | None,
+    validation: str | None,
+    seed: int,
     config: str | None,
     options: dict[str, Any],
     data_dir: Path,
@@ -191,13 +195,15 @@ def show_command(
     from llrflow.base.errors import DataError
     from llrflow.base.files import write_atomic
     from llrflow.data.gallery import augmented, draw_grid, sample
+    from llrflow.spec.source import scalar
 
     if spec is not None and out is None:
         raise DataError("--augment", "changes the picture, and none is drawn", "add --out grid.png")
     if out is not None and not (examples and out.absolute().parent.is_dir()):
         got = f"{out} has no parent folder" if examples else "draws no example"
         raise DataError("--out", got, "create the folder first" if examples else "raise --examples")
-    found = sample(_block(name, data_dir, config, options), split, examples)
+    block = _block(name, data_dir, config, options, None if validation is None else scalar(validation))
+    found = sample(block, split, examples, seed)
     if out is not None:
         images = found.images if spec is None else augmented(found, _augmentation(spec))
         write_atomic(out, draw_grid(images, [found.class_names[label] for label in found.labels]))
@@ -205,9 +211,12 @@ def show_command(
         print_json({"name": name, "split": split, **found.to_dict(), "out": out and str(out)})
         return
     click.echo(f"{name} {split}: {found.n} examples, {_shape(found.image_shape)}, {len(found.class_names)} classes")
+    if found.held_back is not None:
+        click.echo(f"{sum(found.held_back)} of them are held back from training, the second number of each class")
     most, width = max(found.histogram), max(map(len, found.class_names))
-    for title, number in zip(found.class_names, found.histogram, strict=True):
-        click.echo(f"  {title:<{width}}  {number:>7}  {'#' * round(40 * number / most)}".rstrip())
+    for row, (title, number) in enumerate(zip(found.class_names, found.histogram, strict=True)):
+        held = "" if found.held_back is None else f"  {found.held_back[row]:>6}"
+        click.echo(f"  {title:<{width}}  {number:>7}{held}  {'#' * round(40 * number / most)}".rstrip())
     if out is not None:
         click.echo(f"wrote {out}")
 
@@ -225,7 +234,7 @@ def _augmentation(spec: Path) -> Any:
     return jax.jit(lambda images, ids: augment(images, example_keys(key, ids), loaded.data.augment))
 
 
-def _block(name: str, data_dir: Path, config: str | None, options: dict[str, Any]) -> Any:
+def _block(name: str, data_dir: Path, config: str | None, options: dict[str, Any], validation: Any = None) -> Any:
     from pydantic import ValidationError
 
     from llrflow.base.errors import DataError
@@ -233,10 +242,11 @@ def _block(name: str, data_dir: Path, config: str | None, options: dict[str, Any
     from llrflow.data.schema import Data
 
     try:
-        return Data.model_validate({"name": name, "dir": str(data_dir), "config": config, "options": options})
+        given = {"name": name, "dir": str(data_dir), "config": config, "options": options, "validation": validation}
+        return Data.model_validate(given)
     except ValidationError as error:
-        _, got, fix = first_problem(error)
-        raise DataError("--set", got, fix) from None
+        path, got, fix = first_problem(error)
+        raise DataError("--validation" if path == ("validation",) else "--set", got, fix) from None
 
 
 def _shape(sizes: Any) -> str:

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from llrflow.commands.options import json_option, print_json, run_argument
+from llrflow.commands.options import checkpoint_option, json_option, print_json, run_argument
 
 
 @click.command()
 @run_argument("run_folder", metavar="RUN")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder; default RUN/export.")
-@click.option("--checkpoint", type=click.IntRange(min=0), metavar="STEP", help="Which one; default the newest intact.")
+@checkpoint_option
 @click.option("--parameters", type=click.Choice(["raw", "ema"]), help="Default what the run evaluates.")
 @json_option
-def export(run_folder: Path, out: Path | None, checkpoint: int | None, parameters: Any, as_json: bool) -> None:
+def export(run_folder: Path, out: Path | None, checkpoint: Any, parameters: Any, as_json: bool) -> None:
     """Write the model of RUN as logits.stablehlo (for CPU, CUDA and TPU, any batch size), weights.npz and model.json.
 
     `llrflow.load_exported` reads them back, and so does jax.export alone; neither needs Haiku or the network's code.

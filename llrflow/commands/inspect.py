@@ -18,7 +18,7 @@ NOT_PREPARED = (
 @click.command()
 @spec_argument
 @json_option
-def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
+def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool) -> None:
     """Check SPEC: every key and value, the plugins, the dataset, and whether batches fit the devices.
 
     Makes no run folder.
@@ -33,7 +33,7 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     from llrflow.spec.load import load_spec
     from llrflow.spec.resolve import spec_hash
 
-    loaded = load_spec(str(spec), changes)
+    loaded = load_spec(str(spec), changes, on)
     program, trials = compile_spec(loaded, facts_of=describe_or_known), []
     hosts = loaded.devices.hosts
     if loaded.devices.count is not None and loaded.train.batch_size % (together := hosts * len(program.devices)):
@@ -70,7 +70,13 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
 )
 @json_option
 def plan(
-    spec: Path, changes: dict[str, Any], devices: int | None, measure: bool, compiled: bool | None, as_json: bool
+    spec: Path,
+    on: Path | None,
+    changes: dict[str, Any],
+    devices: int | None,
+    measure: bool,
+    compiled: bool | None,
+    as_json: bool,
 ) -> None:
     """Show what SPEC costs: parameters, steps, forward-equivalents by part, flops, memory, and with --measure time.
 
@@ -79,13 +85,13 @@ def plan(
     \b
     Examples:
       llrflow plan specs/quickstart.yaml --measure
-      llrflow plan specs/imagenet_llr_resnet152.yaml --devices 128
+      llrflow plan specs/methods/llr.yaml --on specs/datasets/imagenet2012.yaml --devices 128
     """
     from llrflow.program.cost import plan as make_plan
     from llrflow.program.estimate import devices_of, program_of_share
     from llrflow.spec.load import load_spec
 
-    loaded = load_spec(str(spec), changes)
+    loaded = load_spec(str(spec), changes, on)
     program, count = program_of_share(loaded, devices_of(loaded) if devices is None else devices)
     result = make_plan(program, count, measure, compiled)
     if loaded.sweep is not None:
@@ -108,6 +114,9 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
         f"{result['steps']:,} steps of {result['batch_size']} images, "
         f"{result['per_device_batch']} on each of {result['devices']} {result['platform']} device(s)"
     )
+    if result["validation_images"]:
+        images = "{training_images:,} images to train on, {validation_images:,} held back from training"
+        yield f"{images} (data.validation = {{held_back}})".format(**result)
     for role, choice in result["pipelines"].items():
         yield f"{role} images {choice['pipeline']}: {choice['why']}"
     yield "cost of a step in passes over the network, each about one forward pass (F):"

@@ -26,7 +26,7 @@ def overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 
 
 def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """SPEC and --set, as every command on a spec takes them."""
+    """SPEC, --on and --set, as every command on a spec takes them."""
     command = click.option(
         "--set",
         "changes",
@@ -35,7 +35,31 @@ def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
         callback=overrides,
         help="Change one value of the spec; repeatable.",
     )(command)
+    command = click.option(
+        "--on",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="Put SPEC's method on the dataset, model, threat, training and evaluation of this spec.",
+    )(command)
     return click.argument("spec", type=click.Path(path_type=Path))(command)
+
+
+def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--checkpoint, as every command on one of a run's checkpoints takes it."""
+
+    def parsed(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+        if value in (None, "best", "last"):
+            return value
+        if not value.isdigit():
+            raise click.BadParameter(f"{value!r} is neither best, last nor a step")
+        return int(value)
+
+    return click.option(
+        "--checkpoint",
+        metavar="best|last|STEP",
+        callback=parsed,
+        help="Which one; default the best if `checkpoint.best` kept one, else the newest intact.",
+    )(command)
 
 
 def run_argument(name: str, metavar: str) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import click
 
 from llrflow.base.errors import SpecError
 from llrflow.commands.environment import ray_environment
-from llrflow.commands.options import console, json_option, print_json, run_argument, spec_argument
+from llrflow.commands.options import checkpoint_option, console, json_option, print_json, run_argument, spec_argument
 
 MASKED = 3
 """Exit status of an evaluation with signs of gradient masking."""
@@ -35,6 +35,7 @@ MASKED = 3
 @json_option
 def run(
     spec: Path,
+    on: Path | None,
     changes: dict[str, Any],
     out: Path | None,
     fresh: bool,
@@ -59,6 +60,7 @@ def run(
     Examples:
       llrflow run specs/quickstart.yaml
       llrflow run specs/quickstart.yaml --set objective.terms.gamma.weight=2 --out runs/weaker
+      llrflow run specs/methods/trades.yaml --on specs/datasets/cifar10.yaml
       llrflow run specs/quickstart.yaml --coordinator node1:7654 --process 1 --processes 4
       llrflow run specs/quickstart.yaml --set devices.hosts=4 --address auto
     """
@@ -68,7 +70,7 @@ def run(
         from llrflow.runs.pipeline import run as run_spec
         from llrflow.spec.load import load_spec
 
-        loaded = load_spec(str(spec), changes)
+        loaded = load_spec(str(spec), changes, on)
         if index:
             return assist(loaded)
         if loaded.sweep is not None:
@@ -80,7 +82,7 @@ def run(
     if address is not None and not supervised:
         if joins:
             raise SpecError("--address", "starts the processes itself", "leave --coordinator and its like out")
-        return _on_hosts(spec, changes, out, fresh, address, 3 if retries is None else retries)
+        return _on_hosts(spec, on, changes, out, fresh, address, 3 if retries is None else retries)
     if retries is not None and not supervised:
         raise SpecError("--retries", "has no effect without --address", "give both")
     if not joins:
@@ -90,19 +92,21 @@ def run(
     return run_in_group(Place.of(coordinator, process, processes, supervised), train)
 
 
-def _on_hosts(spec: Path, changes: dict[str, Any], out: Path | None, fresh: bool, address: str, retries: int) -> None:
+def _on_hosts(
+    spec: Path, on: Path | None, changes: dict[str, Any], out: Path | None, fresh: bool, address: str, retries: int
+) -> None:
     ray_environment()
     from llrflow.commands.supervisor import run_on_hosts
     from llrflow.spec.load import load_spec
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # the driver says what was lost
     arguments = click.get_current_context().find_root().obj
-    run_on_hosts(load_spec(str(spec), changes), arguments, out, fresh, address, retries)
+    run_on_hosts(load_spec(str(spec), changes, on), arguments, out, fresh, address, retries)
 
 
 @click.command()
 @run_argument("run_folder", metavar="RUN")
-@click.option("--checkpoint", default="last", metavar="best|last|STEP", help="Which one; default the newest intact.")
+@checkpoint_option
 @click.option("--attacks", metavar="PRESET|FILE", help="quick, standard, document, auto_attack, or a YAML file.")
 @click.option(
     "--study",
@@ -114,7 +118,7 @@ def _on_hosts(spec: Path, changes: dict[str, Any], out: Path | None, fresh: bool
 @click.option("--export", is_flag=True, help="Also write the adversarial images of each attack (npz, float32).")
 @json_option
 def evaluate(
-    run_folder: Path, checkpoint: str, attacks: str | None, studies: tuple[str, ...], export: bool, as_json: bool
+    run_folder: Path, checkpoint: Any, attacks: str | None, studies: tuple[str, ...], export: bool, as_json: bool
 ) -> None:
     """Attack a checkpoint of RUN and write RUN/evaluation/STEP.json (with --attacks, STEP-HASH.json);
     an interrupted evaluation is continued.
@@ -131,11 +135,8 @@ def evaluate(
     """
     from llrflow.runs.reevaluate import evaluate_run
 
-    if checkpoint not in ("best", "last") and not checkpoint.isdigit():
-        raise click.BadParameter(f"{checkpoint!r} is neither best, last nor a step", param_hint="--checkpoint")
-    step: Any = int(checkpoint) if checkpoint.isdigit() else checkpoint
     began = time.monotonic()
-    result = evaluate_run(run_folder, step, quiet=as_json, attacks=attacks, export=export, studies=studies)
+    result = evaluate_run(run_folder, checkpoint, quiet=as_json, attacks=attacks, export=export, studies=studies)
     _print(result, {"evaluate": time.monotonic() - began}, as_json)
     if result.evaluation.fired:
         raise SystemExit(MASKED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llrflow.commands.options import json_option, print_json, spec_argument
 @json_option
 def sweep(
     spec: Path,
+    on: Path | None,
     changes: dict[str, Any],
     out: Path | None,
     address: str,
@@ -49,7 +51,7 @@ def sweep(
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # its errors are in the table
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    loaded = load_spec(str(spec), changes)
+    loaded = load_spec(str(spec), changes, on)
     record = run_sweep(loaded, out, address, resume, quiet=as_json, mirror=mirror)
     folder = folder_of(loaded, out)
     if as_json:
@@ -65,12 +67,13 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from llrflow.sweep.tracking.live import cells
+    from llrflow.base.shown import measured
+    from llrflow.sweep.tracking.live import cells, headings
 
     table = Table(title=f"{record.name}: {len(record.trials)} trials, {record.state}", title_justify="left", box=None)
-    headings = ("trial", "state", "step", *sweep.parameters, record.metric, "nominal", "gamma", "worst case", "seconds")
     stronger = [] if sweep.escalate is None else [sweep.escalate.attacks]
-    for heading in (*headings, *stronger):
+    before = headings(sweep)
+    for heading in (*before, "worst case", "seconds", *stronger):
         table.add_column(heading, justify="left" if heading == "state" else "right", overflow="fold")
     for configuration in record.configurations:
         for trial in (record.trials[number] for number in configuration.trials):
@@ -78,13 +81,14 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
             left = [f"{trial.escalated.robust:.2%}"] if trial.escalated is not None else [""] * len(stronger)
             table.add_row(*cells(sweep, trial), robust, f"{sum(trial.seconds.values()):.1f}", *left)
         if len(configuration.trials) > 1 and configuration.mean is not None and configuration.spread is not None:
-            blank = [""] * (len(sweep.parameters) + 1)
-            mean = f"{configuration.mean:.4g} +- {configuration.spread:.2g}"
-            table.add_row("", f"{configuration.finished} seeds", *blank, mean)
+            blank = [""] * (before.index(record.metric) - 2)
+            mean = measured(record.metric, configuration.mean, configuration.spread)
+            table.add_row("", f"mean of {configuration.finished} seeds", *blank, mean)
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
+    _print_methods(console, folder, record)
     failed = record.of_state("failed")
     lines = [f"trial {trial.number} failed: {trial.error} (traceback: {folder}/sweep.json)" for trial in failed]
     lines += [f"trial {t.number} stopped at step {t.step}: {t.stopped}" for t in record.trials if t.stopped]
@@ -95,7 +99,40 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
             f"training step compiled {most} time(s), {worker.compilations} compilations in all"
         )
     lines.append(f"{record.steps_trained:,} steps trained in all; {record.seconds:.1f} s")
-    won = f"best: trial {record.best}, llrflow run {folder}/best.yaml"
-    none = "no trial can win: none finished without signs of gradient masking"
-    for line in (*lines, none if record.best is None else won):
+    for line in (*lines, *_won(folder, record)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_methods(console: Any, folder: Path, record: Any) -> None:
+    """Methods by attacks, as in the report, where there are variants or seeds."""
+    from rich.table import Table
+
+    from llrflow.report.methods import methods, table, tests
+    from llrflow.report.read import ReadSweep
+
+    sweep = ReadSweep(folder, record)
+    if not (found := methods(sweep)):
+        return
+    for made in filter(None, (table(sweep, "sweep", found), tests("sweep", found))):
+        shown = Table(title=made.title, title_justify="left", caption=made.note, caption_justify="left", box=None)
+        for number, heading in enumerate(made.headings):
+            shown.add_column(heading, justify="right" if number else "left", overflow="fold")
+        for row in made.rows:
+            shown.add_row(*row)
+        console.print(shown)
+
+
+def _won(folder: Path, record: Any) -> Iterator[str]:
+    """Who won, of all and of each variant, and the spec that runs it again."""
+    from llrflow.base.shown import measured
+
+    if record.best is None:
+        yield "no trial can win: none finished without signs of gradient masking"
+        return
+    winners = {name: record.configuration(number) for name, number in record.winners.items()}
+    for name, one in ({"": record.configurations[0]} | winners).items():
+        value = measured(record.metric, one.mean, one.spread)
+        many = f"s {', '.join(map(str, one.trials))}, mean of {len(one.trials)} seeds" if len(one.trials) > 1 else ""
+        of, file = (f" of {name}", f"best-{name}.yaml") if name else ("", "best.yaml")
+        again = f"llrflow run {folder}/{file}"
+        yield f"best{of}: trial{many or f' {one.trials[0]}'}, {record.metric} {value}, {record.chosen_on}; {again}"

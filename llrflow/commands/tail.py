@@ -56,15 +56,18 @@ def tail(run_folder: Path, lines: int, follow: bool, as_json: bool) -> None:
 
 
 class _Metrics:
-    """Reads metrics.jsonl as it grows, each step once; a line that is not complete yet is left for later."""
+    """Reads metrics.jsonl as it grows, each step and each look once; a line that is not complete yet is for later."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._offset, self._file, self._last = path, 0, None, 0
+        self._path, self._offset, self._file = path, 0, None
+        self._last = {True: 0, False: 0}
         self.written = 0.0
         """When the run had last written to the file, in seconds."""
 
     def new(self) -> list[dict[str, Any]]:
         """The lines since the last call."""
+        from llrflow.runs.looks import is_look
+
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -81,8 +84,8 @@ class _Metrics:
                 line = json.loads(text)
             except ValueError:
                 continue
-            if isinstance(line, dict) and line.get("step", 0) > self._last:
-                self._last = line["step"]
+            if isinstance(line, dict) and line.get("step", 0) > self._last[is_look(line)]:
+                self._last[is_look(line)] = line["step"]
                 lines.append(line)
         return lines
 
@@ -118,7 +121,14 @@ class _Table:
         return (step - first) / (written - began) if written > began else None
 
     def _write(self, line: dict[str, Any], rate: float | None = None) -> None:
-        """One line; further columns than fit are left out."""
+        """One line; further columns than fit are left out. A look is a line of its own."""
+        from llrflow.runs.looks import PREFIX, is_look
+
+        if is_look(line):
+            shares = {name.removeprefix(PREFIX): value for name, value in line.items() if name.endswith(".accuracy")}
+            told = ", ".join(f"{name.removesuffix('.accuracy')} {value:.2%}" for name, value in shares.items())
+            click.echo(f"{line['step']:>9}  validation: {told}")
+            return
         if not self._columns:
             names, room = [name for name in line if name != "step"], self.WIDTH - 29
             self._columns = [

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llrflow.data.held_back import sizes
 from llrflow.data.reader import count, image_shape, open_dataset
 from llrflow.data.schema import Data
 
@@ -24,13 +25,17 @@ class DatasetFacts:
     splits: Mapping[str, int]
     """Examples in every split of the dataset."""
     train: int
-    """Examples that the block's `train` expression selects."""
+    """Examples that are trained on: those that the block's `train` expression selects, without those held back."""
     test: int
     """Examples that the block's `test` expression selects."""
     source: Literal["prepared", "table"] = "prepared"
     """Whether the dataset was looked at, or is not there and stands in `llrflow.data.well_known`."""
     varies: bool = False
     """Whether the dataset's images vary in size, so that they are resized to `image_shape`."""
+    validation: int = 0
+    """Examples that `data.validation` holds back from training."""
+    held: int = 0
+    """Of these, those that the `train` expression selects."""
 
 
 def describe(data: Data) -> DatasetFacts:
@@ -40,6 +45,9 @@ def describe(data: Data) -> DatasetFacts:
     """
     dataset = open_dataset(data)
     shape, varies = image_shape(data, dataset)
+    n, test = (count(data, dataset, split) for split in (data.train, data.test))
+    chosen = count(data, dataset, data.validation) if isinstance(data.validation, str) else 0
+    train, validation, held = sizes(data, dataset.builder.info.splits, n, chosen)
     return DatasetFacts(
         name=dataset.prepared.name,
         version=dataset.prepared.version,
@@ -47,7 +55,9 @@ def describe(data: Data) -> DatasetFacts:
         image_shape=shape,
         classes=dataset.classes,
         splits={name: split.num_examples for name, split in dataset.builder.info.splits.items()},
-        train=count(data, dataset, data.train),
-        test=count(data, dataset, data.test),
+        train=train,
+        test=test,
         varies=varies,
+        validation=validation,
+        held=held,
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from llrflow.data.facts import describe
+from llrflow.data.held_back import held_back
 from llrflow.data.images import decode
 from llrflow.data.reader import Records, count, open_dataset
 from llrflow.data.schema import Data
@@ -31,31 +33,47 @@ class Sample:
     images: list[np.ndarray]
     """Their pixels, uint8 [H, W, C]."""
     labels: list[int]
+    held_back: list[int] | None = None
+    """Examples of every class that `validation` of the block holds back, were the split that of training."""
 
     def to_dict(self) -> dict[str, Any]:
         """All but the pixels, as plain data."""
         classes = dict(zip(self.class_names, self.histogram, strict=True))
+        held = {} if self.held_back is None else {"held_back": dict(zip(self.class_names, self.held_back, strict=True))}
         shown = [{"id": i, "label": self.class_names[k]} for i, k in zip(self.ids, self.labels, strict=True)]
-        return {"n": self.n, "image_shape": self.image_shape, "classes": classes, "shown": shown}
+        return {"n": self.n, "image_shape": self.image_shape, "classes": classes, **held, "shown": shown}
 
 
-def sample(data: Data, split: str, examples: int) -> Sample:
-    """Count a split's classes and decode `examples` of its images, without the cache. Raises DataError as loading."""
+def sample(data: Data, split: str, examples: int, seed: int = 0) -> Sample:
+    """Count a split's classes and decode `examples` of its images, without the cache.
+
+    `seed` is that of the spec whose `data.validation` is asked for. Raises DataError as loading.
+    """
     dataset = open_dataset(data)
     n = count(data, dataset, split)
-    records, histogram = Records(dataset, split), np.zeros(dataset.classes, np.int64)
+    held = _held_back(data.model_copy(update={"train": split}), seed)
+    records, (histogram, back) = Records(dataset, split), np.zeros((2, dataset.classes), np.int64)
     for start in range(0, n, _CHUNK):
         _, labels = records.read(range(start, min(start + _CHUNK, n)))
         histogram += np.bincount(labels, minlength=dataset.classes)
+        if held is not None:
+            back += np.bincount(labels[held[start : start + _CHUNK]], minlength=dataset.classes)
     ids = np.unique(np.linspace(0, n - 1, min(examples, n)).astype(int)).tolist() if examples else []
     encoded, labels = records.read(ids) if ids else ([], np.zeros(0, int))
     try:
         images = [decode(image, dataset.image_shape[-1]) for image in encoded]
     except ValueError as error:
         raise records.damaged(error) from None
-    return Sample(
-        n, dataset.image_shape, dataset.class_names, histogram.tolist(), ids, images, [int(k) for k in labels]
-    )
+    classes, kept = [int(label) for label in labels], None if held is None else back.tolist()
+    return Sample(n, dataset.image_shape, dataset.class_names, histogram.tolist(), ids, images, classes, kept)
+
+
+def _held_back(data: Data, seed: int) -> np.ndarray | None:
+    """Which examples of the block's training split are held back, bool [n]; None where none are to be."""
+    if data.validation is None:
+        return None
+    facts = describe(data)
+    return held_back(data, open_dataset(data).builder.info.splits, facts.train + facts.held, seed)
 
 
 def augmented(found: Sample, augment: Callable[[np.ndarray, np.ndarray], Any]) -> list[np.ndarray]:

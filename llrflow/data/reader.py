@@ -94,7 +94,8 @@ def check_size(data: Data, name: str, height: int, width: int) -> None:
 
 def count(data: Data, dataset: Opened, split: str) -> int:
     """Examples that a TFDS split expression selects; DataError when it is none or selects nothing."""
-    where = "data.train" if split == data.train else "data.test" if split == data.test else "split"
+    roles = {data.validation: "data.validation", data.test: "data.test", data.train: "data.train"}
+    where = roles.get(split, "split")
     return selected(dataset.builder.info.splits, split, dataset.prepared.name, where)
 
 

@@ -33,15 +33,14 @@ class Resident(Split):
         """int32 [N], each in 0..classes-1; -1 where the image is corrupt."""
         for example, problem in sorted(corrupt.items()):
             self._note(example, problem)
-        self._readable = np.flatnonzero(labels >= 0)
 
     def load(self, requests: Iterable[Request]) -> Iterator[Loaded]:
         """What was requested, in that order."""
         for request in requests:
             ids = request.ids
             if self.corrupt and request.step is not None:
-                following = np.searchsorted(self._readable, ids) % len(self._readable)
-                ids = self._readable[following]
+                while (bad := self.labels[ids] < 0).any():  # ends as in `Streaming`
+                    ids = np.where(bad, self._following(ids, request.among), ids)
             yield Loaded(self.images[ids], self.labels[ids], ids.astype(np.int32))
 
 

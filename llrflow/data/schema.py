@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from llrflow.base.memory_size import Bytes
-from llrflow.base.validation import listing, raise_at
+from llrflow.base.validation import invalid, listing, raise_at
 from llrflow.components.fields import Chosen
 from llrflow.components.registry import Component, entries, validate
 
@@ -18,6 +18,15 @@ class MixEntry(Component):
 
     p: float = Field(default=1.0, ge=0, le=1)
     """Probability that an example is mixed this way; what those of all ways leave to 1 is that of no mixing."""
+
+
+def _held_back(raw: Any) -> Any:
+    """A share, a number of images or a split expression. Raises a validation error for all else."""
+    number, share = type(raw) is int and raw >= 1, isinstance(raw, float) and 0 < raw < 1
+    if raw is None or number or share or (isinstance(raw, str) and raw.strip()):
+        return raw
+    fix = "a share between 0 and 1, a number of images, or a split expression"
+    raise invalid("validation", f"holds back no part of the training images; write {fix}")
 
 
 class Data(Component):
@@ -43,6 +52,14 @@ class Data(Component):
 
     test: str = "test"
     """TFDS split expression of the images to evaluate on, e.g. `train[80%:]`."""
+
+    validation: Annotated[
+        float | int | str | None,
+        PlainValidator(_held_back, json_schema_input_type=float | int | str | None),
+        Field(exclude_if=lambda chosen: chosen is None),  # so that specs without it stay the specs that they were
+    ] = None
+    """Training images to hold back, never trained on, for `checkpoint.best` and sweeps to choose by: a share (`0.1`) or
+    a number of them, chosen by seed and id, or a TFDS split expression (`train[80%:]`)."""
 
     image_size: Annotated[int | None, Field(ge=1)] = None
     """Side in pixels of the images to train on, where those of the dataset vary in size (imagenet2012, imagenette)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -33,6 +34,8 @@ class Request(NamedTuple):
     seed: int = 0
     step: int | None = None
     """The training step, whose crops are random and in which other examples take the place of corrupt ones."""
+    among: np.ndarray | None = None
+    """Ids, ascending, of the examples that may do so; None for all."""
 
 
 class Split(ABC):
@@ -80,6 +83,12 @@ class Split(ABC):
         """The corrupt images met so far: `train/12: what is wrong`."""
         return [f"{self.split}/{example}: {problem}" for example, problem in sorted(self.corrupt.items())]
 
+    def _following(self, ids: np.ndarray, among: np.ndarray | None) -> np.ndarray:
+        """The next examples by id, of all or of those `among` which are allowed; after the last comes the first."""
+        if among is None:
+            return (ids + 1) % self._n
+        return among[np.searchsorted(among, ids, "right") % len(among)]
+
     def _note(self, example: int, problem: str) -> None:
         """Take note of a corrupt image; DataError when that is more than the share allows."""
         self.corrupt[example] = problem
@@ -91,3 +100,27 @@ class Split(ABC):
             if allowed:
                 got += f"; it is corrupt image number {len(self.corrupt)} of {self._n}, data.corrupt allows {allowed}"
             raise DataError(place, got, fix)
+
+
+class Part(Split):
+    """Some examples of a split, in their order.
+
+    It is asked by row of this part, and hands out their ids in the whole, which key all randomness: what is left out
+    changes nothing for the others.
+    """
+
+    def __init__(self, whole: Split, ids: np.ndarray) -> None:
+        """`ids` are those of its examples in the whole, ascending."""
+        text = f"{whole.fingerprint} {ids.astype(np.int64).tobytes().hex()}"
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        super().__init__(whole.dataset, whole.split, len(ids), whole.image_shape, fingerprint, whole.share)
+        self._whole, self.ids, self.corrupt = whole, ids, whole.corrupt
+
+    def load(self, requests: Iterable[Request]) -> Iterator[Loaded]:
+        """What was requested, in that order."""
+        return self._whole.load(request._replace(ids=self.ids[request.ids], among=self.ids) for request in requests)
+
+    def corrupt_names(self) -> list[str]:
+        """Those of its own."""
+        mine = {example: problem for example, problem in self.corrupt.items() if example in self.ids}
+        return [f"{self.split}/{example}: {problem}" for example, problem in sorted(mine.items())]

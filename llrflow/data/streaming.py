@@ -86,7 +86,7 @@ class Streaming(Split):
         """Put the next readable example in the place of a corrupt one."""
         example = int(loaded.ids[row])
         while True:  # ends: a share below 1 of all images is corrupt, or else `_note` raises
-            example = (example + 1) % len(self)
+            example = int(self._following(np.array(example), request.among))
             (content,), label = self._records.read([example])
             if self._decode(request, example, content, loaded.images[row]):
                 loaded.ids[row], loaded.labels[row] = example, label[0]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from llrflow.data.catalog import prepared
 from llrflow.data.facts import DatasetFacts, describe
+from llrflow.data.held_back import sizes
 from llrflow.data.reader import check_size, selected, side_of
 from llrflow.data.schema import Data
 
@@ -49,7 +50,12 @@ def describe_or_known(data: Data) -> DatasetFacts:
     if known.side is not None:
         check_size(data, data.name, known.side, known.side)
     side = known.side or side_of(data, data.name)
-    splits = _split_dict(data.name, known)
+    splits, chosen = _split_dict(data.name, known), 0
+    if isinstance(data.validation, str):
+        chosen = selected(splits, data.validation, data.name, "data.validation")
+    n = selected(splits, data.train, data.name, "data.train")
+    test = selected(splits, data.test, data.name, "data.test")
+    train, validation, held = sizes(data, splits, n, chosen)
     return DatasetFacts(
         name=data.name,
         version=data.version or "",
@@ -57,10 +63,12 @@ def describe_or_known(data: Data) -> DatasetFacts:
         image_shape=(side, side, known.channels),
         classes=known.classes,
         splits=known.splits,
-        train=selected(splits, data.train, data.name, "data.train"),
-        test=selected(splits, data.test, data.name, "data.test"),
+        train=train,
+        test=test,
         source="table",
         varies=known.side is None,
+        validation=validation,
+        held=held,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import haiku as hk
 import jax
@@ -19,7 +19,8 @@ from llrflow.base.errors import InputError, LlrflowError, SpecError, line_of
 from llrflow.components.calls import placed
 from llrflow.components.traced import bind
 from llrflow.data.facts import DatasetFacts, describe
-from llrflow.data.pipelines import Role, choose
+from llrflow.data.held_back import check_classes
+from llrflow.data.pipelines import choose, roles
 from llrflow.data.schema import Data
 from llrflow.method.objective import CLEAN
 from llrflow.method.probe import LogitsFn, Probe
@@ -184,13 +185,15 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
 
     With `training` the devices are those of all processes of a group. Without `devices.count` it takes all, on CPU as
     many as the batch divides over if that leaves less than half of the cores idle. Raises DataError when the dataset
-    is not prepared, SpecError when spec, data and devices do not fit; without `training` the training batch may be
-    any. `facts_of` finds the dataset.
+    is not prepared, or all images of a class are held back; SpecError when spec, data and devices do not fit; without
+    `training` the training batch may be any. `facts_of` finds the dataset.
     """
     with located(spec):
         facts = facts_of(spec.data)
-        for role in get_args(Role):
+        for role in roles(spec.data):
             choose(spec.data, facts, role)  # which raises where it cannot
+        if training and facts.held and facts.source == "prepared":
+            check_classes(spec.data, spec.seed)
         resolved = resolve(spec, facts)
         devices = Devices(spec.devices.count, together=training)
     size, count = spec.train.batch_size, len(devices)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from llrflow.data.pipelines import Role, choose
+from llrflow.data.pipelines import choose, roles
 from llrflow.data.well_known import describe_or_known
 from llrflow.method.objective import Objective
 from llrflow.method.probe import Pass, Probe
@@ -140,7 +140,7 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
     total = sum(part.total for part in counts.values())
     if compiled is None:
         compiled = total * len(jax.tree.leaves(state.params)) <= COMPILED_UP_TO
-    share = program.spec.train.batch_size // len(program.devices)
+    data, share = program.spec.data, program.spec.train.batch_size // len(program.devices)
     lowered = program.lowered_forward()
     forward = _flops(lowered)
     result = {
@@ -148,9 +148,11 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "image_shape": list(program.image_shape),
         "classes": program.classes,
         "training_images": program.facts.train,
+        "validation_images": program.facts.validation,
+        "held_back": data.validation,
         "test_images": program.facts.test,
         "facts": program.facts.source,
-        "pipelines": {role: choose(program.spec.data, program.facts, role)._asdict() for role in get_args(Role)},
+        "pipelines": {role: choose(data, program.facts, role)._asdict() for role in roles(data)},
         "steps": program.steps,
         "batch_size": share * count,
         "devices": count,

@@ -11,11 +11,22 @@ from pathlib import Path
 
 from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
-from llrflow.report import pictures, sweeps
+from llrflow.report import methods, pictures, sweeps
 from llrflow.report.gallery import Shown, gallery
 from llrflow.report.pictures import Picture
 from llrflow.report.read import STUDIES, ReadRun, ReadSweep, read
-from llrflow.report.tables import Table, alike, configurations, costs, differing, kills, latex, markdown, results
+from llrflow.report.tables import (
+    Table,
+    alike,
+    best_checkpoints,
+    configurations,
+    costs,
+    differing,
+    kills,
+    latex,
+    markdown,
+    results,
+)
 from llrflow.runs.records import EvaluationRecord, FlagRecord, written
 from llrflow.spec.source import dump_yaml, read_source
 
@@ -71,7 +82,7 @@ def make_report(paths: Sequence[str | Path], title: str | None = None) -> Report
     galleries = [(run.name, list(gallery(run.main, 8 if len(runs) <= 2 else 4))) for run in runs if run.main]
     return Report(
         title=title or _title(runs, swept),
-        answer=list(_answer(runs)),
+        answer=list(_answer(runs, swept)),
         missing=[*unread, *chain.from_iterable(run.missing() for run in runs), *_without_studies(runs)],
         flags=[(run.name, flag) for run in runs for flag in run.fired],
         sections=[section for section in _sections(runs, swept) if section.tables or section.pictures],
@@ -132,9 +143,19 @@ def _title(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> str:
     return runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
 
 
-def _answer(runs: Sequence[ReadRun]) -> Iterator[str]:
-    """What was asked, and which run is the most robust, as far as the intervals tell."""
+def _alone(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> list[ReadRun]:
+    """The runs that stand for themselves, not for a configuration whose mean over seeds is told."""
+    told = [sweep.path for sweep in swept if methods.methods(sweep)]
+    return [run for run in runs if not any(run.path.is_relative_to(path) for path in told)]
+
+
+def _answer(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[str]:
+    """What was asked, and which method or run is the most robust, as far as seeds or intervals tell."""
     yield from dict.fromkeys(_where(run) for run in runs)
+    for sweep in swept:
+        if found := methods.methods(sweep):
+            yield methods.answer(found)
+    runs = _alone(runs, swept)
     masked = [run.name for run in runs if run.fired]
     attacked = [run for run in runs if run.main is not None]
     groups = [[pair for pair in group if not pair[0].fired] for group in alike(runs)]
@@ -191,8 +212,12 @@ def _sections(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[S
     for number, sweep in enumerate(swept):
         name = f"sweep-{number + 1}"
         tables, made = [configurations(sweep, name)], list(sweeps.pictures(sweep, name))
+        if found := methods.methods(sweep):
+            compared = [methods.table(sweep, name, found), methods.tests(name, found)]
+            tables = [*filter(None, compared), *tables]
+            made = [methods.picture(name, found), *made]
         yield Section(name, f"Sweep {sweep.record.name}", tables=tables, pictures=made)
-    yield Section("results", "Results", tables=list(results(runs)))
+    yield Section("results", "Results", tables=list(results(_alone(runs, swept))))
     different = differing(runs)
     yield Section("differences", "What differs", tables=[] if different is None else [different])
     yield Section("attacks", "Attacks", tables=list(kills(runs)), pictures=list(pictures.minimum_norm(runs)))
@@ -201,7 +226,7 @@ def _sections(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[S
     linear = ["Where the loss is nearly linear around an image, a few gradient steps find the worst perturbation."]
     yield Section("linearity", "Linearity of the loss", linear, pictures=list(pictures.linearity(runs)))
     yield Section("surfaces", "Loss surfaces", pictures=list(pictures.loss_surfaces(runs)))
-    yield Section("training", "Training", pictures=list(pictures.training(runs)))
+    yield Section("training", "Training", tables=list(best_checkpoints(runs)), pictures=list(pictures.training(runs)))
     yield Section("cost", "Cost", tables=list(costs(runs)))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llrflow.report.read import ReadRun
+from llrflow.runs.looks import PREFIX
 from llrflow.runs.pictures import surfaces
 from llrflow.runs.records import written
 
@@ -168,6 +169,8 @@ def training(runs: Sequence[ReadRun]) -> Iterator[Picture]:
             "accuracy": "Accuracy on training batches, where the spec takes the loss.",
             "gradient_norm": "The l2 norm of the objective's gradient.",
         }.get(name, "As logged in training, before its weight.")
+        if name.startswith(PREFIX):
+            caption = "Looks of checkpoint.best at images that were held back from training."
         yield curves(
             f"training-{_file(name)}", f"{name} in training", caption, series, "step", f"{name}{unit}",
             yscale="log" if wide else "linear",

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.base.files import NOT_NPZ, has_owner
 from llrflow.runs.folder import RunFolder, refuse_newer
+from llrflow.runs.looks import Chosen, chosen
 from llrflow.runs.records import EvaluationRecord, FlagRecord, RunRecord
 from llrflow.spec.source import read_source
 from llrflow.sweep.tracking.records import SWEEP_FORMAT, SweepRecord
@@ -71,6 +72,11 @@ class ReadRun:
         """A study of the checkpoint, from whichever evaluation it was made with."""
         return next((e.studies[title] for e in self.evaluations if title in e.studies), None)
 
+    @property
+    def chosen(self) -> Chosen | None:
+        """What looks at validation images have chosen."""
+        return chosen(self.metrics)
+
     def missing(self) -> Iterator[str]:
         """What a complete report needs and the folder lacks, each with the command that makes it."""
         step, steps = self.record.step, self.record.steps
@@ -87,8 +93,8 @@ class ReadRun:
             if step:
                 yield f"{self.name} has no evaluation; to make one: llrflow evaluate {self.path}"
             return
-        if self.main.record.checkpoint < step:
-            found = self.main.record.checkpoint
+        found = self.main.record.checkpoint
+        if found < step and (self.chosen is None or found != self.chosen.best):
             yield f"{self.name} was evaluated at step {found} of {step}; for the last: llrflow evaluate {self.path}"
 
 
@@ -142,9 +148,15 @@ MOST_OF_A_SWEEP = 4
 
 def _best_runs(sweep: ReadSweep, prefix: str) -> dict[Path, str]:
     """Run folders of the best configurations, with what to call them."""
-    record = sweep.record
-    chosen = [record.trials[c.trials[0]] for c in record.configurations if c.excluded is None][:MOST_OF_A_SWEEP]
-    return {sweep.path / "runs" / trial.run: f"{prefix}trial {trial.number}" for trial in chosen}
+    record, found = sweep.record, {}
+    able = [c for c in record.configurations if c.excluded is None]
+    winners = [c for c in able if c.configuration in record.winners.values()]
+    for configuration in (winners or able)[:MOST_OF_A_SWEEP]:
+        trial, seeds = record.trials[configuration.trials[0]], len(configuration.trials)
+        variant = f"{trial.variant}, " if trial.variant else ""
+        one_of = f", seed {trial.seed}" if seeds > 1 else ""
+        found[sweep.path / "runs" / trial.run] = f"{prefix}{variant}trial {trial.number}{one_of}"
+    return found
 
 
 def _sweep(path: Path) -> ReadSweep:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llrflow.base.shown import short
+from llrflow.base.shown import short, telling
 from llrflow.report.pictures import COLOURS, INK, Picture, axes
 from llrflow.report.read import ReadSweep
 from llrflow.sweep.tracking.records import TrialRecord
@@ -109,8 +109,9 @@ def _positions(values: list[Any]) -> tuple[list[float], list[str] | None]:
     """Where values stand on an axis; with the ticks' labels where they are no numbers."""
     if all(isinstance(value, int | float) for value in values):
         return [float(value) for value in values], None
-    ticks = list(dict.fromkeys(short(value) for value in values))
-    return [float(ticks.index(short(value))) for value in values], ticks
+    tell = telling(values)
+    ticks = list(dict.fromkeys(tell(value) for value in values))
+    return [float(ticks.index(tell(value))) for value in values], ticks
 
 
 def _parallel(sweep: ReadSweep, trials: list[TrialRecord]) -> Picture:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llrflow.base.shown import description, short
+from llrflow.base.shown import description, measured, telling
 from llrflow.report.read import ReadRun, ReadSweep
 from llrflow.runs.records import EvaluationRecord, Proportion, RunRecord
 
@@ -192,6 +192,20 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def best_checkpoints(runs: Sequence[ReadRun]) -> Iterator[Table]:
+    """What the looks of `checkpoint.best` have chosen, and what was lost from there to the end of training."""
+    rows = []
+    for run in runs:
+        if (found := run.chosen) is not None:
+            shares = [f"{share:.2%}" for share in (found.best_robust, found.last_robust)]
+            gap = f"{100 * (found.best_robust - found.last_robust):.2f}"
+            rows.append([run.name, f"{found.best:,}", shares[0], f"{found.last:,}", shares[1], gap])
+    if rows:
+        headings = ["", "best step", "worst case", "last step", "worst case", "gap"]
+        note = "By looks at validation images alone; the gap, in percentage points, is robust overfitting."
+        yield Table("best-checkpoints", "Best and last checkpoint", headings, rows, note)
+
+
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of everything in a spec that holds nothing further."""
     if isinstance(value, Mapping) and value:
@@ -202,23 +216,30 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def configurations(sweep: ReadSweep, name: str) -> Table:
-    """A sweep's configurations, best first."""
+    """A sweep's configurations, best first; of several seeds each is a mean."""
     record = sweep.record
+    seeds = max((len(one.trials) for one in record.configurations), default=1)
+    variants = any(one.variant for one in record.configurations)
     names = list(dict.fromkeys(name for one in record.configurations for name in one.parameters))
     presets = dict.fromkeys(trial.escalated.attacks for trial in record.trials if trial.escalated is not None)
+    tell = {n: telling(one.parameters[n] for one in record.configurations if n in one.parameters) for n in names}
     rows = []
     for one in record.configurations:
-        values = [short(one.parameters.get(name, "")) for name in names]
-        spread = "" if one.spread is None else f" ± {one.spread:.4f}"
-        mean = "" if one.mean is None else f"{one.mean:.4f}{spread}"
+        values = [tell[name](one.parameters[name]) if name in one.parameters else "" for name in names]
+        values = [one.variant or "", *values] if variants else values
+        mean = measured(record.metric, one.mean, one.spread)
         nominal = _mean([record.trials[number].nominal for number in one.trials])
         stronger = ["" if one.escalated is None else f"{one.escalated:.2%}"] if presets else []
         numbers = ", ".join(map(str, one.trials))
         rows.append([numbers, mean, *stronger, nominal, *values, one.excluded or "finished"])
     counted = ("trial", "trials")[len(record.trials) != 1]
     title = f"Sweep {record.name}: {len(record.trials)} {counted}, {record.steps_trained:,} steps, {record.state}"
-    headings = ["trial", record.metric, *([", ".join(presets)] if presets else []), "nominal", *names, "state"]
-    note = "Only what finished with every seed can win."
+    told = [*(["variant"] if variants else []), *names]
+    headings = ["trial", record.metric, *([", ".join(presets)] if presets else []), "nominal", *told, "state"]
+    note = f"Only what finished with every seed can win, {record.chosen_on}; nominal accuracy is that on test images."
+    if seeds > 1:
+        headings[0] = "trials"
+        note += " Accuracies are means over seeds; after ± the standard deviation (n - 1)."
     if presets:
         note += " Those that were attacked again with stronger attacks are ranked by what these left."
     return Table(f"{name}-configurations", title, headings, rows, note)

@@ -59,7 +59,7 @@ def with_statistics(
 def training_images(program: Program) -> Split:
     """The training split, to estimate statistics from. Raises SpecError where it cannot be opened."""
     try:
-        return open_split(program.spec.data, "train")
+        return open_split(program.spec.data, "train", program.spec.seed)
     except DataError as error:
         got = f"averages a network with BatchNorm, whose statistics need training images: {error.where} {error.got}"
         raise at(program.spec, "train.ema", got, f"{error.fix}, or evaluate with `parameters: raw`") from None

@@ -32,6 +32,8 @@ class Checkpoints:
         self._manifests = self.directory / "manifests"
         self._ocp = ocp
         self._keep = keep
+        self.protected: int | None = None
+        """A step that is kept however many are newer."""
         self.on_save: Callable[[], None] | None = None
         """Called after each save."""
 
@@ -166,7 +168,8 @@ class Checkpoints:
 
     def _drop_stale(self) -> None:
         for stale in self.steps()[: -self._keep]:
-            self._drop(stale)
+            if stale != self.protected:
+                self._drop(stale)
 
     def _drop(self, step: int) -> None:
         (self._manifests / f"{step}.json").unlink(missing_ok=True)

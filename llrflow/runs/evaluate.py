@@ -33,7 +33,7 @@ from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
 from llrflow.runs.predictions import Predictions, spread
-from llrflow.runs.records import EvaluationRecord, FlagRecord, versions, written
+from llrflow.runs.records import EvaluationRecord, FlagRecord, Images, versions, written
 from llrflow.runs.summaries import attack_record, distances_of, distribution, last_word, proportion
 from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
@@ -58,21 +58,24 @@ class Evaluator:
         export: bool = False,
         surrogates: Mapping[str, Surrogate] | None = None,
         statistics_images: int | None = None,
+        images: Images = "test",
     ) -> None:
         """`label` keeps an evaluation with other attacks than the spec's apart: evaluation/<step><label>.json.
 
         `export` also writes the images that each attack found. `surrogates` holds what each transfer attack searches
         on, by its name. `statistics_images` is on record: what `state` has statistics from, if they are no longer those
-        of training.
+        of training. `images` says which those of `split` are.
         """
-        self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
+        self.program, self.split, self.spec_hash = program, split, spec_hash
         self.label, self.export, self._surrogates = label, export, surrogates or {}
         self.stop, self.quiet, self.step = stop, quiet, int(state.step)
         self._predicted = Predictions(program, state, split)
         self._fitting = self._predicted.batch_size
         self._statistics_images = statistics_images
         self._versions = versions()
-        folder.evaluation.mkdir(exist_ok=True)
+        self._images: Images = images
+        self._place = folder.evaluations_of(images)
+        self._place.mkdir(exist_ok=True)
 
     def evaluate(self) -> EvaluationRecord:
         """Run every attack of the spec and write evaluation/<step><label>.json. Raises Interrupted between batches."""
@@ -89,7 +92,7 @@ class Evaluator:
 
     def _path(self, name: str) -> Path:
         """evaluation/<step><label>.<name>."""
-        return self.folder.evaluation / f"{self.step}{self.label}.{name}"
+        return self._place / f"{self.step}{self.label}.{name}"
 
     def _identity(self, *parts: Any) -> str:
         """A hash over `parts` and all else that decides what an attack finds: on disk, what has it is taken over."""
@@ -136,6 +139,7 @@ class Evaluator:
             statistics_images=self._statistics_images,
             threat=threat.model_dump(),
             epsilon=written(threat.epsilon),
+            images=self._images,
             n=self._predicted.n,
             corrupt=self.split.corrupt_names(),
             ids_sha256=hashlib.sha256(f"{self.split.fingerprint} {self._predicted.n}".encode()).hexdigest(),

@@ -26,7 +26,7 @@ from llrflow.base.errors import CheckpointError, SpecError, line_of
 from llrflow.base.files import remove_temporaries, sha256_file, write_atomic
 from llrflow.method.threat import Threat
 from llrflow.runs.classifier import Classifier, hash_of, parameter_count
-from llrflow.runs.folder import RunFolder, first_problem
+from llrflow.runs.folder import RunFolder, Step, first_problem
 from llrflow.runs.records import Record, written
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -78,10 +78,10 @@ class Exported(Classifier):
 def export_model(
     run_dir: str | Path,
     out: str | Path | None = None,
-    step: int | None = None,
+    step: Step | None = None,
     parameters: Literal["raw", "ema"] | None = None,
 ) -> tuple[Path, ExportRecord]:
-    """Write the model of a run's newest intact checkpoint, or of `step`, into a folder: `out` or RUN/export.
+    """Write the model of a run's checkpoint, chosen as by `load_model`, into a folder: `out` or RUN/export.
 
     Gives the folder and its record. Raises CheckpointError, and SpecError when the folder holds other files.
     """

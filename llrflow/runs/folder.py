@@ -2,10 +2,12 @@
 
     spec.yaml        the resolved spec
     run.json         RunRecord
-    metrics.jsonl    one JSON object per logged step: `step`, `objective`, `accuracy`, `loss`, terms, `gradient_norm`
+    metrics.jsonl    one JSON object per logged step: `step`, `objective`, `accuracy`, `loss`, terms, `gradient_norm`;
+                     and one per look of checkpoint.best: `step`, `validation.worst_case.accuracy` and others
     checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step; in a step's folder
                      statistics.npz, BatchNorm statistics of averaged parameters
     evaluation/      <step>.json (EvaluationRecord), <step>.<attack>.npz (verdicts), <step>.npz (images to look at)
+    validation/      evaluations likewise, of images held back from training: looks by which something was chosen
     events/          TensorBoard
 
 metrics.jsonl holds no times: an interrupted and resumed run writes the same bytes as an unbroken one.
@@ -20,13 +22,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.base.files import sole_owner, write_atomic
-from llrflow.runs.records import EVALUATION_FORMAT, FORMAT, EvaluationRecord, RunRecord
+from llrflow.runs.looks import chosen
+from llrflow.runs.records import EVALUATION_FORMAT, FORMAT, EvaluationRecord, Images, RunRecord
+
+Step = int | Literal["best", "last"]
+"""A checkpoint by its step; the best by looks at validation images; the newest intact one."""
 
 
 class RunFolder:
@@ -35,9 +41,13 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.spec, self.run, self.metrics = (self.path / n for n in ("spec.yaml", "run.json", "metrics.jsonl"))
-        self.checkpoints, self.evaluation, self.events = (
-            self.path / n for n in ("checkpoints", "evaluation", "events")
+        self.checkpoints, self.evaluation, self.validation, self.events = (
+            self.path / n for n in ("checkpoints", "evaluation", "validation", "events")
         )
+
+    def evaluations_of(self, images: Images) -> Path:
+        """Where evaluations of test or of validation images are kept."""
+        return self.evaluation if images == "test" else self.validation
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -61,7 +71,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete a run's files, and nothing that a run does not write."""
-        for path in (self.checkpoints, self.evaluation, self.events):
+        for path in (self.checkpoints, self.evaluation, self.validation, self.events):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.spec, self.metrics, self.run):  # last what marks the folder as a run's
             path.unlink(missing_ok=True)
@@ -116,10 +126,11 @@ class RunFolder:
     def last_evaluations(self) -> dict[str, EvaluationRecord]:
         """Finished evaluations of the last step that has any, by label: empty where the spec named the attacks.
 
-        Raises CheckpointError.
+        Those of the best checkpoint if looks have chosen one and it was evaluated. Raises CheckpointError.
         """
-        paths = self._evaluations()
-        last = max((step for step, _ in paths), default=0)
+        paths, found = self._evaluations(), chosen(self.metric_lines())
+        steps = {step for step, _ in paths}
+        last = found.best if found is not None and found.best in steps else max(steps, default=0)
         return {label: _read_evaluation(path) for (step, label), path in paths.items() if step == last}
 
     def _evaluations(self) -> dict[tuple[int, str], Path]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
-from llrflow.runs.records import ForkRecord
+from llrflow.runs.records import ForkRecord, Images
 from llrflow.spec.schema import Spec
 
 
@@ -21,15 +22,17 @@ def fork(source: RunFolder, pinned: Checkpoints, step: int, spec: Spec, digest: 
     begun = out.with_name(f".{out.name}.fork")
     shutil.rmtree(begun, ignore_errors=True)
     folder = RunFolder(begun)
-    folder.evaluation.mkdir(parents=True)
     pinned.copy_to(Checkpoints(folder.checkpoints), step)
     shutil.copyfile(source.metrics, folder.metrics)
     folder.rewind_metrics(step)
     shutil.copytree(source.events, folder.events)
-    for path in source.evaluation.iterdir() if source.evaluation.exists() else ():
-        number = re.match(r"(\d+)[-.]", path.name)
-        if number and int(number[1]) <= step:
-            shutil.copyfile(path, folder.evaluation / path.name)
+    for images in get_args(Images):
+        theirs, ours = source.evaluations_of(images), folder.evaluations_of(images)
+        for path in theirs.iterdir() if theirs.exists() else ():
+            number = re.match(r"(\d+)[-.]", path.name)
+            if number and int(number[1]) <= step:
+                ours.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, ours / path.name)
     record = source.existing()
     record.model_copy(
         update={

@@ -16,7 +16,8 @@ from llrflow.program.state import TrainState
 from llrflow.runs.averages import with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.classifier import Classifier, parameter_count
-from llrflow.runs.folder import RunFolder
+from llrflow.runs.folder import RunFolder, Step
+from llrflow.runs.looks import chosen
 from llrflow.runs.records import RunRecord
 from llrflow.spec.load import load_spec
 from llrflow.spec.schema import Spec
@@ -39,8 +40,8 @@ class Model(Classifier):
         return {"network": self.spec.model.label(), "parameters": size, **super()._facts(), "run": self.path}
 
 
-def load_model(run_dir: str | Path, step: int | None = None, parameters: Literal["raw", "ema"] | None = None) -> Model:
-    """The model of a run's newest intact checkpoint, or of `step`; needs no dataset.
+def load_model(run_dir: str | Path, step: Step | None = None, parameters: Literal["raw", "ema"] | None = None) -> Model:
+    """The model of a run's checkpoint, chosen as `chosen_step` says; needs no dataset.
 
     `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError, also where nobody has yet
     evaluated averaged parameters that need BatchNorm statistics of their own; SpecError for `ema` where training kept
@@ -56,9 +57,9 @@ def load_model(run_dir: str | Path, step: int | None = None, parameters: Literal
         raise SpecError(str(folder.path), "has no moving average of its parameters", "ask for `raw`")
     program = Program(spec, facts, Devices(1))
     checkpoints = Checkpoints(folder.checkpoints)
-    state = checkpoints.restore(program.abstract_state(), chosen_step(checkpoints, "last" if step is None else step))
-    chosen = parameters or program.evaluated_parameters
-    return Model(program, with_statistics(program, state, checkpoints, chosen).state, chosen, folder.path)
+    state = checkpoints.restore(program.abstract_state(), chosen_step(folder, checkpoints, step))
+    kind = parameters or program.evaluated_parameters
+    return Model(program, with_statistics(program, state, checkpoints, kind).state, kind, folder.path)
 
 
 def stored_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:
@@ -66,9 +67,27 @@ def stored_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tu
     return folder.existing(), load_spec(folder.spec, overrides or {})
 
 
-def chosen_step(checkpoints: Checkpoints, step: int | Literal["last"]) -> int:
-    """`step`, or that of the newest intact checkpoint. Raises CheckpointError."""
+def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None = None) -> int:
+    """The checkpoint that is asked for, by default the best if looks have chosen one, else the newest intact one.
+
+    `best` without looks is that of the highest worst-case accuracy among the evaluations with the spec's own attacks,
+    on test images. Raises CheckpointError.
+    """
+    found = chosen(folder.metric_lines())
+    if step is None:
+        step = "last" if found is None else "best"
+    if step == "best":
+        return _best_evaluated(folder, checkpoints) if found is None else found.best
     newest = checkpoints.newest_intact(say) if step == "last" else step
     if newest is None:
         raise CheckpointError(str(checkpoints.directory), "has no intact checkpoint", "train the run again")
     return newest
+
+
+def _best_evaluated(folder: RunFolder, checkpoints: Checkpoints) -> int:
+    kept = set(checkpoints.steps())
+    found = {step: record.worst_case.accuracy for step, record in folder.evaluations().items() if step in kept}
+    if not found:
+        fix = "evaluate the steps first with --checkpoint STEP"
+        raise CheckpointError(str(folder.evaluation), "holds no evaluation to choose the best checkpoint by", fix)
+    return max(found, key=lambda step: (found[step], step))

@@ -11,25 +11,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import say
-from llrflow.data.pipelines import open_split
-from llrflow.data.split import Split
+from llrflow.data.pipelines import Role, open_split, roles
+from llrflow.data.split import Part, Split
 from llrflow.program.compile import Program, compile_spec, located
 from llrflow.program.group import Group
+from llrflow.program.state import TrainState
 from llrflow.runs.averages import estimated, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator
 from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.interrupt import StopRequest, stop_requests
 from llrflow.runs.ledger import Ledger, earlier, new_record
-from llrflow.runs.records import DataRecord, EvaluationRecord, RunRecord, versions
+from llrflow.runs.looks import PREFIX, Chosen, chosen, ended_early, look_block, look_steps, measured
+from llrflow.runs.predictions import spread
+from llrflow.runs.records import DataRecord, EvaluationRecord, Images, RunRecord, versions
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.runs.train import Log, Trainer, begin, receive
 from llrflow.spec.load import at
 from llrflow.spec.resolve import spec_hash
-from llrflow.spec.schema import Evaluate, Spec
+from llrflow.spec.schema import Best, Checks, Evaluate, Spec
 from llrflow.spec.source import dump_yaml
 
 
@@ -61,7 +66,7 @@ class Session:
         self,
         program: Program,
         group: Group,
-        splits: tuple[Split, Split],
+        splits: dict[Role, Split],
         folder: RunFolder,
         checkpoints: Checkpoints,
         ledger: Ledger,
@@ -69,12 +74,13 @@ class Session:
         quiet: bool,
     ) -> None:
         self.program, self.group, self.folder = program, group, folder
-        self._train, self._test = splits
+        self._splits = splits
         self._ledger, self._checkpoints, self._stop, self._quiet = ledger, checkpoints, stop, quiet
         self._surrogates = surrogates_of(program)
-        log = Log(folder, checkpoints, ledger.record.spec_hash)
-        self._trainer = Trainer(program, group, self._train, log, quiet)
+        self._log = Log(folder, checkpoints, ledger.record.spec_hash)
+        self._trainer = Trainer(program, group, splits["train"], self._log, quiet)
         self._state = begin(program, group, folder, checkpoints, say)
+        self._keep_best()
 
     @property
     def step(self) -> int:
@@ -82,51 +88,103 @@ class Session:
         return int(self.program.devices.fetch(self._state.step))
 
     def train(self, until: int | None = None) -> None:
-        """Train to step `until`, by default to the end, and save."""
+        """Train to step `until`, by default to the end, and save; on the way look for the best checkpoint if asked."""
+        best, end = self.program.spec.checkpoint.best, self.program.steps if until is None else until
         try:
-            with self._ledger.timing(self._trainer.seconds):
-                self._state = self._trainer.train(self._state, self._stop, until)
+            with self._log.opened(self.step):
+                for step in pieces(self.program, self.step, end):
+                    with self._ledger.timing(self._trainer.seconds):
+                        self._state = self._trainer.train(self._state, self._stop, step)
+                    if best is not None and self._enough(best, step):
+                        break
         finally:
-            if self._train.corrupt:  # an earlier attempt may have met others
-                found = dict.fromkeys([*self._ledger.record.corrupt, *self._train.corrupt_names()])
+            if corrupt := self._splits["train"].corrupt_names():  # an earlier attempt may have met others
+                found = dict.fromkeys([*self._ledger.record.corrupt, *corrupt])
                 self._ledger.update(corrupt=list(found))
                 say(f"{len(found)} training images cannot be decoded; others took their place")
 
-    def look(self, block: Evaluate) -> EvaluationRecord:
-        """Evaluate the present state with a block of its own; its record is evaluation/<step>-<hash>.json."""
+    def _enough(self, best: Best, step: int) -> bool:
+        """Look at a step that is to be looked at, unless that is on record, and say whether training is to stop."""
+        if step not in look_steps(best, self.program.steps):
+            return False
+        found = chosen(self.folder.metric_lines())
+        if found is None or found.last < step:
+            block = look_block(self.program.spec.evaluate, best.attacks, Checks(examples=0))
+            whole = self._splits["validation"]
+            images = whole if best.images is None else Part(whole, spread(np.arange(len(whole)), best.images))
+            spec = self.program.spec.model_copy(update={"evaluate": block})
+            label = label_of({"images": best.images, **block.model_dump()})
+            # The others of a group wait: only together they can stop.
+            stop = self._stop if self.group.count == 1 else StopRequest()
+            record = self._evaluate(spec, "look", self._fetched(), label, "validation", images, stop, quiet=True)
+            self._log.write(step, {f"{PREFIX}{name}": value for name, value in measured(record).items()})
+            self._log.flush()
+            found = self._keep_best()
+            assert found is not None
+            if not self._quiet:
+                known = f"the best so far {found.best_robust:.2%} at step {found.best}"
+                say(f"step {step}: worst case {record.worst_case.accuracy:.2%} of validation images, {known}")
+        return bool(self.group.share(np.bool_(ended_early(best, found))))
+
+    def _keep_best(self) -> Chosen | None:
+        """Protect the best checkpoint by the looks on record, and no other."""
+        found = chosen(self.folder.metric_lines())
+        self._checkpoints.protected = None if found is None else found.best
+        return found
+
+    def look(self, block: Evaluate, label: str, images: Images) -> EvaluationRecord:
+        """Evaluate the present state with a block of its own; its record is evaluation/<step><label>.json, or in
+        validation/ that of images held back."""
         spec = self.program.spec.model_copy(update={"evaluate": block})
-        return self._evaluate(spec, "look", label_of(block.model_dump()))
+        return self._evaluate(spec, "look", self._fetched(), label, images)
 
     def evaluate(self) -> Run:
-        """Evaluate the trained state as the spec says, and finish the run.
+        """Evaluate the trained state, or the best if looks have chosen one, as the spec says, and finish the run.
 
         This process does so alone: the group ends.
         """
         if self._ledger.record.state != "finished":
             self._ledger.update(state="trained")
         self.group.leave()
-        evaluation = self._evaluate(self.program.spec, "evaluate")
+        state, found = self._fetched(), chosen(self.folder.metric_lines())
+        if found is not None and found.best != int(state.step):
+            state = self._checkpoints.restore(self.program.abstract_state(), found.best)
+        evaluation = self._evaluate(self.program.spec, "evaluate", state)
         self._ledger.update(state="finished")
         return Run(self.folder.path, self._ledger.record, evaluation)
 
-    def _evaluate(self, spec: Spec, part: str, label: str = "") -> EvaluationRecord:
+    def _fetched(self) -> TrainState:
+        return self.program.devices.fetch(self._state)
+
+    def _evaluate(
+        self,
+        spec: Spec,
+        part: str,
+        state: TrainState,
+        label: str = "",
+        images: Images = "test",
+        split: Split | None = None,
+        stop: StopRequest | None = None,
+        quiet: bool | None = None,
+    ) -> EvaluationRecord:
         program = Program(spec, self.program.facts, self.program.devices.alone())
-        seconds: dict[str, float] = {}
+        split, stop = self._splits[images] if split is None else split, self._stop if stop is None else stop
+        quiet, seconds = self._quiet if quiet is None else quiet, {}
         with self._ledger.timing(seconds), _stopwatch(seconds, part):
-            state = program.devices.fetch(self._state)
-            estimate = partial(estimated, program, state, lambda: self._train, self._stop, self._quiet)
-            state, images = with_statistics(program, state, self._checkpoints, program.evaluated_parameters, estimate)
+            estimate = partial(estimated, program, state, lambda: self._splits["train"], stop, quiet)
+            state, used = with_statistics(program, state, self._checkpoints, program.evaluated_parameters, estimate)
             evaluator = Evaluator(
                 program,
                 state,
-                self._test,
+                split,
                 self.folder,
                 self._ledger.record.spec_hash,
-                self._stop,
-                self._quiet,
+                stop,
+                quiet,
                 label,
                 surrogates=self._surrogates,
-                statistics_images=images,
+                statistics_images=used,
+                images=images,
             )
             return evaluator.evaluate()
 
@@ -139,16 +197,18 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
     program = compile_spec(spec)
     group = _group(program)
     with located(spec):
-        splits = open_split(spec.data, "train"), open_split(spec.data, "test")
+        splits: dict[Role, Split] = {role: open_split(spec.data, role, spec.seed) for role in roles(spec.data)}
+    train = splits["train"]
     data = DataRecord(
         image_shape=program.image_shape,
         classes=program.classes,
-        fingerprint=splits[0].fingerprint,
-        train=len(splits[0]),
-        test=len(splits[1]),
+        fingerprint=train.fingerprint,
+        train=len(train),
+        test=len(splits["test"]),
+        validation=program.facts.validation,
     )
     digest = spec_hash(program.spec)
-    group.agree(agreed(digest, splits[0]))
+    group.agree(agreed(digest, train))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
     with folder.owned(), stop_requests() as stop:
         before = None if fresh else earlier(folder, digest, data)
@@ -173,11 +233,22 @@ def assist(spec: Spec) -> None:
     program = compile_spec(spec)
     group = _group(program)
     with located(spec):
-        split = open_split(spec.data, "train")
+        split = open_split(spec.data, "train", spec.seed)
     group.agree(agreed(spec_hash(program.spec), split))
     with stop_requests() as stop:
-        Trainer(program, group, split, None, quiet=True).train(receive(program, group), stop)
+        trainer, state = Trainer(program, group, split, None, quiet=True), receive(program, group)
+        looks = look_steps(program.spec.checkpoint.best, program.steps)
+        for step in pieces(program, int(program.devices.fetch(state.step)), program.steps):
+            state = trainer.train(state, stop, step)
+            if step in looks and group.share(np.bool_(False)):
+                break
         group.leave()
+
+
+def pieces(program: Program, first: int, end: int) -> list[int]:
+    """The steps up to which a training that is at step `first` goes on without a look, to step `end`."""
+    looks = look_steps(program.spec.checkpoint.best, program.steps)
+    return sorted({end, *(step for step in looks if first <= step <= end)})
 
 
 def _group(program: Program) -> Group:

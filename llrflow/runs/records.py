@@ -21,6 +21,10 @@ EVALUATION_FORMAT = 2
 PACKAGES = ("llrflow", "jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
+Images = Literal["test", "validation"]
+"""What is evaluated: the images of `data.test`, or those that `data.validation` holds back from training."""
+
+
 class Record(BaseModel):
     """Base of everything stored as JSON, in a run folder, an export or a sweep's folder."""
 
@@ -39,6 +43,8 @@ class DataRecord(Record):
     fingerprint: str
     train: int
     test: int
+    validation: int = 0
+    """Images held back from training; they do not count in `train`."""
 
 
 class ForkRecord(Record):
@@ -182,7 +188,8 @@ class FlagRecord(Record):
 class EvaluationRecord(Record):
     """evaluation/<step>.json: the certificate of one evaluation.
 
-    One with other attacks than the spec's is evaluation/<step>-<hash>.json.
+    One with other attacks than the spec's is evaluation/<step>-<hash>.json, one of validation images validation/ and
+    the same.
     """
 
     format: Literal[2] = EVALUATION_FORMAT
@@ -200,6 +207,8 @@ class EvaluationRecord(Record):
     epsilon: str
     """The threat's epsilon as a fraction of 255 where it is one."""
     box: tuple[float, float] = (0.0, 1.0)
+    images: Images = "test"
+    """Those of `data.test`, or those held back by `data.validation`."""
     n: int
     corrupt: list[str] = []
     """Images that cannot be decoded, with what is wrong with each; they count as misclassified."""

@@ -5,38 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from llrflow.base.errors import CheckpointError
 from llrflow.data.pipelines import open_split
 from llrflow.program.compile import compile_spec, located
 from llrflow.runs.averages import estimated, training_images, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.evaluate import Evaluator
-from llrflow.runs.folder import RunFolder, label_of
+from llrflow.runs.folder import RunFolder, Step, label_of
 from llrflow.runs.interrupt import stop_requests
 from llrflow.runs.model import chosen_step, stored_run
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import evaluate_block
+from llrflow.runs.records import Images
 from llrflow.runs.surrogates import surrogates_of
+from llrflow.spec.load import at
 
 
 def evaluate_run(
     path: str | Path,
-    step: int | Literal["best", "last"] = "last",
+    step: Step | None = None,
     quiet: bool = True,
     attacks: str | Mapping[str, Any] | None = None,
     export: bool = False,
     studies: Sequence[str] = (),
     devices: int | None = None,
+    images: Images = "test",
 ) -> Run:
     """Evaluate a checkpoint of a run folder, with its spec's attacks or others.
 
-    `step` is a number, `last` (the newest intact one) or `best` (that of the highest worst-case accuracy on record).
+    `step` chooses it as `llrflow.runs.model.chosen_step` says, by default the best if looks have chosen one.
     `attacks` names a preset or a YAML file, or is a mapping as under `evaluate.attacks` or of a whole `evaluate`
     block; its record is evaluation/<step>-<hash>.json. `export` writes the images that each attack found. Raises
     CheckpointError when no intact checkpoint is there. `studies` (strength, linearity, surface) are made besides.
-    `devices` is their number, by default all.
+    `devices` is their number, by default all. `images` held back from training are evaluated in the place of test
+    images if so wanted, and recorded in validation/. Raises SpecError where the run held none back.
     """
     folder = RunFolder(Path(path))
     overrides: dict[str, Any] = {"devices.count": devices}
@@ -50,28 +53,20 @@ def evaluate_run(
     wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
     if wanted:
         _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
+    if images == "validation" and spec.data.validation is None:
+        raise at(spec, "data.validation", "holds back no images to evaluate", "train again with it, such as 0.1")
     program = compile_spec(spec, training=False)
     checkpoints = Checkpoints(folder.checkpoints)
     with located(spec):
-        split = open_split(spec.data, "test")
+        split = open_split(spec.data, images, spec.seed)
     with folder.owned(), stop_requests() as stop:
-        chosen = chosen_step(checkpoints, _best(folder, checkpoints) if step == "best" else step)
+        chosen = chosen_step(folder, checkpoints, step)
         state = checkpoints.restore(program.abstract_state(), chosen)
         others = surrogates_of(program)
         estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
-        state, images = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
+        state, used = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
         evaluator = Evaluator(
-            program, state, split, folder, record.spec_hash, stop, quiet, label, export, others, images
+            program, state, split, folder, record.spec_hash, stop, quiet, label, export, others, used, images
         )
         evaluation = evaluator.evaluate()
     return Run(folder.path, record, evaluation)
-
-
-def _best(folder: RunFolder, checkpoints: Checkpoints) -> int:
-    """The step of the highest worst-case accuracy among the evaluations with the spec's own attacks."""
-    kept = set(checkpoints.steps())
-    found = {step: record.worst_case.accuracy for step, record in folder.evaluations().items() if step in kept}
-    if not found:
-        fix = "evaluate the steps first with --checkpoint STEP"
-        raise CheckpointError(str(folder.evaluation), "holds no evaluation to choose the best checkpoint by", fix)
-    return max(found, key=lambda step: (found[step], step))

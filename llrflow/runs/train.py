@@ -23,6 +23,7 @@ from llrflow.program.state import Batch, TrainState
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
+from llrflow.runs.looks import PREFIX, is_look
 
 
 def begin(
@@ -71,7 +72,8 @@ class Log:
         """The values of a step."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self._events.add_scalar(f"train/{name}", value, step)
+            tag = name if is_look(values) else f"train/{name}"
+            self._events.add_scalar(tag.replace(PREFIX, "validation/"), value, step)
 
     def flush(self) -> None:
         """Let readers see the lines."""
@@ -87,7 +89,8 @@ class Trainer:
     """The training loop, from a state to the last step or to one before it."""
 
     def __init__(self, program: Program, group: Group, split: Split, log: Log | None, quiet: bool) -> None:
-        """Without a log nothing is written: so train the processes of a group besides its first."""
+        """The log must be open while it trains. Without one nothing is written: so train the processes of a group
+        besides its first."""
         self.program, self.group, self.split, self.log, self.quiet = program, group, split, log, quiet
         self.seconds = {"compile": 0.0, "train": 0.0}  # of the last call
         self._warm = False
@@ -107,7 +110,6 @@ class Trainer:
         program, group, spec = self.program, self.group, self.program.spec
         first, end = int(program.devices.fetch(state.step)), program.steps if until is None else until
         with (
-            self.log.opened(first) if self.log else contextlib.nullcontext(),
             progress("training", program.steps, self.quiet, first) as report,
             contextlib.ExitStack() as stack,  # however training ends, its time counts
         ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -46,6 +46,7 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
     yield from _perturbations(spec)
     yield from _components(spec)
     yield from _evaluation(spec)
+    yield from _best(spec)
     if not spec.devices.wanted:
         yield Problem("devices.resources", "asks for nothing", "ask for some `cpu`, `gpu` or `custom` resource")
     yield from _sweep(spec)
@@ -152,6 +153,29 @@ def _evaluation(spec: Spec) -> Iterator[Problem]:
         yield Problem("evaluate.parameters", "= 'ema' but training keeps no moving average", "set train.ema")
 
 
+def _best(spec: Spec) -> Iterator[Problem]:
+    best = spec.checkpoint.best
+    if best is None:
+        return
+    if spec.data.validation is None:
+        fix = "hold some back by `data.validation`, such as 0.1, or delete it"
+        yield Problem("checkpoint.best", "has no images to look at", fix)
+    if spec.sweep is not None:
+        fix = "delete it here, and add it to the winner"
+        yield Problem("checkpoint.best", "has no place in a sweep, whose rungs look at its trials", fix)
+    yield from _looks(spec, "checkpoint.best.attacks", best.attacks)
+
+
+def _looks(spec: Spec, path: str, attacks: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with attacks that look at a run while it trains."""
+    for name, attack in attacks.items():
+        if name == "random":
+            yield Problem(f"{path}.random", "is the name of the noise control", "rename the attack")
+        if attack.needs_surrogate or spec.threat.norm not in attack.norms:
+            got = f"({attack.label()}) cannot look at a run under {spec.threat.norm}"
+            yield Problem(f"{path}.{name}", got, "choose a cheap attack on the run itself")
+
+
 def _rounds(sweep: Sweep) -> Iterator[Problem]:
     """What a search in rounds does not go with, and what goes with no other."""
     search = sweep.search
@@ -195,6 +219,27 @@ def _population(sweep: Sweep) -> Iterator[Problem]:
         yield Problem("sweep.parameters", f"has nothing that {label} could change", "add a parameter")
 
 
+def _variants(sweep: Sweep) -> Iterator[Problem]:
+    """What methods that are to be compared cannot have, and what does not go with them."""
+    for name, variant in sweep.variants.items():
+        for key in [] if isinstance(variant, str) else variant:
+            if key != "extends" and key.split(".")[0] in NOT_SWEPT:
+                yield Problem(f"sweep.variants.{name}", f"sets {key}, which variants share", "set it for all")
+    for name, domain in sweep.parameters.items():
+        variant = domain.when.get("variant")
+        if variant is not None and variant not in sweep.variants:
+            fix = suggest(variant, sweep.variants) if sweep.variants else "add `variants`, or delete it"
+            yield Problem(f"sweep.parameters.{name}.when", f"names {variant!r}, which is no variant", fix)
+    if not sweep.variants:
+        return
+    if sweep.search.learns:
+        got = f"= {sweep.search.type!r} would learn from trials of all variants together"
+        yield Problem("sweep.search.type", got, "use grid or random")
+    if sweep.scheduler.registered_as[1] != "fifo":
+        got = f"({sweep.scheduler.label()}) would stop trials of one variant for those of another"
+        yield Problem("sweep.scheduler", got, "delete it")
+
+
 def _sweep(spec: Spec) -> Iterator[Problem]:
     sweep, seen = spec.sweep, {}
     if sweep is None:
@@ -204,31 +249,33 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
         yield Problem(
             "devices.hosts", got, "delete it, and run the winner with `--set devices.hosts=`, or delete `sweep`"
         )
+    if sweep.decide_on == "validation" and spec.data.validation is None:
+        fix = "hold images back by `data.validation`, such as 0.1, or say `sweep.decide_on: test`"
+        yield Problem("sweep", "would choose by test images", fix)
     grid = sweep.search.type == "grid"
     for name, domain in sweep.parameters.items():
         place, path = f"sweep.parameters.{name}", domain.path or name
         if path.split(".")[0] in NOT_SWEPT or path in NOT_SWEPT:
             fix = "use `seeds` for several runs of one configuration" if path == "seed" else "choose another path"
             yield Problem(place, f"sets {path}, which cannot be swept", fix)
-        if path in seen:
-            yield Problem(place, f"sets {path}, as {seen[path]!r} does", "delete one of them")
-        seen[path] = name
+        variant = domain.when.get("variant")
+        for other, (taken, theirs) in seen.items():
+            if taken == path and (variant == theirs or None in (variant, theirs)):
+                yield Problem(place, f"sets {path}, as {other!r} does", "delete one of them")
+        seen[name] = path, variant
         if grid and domain.listed() is None:
             yield Problem(place, f"({domain.label()}) has no list of values", "use choice, or `search: {type: random}`")
     if grid and sweep.trials is not None:
         yield Problem("sweep.trials", "has no effect on a grid, which tries everything", "delete it")
-    if not grid and sweep.trials is None:
+    if not (sweep.parameters or sweep.variants):
+        yield Problem("sweep.parameters", "varies nothing", "add a parameter, or `variants`")
+    if not grid and sweep.trials is None and sweep.parameters:
         yield Problem("sweep", "has no `trials`", "give the number of draws, or `search: {type: grid}`")
+    yield from _variants(sweep)
     yield from _rounds(sweep)
     if sweep.scheduler.is_population:
         yield from _population(sweep)
-    for name in sweep.rung.attacks:
-        if name == "random":
-            yield Problem("sweep.rung.attacks.random", "is the name of the noise control", "rename the attack")
-    for name, attack in sweep.rung.attacks.items():
-        if attack.needs_surrogate or spec.threat.norm not in attack.norms:
-            got = f"({attack.label()}) cannot look at a trial under {spec.threat.norm}"
-            yield Problem(f"sweep.rung.attacks.{name}", got, "choose a cheap attack on the trial itself")
+    yield from _looks(spec, "sweep.rung.attacks", sweep.rung.attacks)
     if sweep.rung.guard is not None and sweep.rung.guard.share is None and sweep.rung.guard.gamma is None:
         yield Problem("sweep.rung.guard", "watches nothing", "set `share` or `gamma`, or delete it")
     if sweep.metric not in sweep.metrics:

@@ -17,13 +17,18 @@ from llrflow.spec.schema import Spec
 from llrflow.spec.source import read_source
 
 
-def load_spec(spec: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Any] = {}) -> Spec:
+def load_spec(
+    spec: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Mapping[str, Any] = {},
+    on: str | os.PathLike[str] | None = None,
+) -> Spec:
     """Read, merge, validate and cross-check a spec; imports exactly the plugins that it names.
 
-    `overrides` maps dotted paths to values, as `--set` does. Raises SpecError (`file:line:col: path = value
+    `overrides` maps dotted paths to values, as `--set` does; `on` is another spec, on whose dataset, model, threat and
+    evaluation the method of this one is put, as `--on` does. Raises SpecError (`file:line:col: path = value
     ...; fix`) or PluginError. Touches neither data nor devices.
     """
-    source = read_source(spec, overrides)
+    source = read_source(spec, overrides, on)
     load_plugins(source)
     try:
         loaded = Spec.model_validate(source.data)

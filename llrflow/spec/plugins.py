@@ -30,5 +30,5 @@ def load_plugins(source: Source) -> None:
 def plugin_path(source: Source, index: int, plugin: str) -> str:
     """A plugin as `load_plugin` takes it: a file is made absolute, relative to the spec file that names it."""
     origin = source.origins.get(("plugins", index))
-    folder = Path(origin.file).parent if origin is not None and origin.line else Path()
+    folder = Path() if origin is None else origin.folder
     return str((folder / plugin).resolve()) if plugin.endswith(".py") else plugin

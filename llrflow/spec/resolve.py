@@ -27,6 +27,8 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
         update={"steps": steps, "epochs": None, "log_every": max(1, resolved.train.log_every)}
     )
     checkpoint = resolved.checkpoint.model_copy(update={"every": max(1, resolved.checkpoint.every)})
+    if (best := checkpoint.best) is not None:
+        checkpoint = checkpoint.model_copy(update={"best": best.model_copy(update={"every": max(1, best.every)})})
     return resolved.model_copy(update={"train": train, "checkpoint": checkpoint})
 
 

@@ -13,7 +13,7 @@ from llrflow.base.validation import raise_at
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.optimizers import Duration
 from llrflow.components.plugins import plugin_identity
-from llrflow.components.registry import Component, Name
+from llrflow.components.registry import Component, Name, make
 from llrflow.data.schema import Data
 from llrflow.method.objective import Objective
 from llrflow.method.threat import Threat
@@ -147,6 +147,24 @@ class Evaluate(Component):
     """Parameters to evaluate; `auto` takes the moving average if training kept one."""
 
 
+class Best(Component):
+    """Looks at images that `data.validation` holds back, to keep the best checkpoint (Rice et al. 2020)."""
+
+    every: Annotated[Any, Duration()] = "1 epoch"
+    """Distance of two looks; the last step always is one. A checkpoint is saved at each."""
+
+    attacks: Annotated[dict[Name, Annotated[Any, Chosen("attack")]], Field(min_length=1)] = Field(
+        default_factory=lambda: {"pgd": make("attack", {"type": "pgd", "steps": 10})}
+    )
+    """Named cheap attacks; the best has the highest worst-case accuracy, the earliest of equals."""
+
+    images: Annotated[int | None, Field(ge=1)] = 1000
+    """Validation images of a look, evenly spread over them; None, or fewer than these: all."""
+
+    patience: Annotated[int | None, Field(ge=1)] = None
+    """Stop training after so many looks in a row that are no better than the best; default never."""
+
+
 class Checkpoint(Component):
     """When to save and how many checkpoints to keep."""
 
@@ -155,6 +173,12 @@ class Checkpoint(Component):
 
     keep: int = Field(default=3, ge=1)
     """Newest checkpoints to keep."""
+
+    best: Annotated[
+        Best | None,
+        Field(exclude_if=lambda best: best is None),  # so that specs without it stay the specs that they were
+    ] = None
+    """Look at validation images while training, and keep the best checkpoint beside the newest; `{}` has defaults."""
 
 
 class HostResources(Component):

@@ -49,7 +49,9 @@ class Source:
 
 
 def read_source(
-    spec: str | os.PathLike[str] | Mapping[Any, Any], overrides: Mapping[str, object] = MappingProxyType({})
+    spec: str | os.PathLike[str] | Mapping[Any, Any],
+    overrides: Mapping[str, object] = MappingProxyType({}),
+    on: str | os.PathLike[str] | Mapping[Any, Any] | None = None,
 ) -> Source:
     """Read a YAML file (or a mapping), merge it over what it `extends`, then apply `{"dotted.path": value}`.
 
@@ -57,13 +59,14 @@ def read_source(
     inherited value is a mapping deletes that entry (this is how a spec drops an inherited term), and a
     mapping with another `type` than the inherited one replaces it whole. Overrides merge by the same rules.
 
+    With `on`, another spec, the method of `spec` (its `objective`, `train.batch_norm` and plugins) is put on the
+    experiment of that one, whose other blocks replace those of `spec` whole. Overrides come last.
+
     Raises SpecError, `where: got; fix`, for anything that is not a plain, bounded, unambiguous mapping.
     """
-    files = itertools.count(1)
-    if isinstance(spec, Mapping):
-        tree = _extended(_plain(spec, "<dict>"), pathlib.Path(), {}, files)
-    else:
-        tree = _load(os.fsdecode(spec), {}, files)
+    tree = _read_tree(spec)
+    if on is not None:
+        tree = _put_on(tree, _read_tree(on))
     for path, value in overrides.items():
         tree = _overridden(tree, path, value)
     origins: dict[Path, Origin] = {}
@@ -87,6 +90,13 @@ def dump_yaml(data: Mapping[Any, Any]) -> str:
     plain = _unfold(_plain(data, "<dict>"), (), {})
     # A width beyond any file that can be read keeps each string on one line.
     return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=MAX_BYTES)
+
+
+def _read_tree(spec: str | os.PathLike[str] | Mapping[Any, Any]) -> Tree:
+    files = itertools.count(1)
+    if isinstance(spec, Mapping):
+        return _extended(_plain(spec, "<dict>"), pathlib.Path(), {}, files)
+    return _load(os.fsdecode(spec), {}, files)
 
 
 def _load(file: str, chain: Mapping[Any, str], files: Iterator[int], asked: Origin | None = None) -> Tree:
@@ -149,6 +159,31 @@ def _extended(tree: Tree, folder: pathlib.Path, chain: Mapping[Any, str], files:
             raise SpecError(str(name.origin), "extends needs a path or a list of paths", "write `extends: base.yaml`")
         merged = _merged(merged, _load(str(folder / name.value), chain, files, name.origin))
     return _merged(merged, own)
+
+
+def _put_on(tree: Tree, below: Tree) -> Tree:
+    """The method of `tree` on the experiment `below`; what `below` leaves open is `tree`'s too."""
+    entries = {**tree.value, **{key: item for key, item in below.value.items() if key != "objective"}}
+    policy = _entry(tree.value.get("train"), "batch_norm")
+    if policy is not None:
+        entries["train"] = _merged(entries["train"], Tree({"batch_norm": policy}, entries["train"].origin))
+    named, plugins = ([part.value.get(key) for part in (below, tree)] for key in ("name", "plugins"))
+    if all(name is not None and isinstance(name.value, str) for name in named):
+        entries["name"] = Tree("-".join(name.value for name in named), named[1].origin)
+    if all(names is not None and isinstance(names.value, list) for names in plugins):
+        once = {_place(item): item for names in plugins for item in names.value}
+        entries["plugins"] = Tree(list(once.values()), plugins[1].origin)
+    return Tree(entries, below.origin)
+
+
+def _place(plugin: Tree) -> Any:
+    """What tells a plugin from others: its file, from wherever it is named, or its name."""
+    name = plugin.value
+    return (plugin.origin.folder / name).resolve() if str(name).endswith(".py") else str(name)
+
+
+def _entry(tree: Tree | None, key: str) -> Tree | None:
+    return tree.value.get(key) if tree is not None and isinstance(tree.value, dict) else None
 
 
 def _merged(base: Tree, child: Tree) -> Tree:

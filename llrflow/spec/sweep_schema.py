@@ -18,7 +18,8 @@ class ParameterEntry(Component):
     """Dotted path of the value that it sets; default the parameter's name."""
 
     when: dict[str, Any] = {}
-    """Paths and values that the trial must have for the parameter to apply; else the spec's own value stands."""
+    """Paths and values that the trial must have for the parameter to apply; else the spec's own value stands. The path
+    `variant` is the name of the trial's variant."""
 
 
 class Search(Component):
@@ -172,7 +173,11 @@ class Trackers(Component):
 class Sweep(Component):
     """Many runs of this spec with other values: `llrflow sweep`."""
 
-    parameters: Annotated[dict[str, Annotated[Any, Chosen("domain", ParameterEntry)]], Field(min_length=1)]
+    variants: dict[Name, str | dict[str, Any]] = {}
+    """Methods to compare, by name. Each is the path of a spec, whose method is put on this one as by `--on`, or a
+    mapping of changes to this spec; `extends` among them names such a path. All have every seed and parameter."""
+
+    parameters: dict[str, Annotated[Any, Chosen("domain", ParameterEntry)]] = {}
     """What is varied, by the path of its value in the spec, or by a name and with `path:`."""
 
     search: Search = Search()
@@ -193,6 +198,10 @@ class Sweep(Component):
 
     mode: Literal["auto", "max", "min"] = "auto"
     """Whether the metric should be high or low; `auto`: accuracies high, everything else low."""
+
+    decide_on: Literal["validation", "test"] = "validation"
+    """Images that trials are looked at on: those that `data.validation` holds back, or test images, whose accuracy
+    then says too much of the winner."""
 
     rung: Rung = Rung()
     """Looks at a trial while it trains."""

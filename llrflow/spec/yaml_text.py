@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -43,6 +44,11 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where paths that are written there begin: the file's folder, or the working directory."""
+        return pathlib.Path(self.file).parent if self.line else pathlib.Path()
 
 
 @dataclass(frozen=True)

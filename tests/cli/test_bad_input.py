@@ -145,6 +145,38 @@ SPECS = {
         {"devices.hosts": 2, "sweep": {"parameters": {"seed": {"type": "choice", "values": [1]}}, "trials": 1}},
         [r"devices\.hosts = 2, and a trial of a sweep runs on one host", "delete it", "or delete `sweep`"],
     ),
+    "a sweep that would choose by test images": (
+        {"sweep": {"parameters": {"train.ema": {"type": "choice", "values": [0.9]}}, "trials": 1}},
+        [r"sweep would choose by test images", "`data.validation`, such as 0.1, or say `sweep.decide_on: test`"],
+    ),
+    "more held back than there is": (
+        {"data.validation": 1437},
+        [r"data\.validation = 1437 leaves none of 1437 training images", "hold back fewer"],
+    ),
+    "a class without training images": (
+        {"data.validation": 0.99, "train.batch_size": 2},
+        [r"data\.validation = 0\.99 leaves class '\d' \(and \d more\) without training images", "hold back fewer"],
+    ),
+    "a best checkpoint without images to choose by": (
+        {"checkpoint.best": {}},
+        [r"checkpoint\.best has no images to look at", "`data.validation`, such as 0.1"],
+    ),
+    "a best checkpoint in a sweep": (
+        {
+            "checkpoint.best": {},
+            "data.validation": 0.1,
+            "sweep": {"parameters": {"train.ema": {"type": "choice", "values": [0.9]}}, "trials": 1},
+        },
+        [r"checkpoint\.best has no place in a sweep", "add it to the winner"],
+    ),
+    "a best checkpoint by an attack of another norm": (
+        {"checkpoint.best": {"attacks": {"cw": "carlini_wagner"}}, "data.validation": 0.1},
+        [r"checkpoint\.best\.attacks\.cw \(.*\) cannot look at a run under linf", "choose a cheap attack"],
+    ),
+    "a share of all images": (
+        {"data.validation": 1.0},
+        [r"data\.validation = 1\.0 holds back no part", "write a share between 0 and 1, a number"],
+    ),
     "hosts that ask for nothing": (
         {"devices.resources.cpu": 0},
         [r"devices\.resources asks for nothing", "`cpu`, `gpu` or `custom`"],
@@ -262,6 +294,11 @@ COMMANDS = {
     "set below a number": (
         ["run", "{spec}", "--set", "name.x=4"],
         r"error: --set name\.x: name is no mapping but 'tiny'.*; set name itself",
+    ),
+    "on no spec": (["run", "{spec}", "--on", "absent.yaml"], r"error: absent\.yaml: does not exist; check the path"),
+    "on a spec that does not go with it": (
+        ["run", "{spec}", "--on", "{spec}", "--set", "objective.terms.gamma.at=pgd"],
+        r"error: --set objective\.terms\.gamma\.at: .* is not a perturbation of this objective; .*",
     ),
     "fresh without a folder": (
         ["run", "{spec}", "--fresh"],

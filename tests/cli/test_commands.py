@@ -39,6 +39,26 @@ def test_validate_says_what_would_run_and_writes_nothing(command, spec_file, tmp
     assert not list((tmp_path / "cwd").iterdir())
 
 
+def test_on_puts_a_method_on_another_experiment(command, tiny, write_spec, tmp_path):
+    quick = {"evaluate.attacks": None, "train.steps": 1, "train.log_every": 1}
+    method = write_spec(tmp_path / "method.yaml", tiny(), {"train": {"batch_norm": {"terms": "clean"}, "ema": 0.9}})
+    other = {"name": "other", "threat.epsilon": 0.1, "objective.terms.gamma.weight": 7.0, **quick}
+    base = write_spec(tmp_path / "base.yaml", tiny(), other)
+    by_hand = write_spec(
+        tmp_path / "hand.yaml",
+        tiny(),
+        {**other, "objective.terms.gamma.weight": 0.2, "train.batch_norm": {"terms": "clean"}},
+    )
+    shown = [json.loads(command("validate", *spec, "--json")[1]) for spec in ((method, "--on", base), (by_hand,))]
+    assert shown[0]["spec"] == {**shown[1]["spec"], "name": "other-tiny"} and shown[0]["hash"] == shown[1]["hash"]
+    assert command("run", method, "--on", base, "--out", "out")[0] == 0
+    origins = json.loads((tmp_path / "cwd" / "out" / "run.json").read_text())["origins"]
+    places = {path: origins[path].partition(".yaml")[0].rpartition("/")[2] for path in origins}
+    assert places["objective.terms.gamma.weight"] == places["train.batch_norm.terms"] == places["name"] == "method"
+    assert places["threat.epsilon"] == places["train.steps"] == places["model.type"] == "base"
+    assert json.loads(json.dumps(llrflow.load_spec("out/spec.yaml").model_dump())) == shown[0]["spec"]
+
+
 def test_types_list_every_component_with_its_fields(command):
     code, out, _ = command("types", "--json")
     listed = json.loads(out)

@@ -78,7 +78,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_both_pipelines_bring_the_same_batches_and_the_same_evaluation(directories, sizes):
-    splits = [open_split(block(directories[sizes], p, sizes), "train") for p in ("resident", "streaming")]
+    splits = [open_split(block(directories[sizes], p, sizes), "train", 0) for p in ("resident", "streaming")]
     assert [type(split) for split in splits] == [Resident, Streaming]
     assert len({split.fingerprint for split in splits}) == 1 and {len(split) for split in splits} == {N}
     epoch = N // BATCH
@@ -95,7 +95,7 @@ def test_both_pipelines_bring_the_same_batches_and_the_same_evaluation(directori
 @pytest.mark.parametrize("sizes", SIZES)
 def test_from_any_step_the_same_batches_follow_and_no_earlier_record_is_read(directories, sizes, reads):
     augment = CROP if sizes == "many" else {}
-    split = open_split(block(directories[sizes], "streaming", sizes, augment=augment), "train")
+    split = open_split(block(directories[sizes], "streaming", sizes, augment=augment), "train", 0)
     steps = range(2 * (N // BATCH))
     unbroken = list(split.batches(SEED, steps, BATCH))
     begin = 10  # in the middle of the second epoch
@@ -111,7 +111,7 @@ def test_from_any_step_the_same_batches_follow_and_no_earlier_record_is_read(dir
 
 
 def test_a_resident_split_gathers_the_rows_of_a_step_and_no_others(directories):
-    split = open_split(block(directories["one"], "resident"), "train")
+    split = open_split(block(directories["one"], "resident"), "train", 0)
     unbroken = list(split.batches(SEED, range(12), BATCH))
 
     class Rows(list):
@@ -125,7 +125,7 @@ def test_a_resident_split_gathers_the_rows_of_a_step_and_no_others(directories):
 
 
 def test_no_more_than_a_few_requests_are_ahead(directories):
-    split, asked = open_split(block(directories["one"], "streaming"), "train"), []
+    split, asked = open_split(block(directories["one"], "streaming"), "train", 0), []
 
     def requests():
         for first in range(0, N, 4):
@@ -141,7 +141,7 @@ def test_no_more_than_a_few_requests_are_ahead(directories):
 
 @pytest.mark.parametrize("pipeline", ["resident", "streaming"])
 def test_each_process_reads_its_own_part_of_a_batch(directories, pipeline, reads):
-    split = open_split(block(directories["one"], pipeline), "train")
+    split = open_split(block(directories["one"], pipeline), "train", 0)
     whole = next(split.batches(SEED, range(4, 5), 12))
     parts = []
     for process in range(3):
@@ -168,7 +168,7 @@ def damaged(tmp_path):
 
 @pytest.mark.parametrize("pipeline", ["resident", "streaming"])
 def test_corrupt_images_are_replaced_in_training_and_wrong_in_evaluation(damaged, pipeline):
-    split = open_split(block(damaged, pipeline, corrupt=0.05), "train")
+    split = open_split(block(damaged, pipeline, corrupt=0.05), "train", 0)
     taken = split.read(np.arange(N))
     assert np.flatnonzero(taken.labels < 0).tolist() == list(CORRUPT) and not taken.images[list(CORRUPT)].any()
     instead = {3: 4, 17: 19, 18: 19}
@@ -191,23 +191,24 @@ def test_corrupt_images_are_replaced_in_training_and_wrong_in_evaluation(damaged
 )
 def test_more_corrupt_images_than_allowed_stop_the_run(damaged, pipeline, share, says):
     with pytest.raises(DataError, match=says) as caught:
-        list(open_split(block(damaged, pipeline, corrupt=share), "train").batches(SEED, range(N // BATCH + 7), BATCH))
+        split = open_split(block(damaged, pipeline, corrupt=share), "train", 0)
+        list(split.batches(SEED, range(N // BATCH + 7), BATCH))
     assert "\n" not in str(caught.value)
     assert not [path for path in damaged.glob(".llrflow/*/*") if ".npy" in path.name]  # nothing half-written
 
 
 def test_a_cache_made_with_a_larger_share_is_checked_again(damaged):
-    assert len(open_split(block(damaged, "resident", corrupt=0.1), "train").corrupt) == 3
+    assert len(open_split(block(damaged, "resident", corrupt=0.1), "train", 0).corrupt) == 3
     assert list(damaged.glob(".llrflow/*/images.npy"))
     with pytest.raises(DataError, match=r"train/3: cannot be decoded"):
-        open_split(block(damaged, "resident"), "train")
+        open_split(block(damaged, "resident"), "train", 0)
 
 
 def test_damaged_records_are_an_error_whatever_share_is_allowed(tmp_path):
     write(tmp_path, files_of("one"))
     records = next(tmp_path.glob("pictures/1.0.0/*train*"))
     records.write_bytes(records.read_bytes()[: records.stat().st_size // 2])
-    split = open_split(block(tmp_path, "streaming", corrupt=0.9), "train")
+    split = open_split(block(tmp_path, "streaming", corrupt=0.9), "train", 0)
     with pytest.raises(DataError, match=r"train cannot be decoded: .*prepare it again"):
         list(split.batches(SEED, range(3), BATCH))
 
@@ -240,7 +241,7 @@ def test_windows_come_out_of_the_originals_and_are_the_examples_own(directories)
     data = block(
         directories["many"], sizes="many", augment={"crop": {"type": "random_resized_crop", "scale": [0.05, 0.1]}}
     )
-    split, plain = open_split(data, "train"), open_split(block(directories["many"], sizes="many"), "train")
+    split, plain = open_split(data, "train", 0), open_split(block(directories["many"], sizes="many"), "train", 0)
     first, second = islice(split.batches(SEED, range(2), N), 2)
     again = next(split.batches(SEED, range(1, 2), N))
     same(second, again)
@@ -256,8 +257,8 @@ def test_the_fingerprint_notices_other_records_without_reading_them(tmp_path):
     files = files_of("one")
     write(tmp_path, files)
     (tmp_path / "pictures" / "1.0.0" / SOURCE_FILE).unlink()  # as TFDS leaves a dataset
-    prints = [open_split(block(tmp_path, "streaming"), "train").fingerprint for _ in range(2)]
+    prints = [open_split(block(tmp_path, "streaming"), "train", 0).fingerprint for _ in range(2)]
     write(tmp_path / "other", [files[0][:-1] + bytes([files[0][-1] ^ 1]), *files[1:]])  # of the same length
     (tmp_path / "other" / "pictures" / "1.0.0" / SOURCE_FILE).unlink()
-    prints.append(open_split(block(tmp_path / "other", "streaming"), "train").fingerprint)
+    prints.append(open_split(block(tmp_path / "other", "streaming"), "train", 0).fingerprint)
     assert prints[0] == prints[1] != prints[2]

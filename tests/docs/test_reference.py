@@ -73,7 +73,7 @@ def test_every_command_has_a_page_with_all_its_options(pages):
 
 def test_every_spec_is_in_the_gallery_with_its_head(pages, repository):
     files = [*repository.glob("specs/**/*.yaml"), *repository.glob("plugins/*/*.yaml")]
-    assert len(files) > 90
+    assert len(files) > 40
     shown = "".join(text for name, text in pages.items() if name.startswith("specs/") and "index" not in name)
     for path in files:
         assert f"## `{path.relative_to(repository)}`" in shown

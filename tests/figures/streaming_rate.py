@@ -64,7 +64,7 @@ def streamed(directory: Path, name: str) -> tuple[Split, list[bytes]]:
     write_tfds(name, directory, splits, classes=10, description="", source={}, image_shape=shape)
     size = {} if height == width else {"image_size": SIDE}
     data = Data.model_validate({"name": name, "dir": str(directory), "pipeline": "streaming", **size})
-    return open_split(data, "train"), files
+    return open_split(data, "train", 0), files
 
 
 def bare(files: list[bytes], n: int) -> None:

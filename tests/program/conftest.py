@@ -11,7 +11,7 @@ def batch_of():
 
     def make(program, step):
         spec = program.spec
-        split = open_split(spec.data, "train")
+        split = open_split(spec.data, "train", 0)
         return Batch(*next(split.batches(spec.seed, range(step, step + 1), spec.train.batch_size)))
 
     return make

@@ -27,7 +27,7 @@ def compiled(load, **changes):
 
 
 def batches_of(program, count):
-    split = open_split(program.spec.data, "train")
+    split = open_split(program.spec.data, "train", 0)
     return [Batch(*batch) for batch in split.batches(program.spec.seed, range(count), program.spec.train.batch_size)]
 
 

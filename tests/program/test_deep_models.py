@@ -7,31 +7,35 @@ import pytest
 
 import llrflow
 from llrflow.components.registry import entries
+from llrflow.sweep.space.trials import base_of
 
 SPECS = Path(__file__).parents[2] / "specs" / "models"
-TRAINED = sorted(path.stem for path in SPECS.glob("*.yaml") if path.stem != "all_of_training")
+VARIANTS = llrflow.load_spec(SPECS / "networks.yaml").sweep.variants
 SMALL = {"height": 16, "width": 16, "train": 64, "test": 32}
 
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
-    """The spec of a model, with changes, on one device."""
+    """The spec of a model, by its variant's name, with changes, on one device."""
     directory = str(tmp_path_factory.mktemp("data"))
 
     def make(name, changes):
-        return llrflow.load_spec(SPECS / f"{name}.yaml", {"data.dir": directory, "devices.count": 1, **changes})
+        here = {"data.dir": directory, "devices.count": 1}
+        return llrflow.load_spec(SPECS / "wide_resnet.yaml", {**VARIANTS[name], **here, **changes})
 
     return make
 
 
 def test_every_published_model_has_a_spec():
-    chosen = {llrflow.load_spec(path).model.registered_as[1] for path in SPECS.glob("*.yaml")}
+    spec = llrflow.load_spec(SPECS / "networks.yaml")
+    chosen = {llrflow.load_spec(base_of(spec, name)).model.registered_as[1] for name in VARIANTS}
+    assert chosen == set(VARIANTS)
     ours = {name for name, entry in entries("model").items() if entry.cls.__module__.startswith("llrflow.")}
     assert chosen == ours - {"mlp", "cnn", "resnet"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_loss_falls_on_a_fixed_batch(name, synthetic, batch_of):
     # No search, which would double the time to compile: the slope alone has every kind of derivative.
     changes = {"objective.perturbations.llr.steps": 0, "objective.terms.gamma": None, "data.options": SMALL}

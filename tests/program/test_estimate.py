@@ -60,9 +60,10 @@ def test_more_devices_than_there_are_share_the_batch(tiny):
 @pytest.mark.slow
 def test_resnet_152_on_128_devices_is_planned_without_data(command, repository, tmp_path):
     began = time.process_time()
-    spec = repository / "specs/imagenet_llr_resnet152.yaml"
+    llr, imagenet = repository / "specs/methods/llr.yaml", repository / "specs/datasets/imagenet2012.yaml"
+    llr_on_imagenet = (llr, "--on", imagenet)
     arguments = ("--devices", 128, "--set", f"data.dir={tmp_path}")
-    code, out, err = command("plan", spec, *arguments, "--json")
+    code, out, err = command("plan", *llr_on_imagenet, *arguments, "--json")
     assert code == 0, err
     made = json.loads(out)
     assert made["parameters"] == 60_192_808 and made["facts"] == "table" and made["image_shape"] == [224, 224, 3]
@@ -70,9 +71,9 @@ def test_resnet_152_on_128_devices_is_planned_without_data(command, repository, 
     assert made["forward_equivalents_per_step"] == 14 and "xla_flops_per_step_and_device" not in made
     assert made["forward_flops_per_image"] == pytest.approx(2 * 11.5e9, rel=0.1)  # twice the published multiply-adds
     assert time.process_time() - began < 60
-    code, out, err = command("plan", spec, *arguments)
+    code, out, err = command("plan", *llr_on_imagenet, *arguments)
     assert "imagenet2012 is not prepared: its facts come from llrflow's table" in out and "estimated" in out
-    code, out, err = command("validate", spec, "--set", f"data.dir={tmp_path}", "--set", "devices.count=1")
+    code, out, err = command("validate", *llr_on_imagenet, "--set", f"data.dir={tmp_path}", "--set", "devices.count=1")
     assert code == 0 and "its facts come from llrflow's table" in out, err
-    code, _, err = command("run", spec, "--set", f"data.dir={tmp_path}", "--set", "devices.count=1")
+    code, _, err = command("run", *llr_on_imagenet, "--set", f"data.dir={tmp_path}", "--set", "devices.count=1")
     assert code == 2 and "'imagenet2012' is not prepared" in err

@@ -49,7 +49,8 @@ def swept(studied, load, tmp_path):
         "lambda": {"type": "loguniform", "low": 0.1, "high": 10.0, "path": "objective.terms.gamma.weight"},
         "model": {"type": "choice", "values": [{"type": "mlp", "widths": [8]}, {"type": "mlp", "widths": [16]}]},
     }
-    spec, storage = load({"sweep": {"parameters": parameters, "trials": 4}}), Storage(tmp_path / "sweep")
+    block = {"parameters": parameters, "trials": 4, "decide_on": "test"}
+    spec, storage = load({"sweep": block}), Storage(tmp_path / "sweep")
     for number in (0, 1):
         shutil.copytree(studied, storage.runs / f"trial-{number}")
     trials = [_trial(*row) for row in TRIALS]

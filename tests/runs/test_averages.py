@@ -59,7 +59,7 @@ def test_the_average_is_as_good_as_with_the_statistics_of_the_whole_split(averag
     found, model = certificate(averaged), llrflow.load_model(averaged)
     assert found["parameters"] == "ema" and found["statistics_images"] == 1437 // 64 * 64
     data = llrflow.load_spec(averaged / "spec.yaml").data
-    train, test = open_split(data, "train"), open_split(data, "test")
+    train, test = open_split(data, "train", 0), open_split(data, "test", 0)
     whole = train.read(np.arange(len(train))).images.astype(np.float32) / 255
 
     network = llrflow.compile(load(AVERAGED))._compiled.network
@@ -137,7 +137,7 @@ def test_a_stop_request_ends_an_estimate(averaged, load):
     state = Checkpoints(averaged / "checkpoints").restore(program.abstract_state(), 150)
     stop.signum = 15
     with pytest.raises(Interrupted, match="run the same command to continue"):
-        estimated(program, state, lambda: open_split(program.spec.data, "train"), stop, True)
+        estimated(program, state, lambda: open_split(program.spec.data, "train", 0), stop, True)
 
 
 def test_without_training_images_it_says_what_to_do(copy, tmp_path, data_dir):

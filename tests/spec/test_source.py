@@ -388,6 +388,42 @@ def test_extends_the_same_base_twice_is_no_cycle_but_many_files_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("method", "base", "data"),
+    [
+        ("a: {x: 1, y: 1}", "a: {x: 2}", {"a": {"x": 2}}),
+        ("a: 1\nb: 1", "b: 2\nc: 2", {"a": 1, "b": 2, "c": 2}),
+        ("objective: {terms: {t: 1}}", "objective: {terms: {u: 2}}", {"objective": {"terms": {"t": 1}}}),
+        ("a: 1", "objective: {terms: {u: 2}}", {"a": 1}),
+        ("train: {epochs: 1, batch_norm: {terms: clean}}", "train: {steps: 2}",
+         {"train": {"steps": 2, "batch_norm": {"terms": "clean"}}}),
+        ("train: {batch_norm: {terms: clean}}", "train: {batch_norm: {terms: batch, search: moving}}",
+         {"train": {"batch_norm": {"terms": "clean", "search": "moving"}}}),
+        ("train: {batch_norm: {terms: clean}}", "a: 1", {"train": {"batch_norm": {"terms": "clean"}}, "a": 1}),
+        ("name: m", "name: d", {"name": "d-m"}),
+        ("name: m", "a: 1", {"name": "m", "a": 1}),
+        ("plugins: [m.py]", "plugins: [d.py]", {"plugins": ["d.py", "m.py"]}),
+        ("plugins: [m.py]", "a: 1", {"plugins": ["m.py"], "a": 1}),
+        ("train: {batch_norm: 1}\nname: m\nplugins: []", "train: 3\nname: 4\nplugins: x",
+         {"train": {"batch_norm": 1}, "name": 4, "plugins": "x"}),
+    ],
+)  # fmt: skip
+def test_on_takes_the_method_of_one_and_the_blocks_of_the_other(method, base, data):
+    assert read_source(write(method, "m.yaml"), on=write(base, "lib/d.yaml")).data == data
+
+
+def test_on_keeps_origins_and_comes_before_overrides():
+    write("extends: root.yaml\nname: d\nplugins: [d.py]", "lib/d.yaml")
+    write("a: {x: 1}", "lib/root.yaml")
+    method = write("name: m\na: {x: 0, y: 0}\nplugins: [m.py]", "m.yaml")
+    source = read_source(method, {"a.z": 3}, on="lib/d.yaml")
+    assert source.data == {"name": "d-m", "a": {"x": 1, "z": 3}, "plugins": ["d.py", "m.py"]}
+    assert str(source.origins["a", "x"]) == "lib/root.yaml:1:5" and str(source.origins["name",]) == "m.yaml:1:1"
+    assert str(source.origins["plugins", 0]).startswith("lib/d.yaml:3")
+    assert str(source.origins["plugins", 1]).startswith("m.yaml:3")
+    assert error_of(read_source, method, {}, "no.yaml") == "no.yaml: does not exist; check the path"
+
+
+@pytest.mark.parametrize(
     ("base", "path", "value", "data"),
     [
         ({"a": {"b": 1, "c": 2}}, "a.b", 3, {"a": {"b": 3, "c": 2}}),

@@ -1,7 +1,6 @@
 """A small sweep of the tiny spec, real processes of it, and what its folder says."""
 
 import json
-import struct
 
 import pytest
 
@@ -21,7 +20,8 @@ def sweeping(tiny):
                 "times": 0.75,
             },
         }
-        spec["sweep"] = {"trials": 4, "concurrency": 2, "rung": {"every": 4}, "parameters": weights, **fields}
+        defaults = {"trials": 4, "decide_on": "test", "concurrency": 2, "rung": {"every": 4}}
+        spec["sweep"] = {**defaults, "parameters": weights, **fields}
         return spec
 
     return make
@@ -31,31 +31,3 @@ def sweeping(tiny):
 def record_of():
     """record_of(folder) -> its sweep.json."""
     return lambda folder: json.loads((folder / "sweep.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def events_in():
-    """events_in(folder) -> ((step, tag, value) of its TensorBoard files, its hyperparameters by name, its metrics)."""
-
-    def read(folder):
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
-
-        numbers, parameters, metrics = [], {}, set()
-        for file in sorted(folder.iterdir()):
-            data, at = file.read_bytes(), 0
-            while at < len(data):
-                (length,) = struct.unpack_from("<Q", data, at)
-                event = Event.FromString(data[at + 12 : at + 12 + length])
-                at += length + 16
-                for value in event.summary.value:
-                    if value.metadata.plugin_data.plugin_name == "hparams":
-                        found = HParamsPluginData.FromString(value.metadata.plugin_data.content)
-                        given = found.session_start_info.hparams.items()
-                        parameters |= {name: of.string_value or of.number_value for name, of in given}
-                        metrics |= {of.name.tag for of in found.experiment.metric_infos}
-                    else:
-                        numbers.append((event.step, value.tag, pytest.approx(value.simple_value)))
-        return numbers, parameters, metrics
-
-    return read

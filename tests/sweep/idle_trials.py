@@ -81,7 +81,8 @@ def idle(base):
                 shutil.copyfile(source.evaluation / f"{rung}.json", folder.evaluation / f"{rung}.json")
             state = "finished" if last else "training"
             record_of(source).model_copy(update={"step": rung, "state": state}).write(folder.run)
-            return {**look_at(folder, rung, self.label), "done": last, "state": "finished" if last else "running"}
+            measured = look_at(folder, rung, self.label, "test")
+            return {**measured, "done": last, "state": "finished" if last else "running"}
 
     return Idle
 

@@ -36,7 +36,7 @@ def stages(load, tmp_path_factory):
         with session(spec, storage.run(NAME).path) as opened:
             for step in (4, 8):
                 opened.train(step)
-                opened.look(spec.evaluate)
+                opened.look(spec.evaluate, "-00000000", "test")
                 shutil.copytree(storage.path, folder / f"step-{step}")
     return folder / "step-4", folder / "step-8"
 

@@ -194,7 +194,7 @@ def test_wrong_parameters_are_refused_at_their_line(case, write_spec, tiny, tmp_
         ({"metric": "attacks.apgd.accuracy"}, "is not measured at a rung"),
         ({"trials": None}, "has no `trials`"),
         ({"search": {"type": "grid"}}, r"sweep.parameters.lambda \(domain loguniform\) has no list of values"),
-        ({"rung": {"attacks": {"l2": {"type": "carlini_wagner"}}}}, "cannot look at a trial under linf"),
+        ({"rung": {"attacks": {"l2": {"type": "carlini_wagner"}}}}, "cannot look at a run under linf"),
         ({"scheduler": "ahsa"}, "did you mean 'asha'"),
         ({"trials": 10**6}, "make fewer than"),
         ({"resources": {"cpus": 2}}, "is not a field of resources"),

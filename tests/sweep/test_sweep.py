@@ -29,8 +29,9 @@ def swept(sweeping, write_spec, tmp_path_factory, llrflow_command, record_of):
     rates = {"type": "choice", "values": [0.01, 0.02, 0.03, 1e30], "path": "optimizer.learning_rate"}
     stronger = {"top": 2, "attacks": "quick"}
     block = {"search": {"type": "grid"}, "trials": None, "escalate": stronger, "trackers": {"tensorboard": {}}}
-    spec = sweeping(parameters={"rate": rates}, **block)
-    path = write_spec(tmp_path_factory.mktemp("sweep") / "spec.yaml", spec, COMMON)
+    spec = sweeping(parameters={"rate": rates}, decide_on="validation", **block)
+    changes = COMMON | {"data.validation": 300}
+    path = write_spec(tmp_path_factory.mktemp("sweep") / "spec.yaml", spec, changes)
     code, out, err = llrflow_command("sweep", path, "--out", path.parent / "out", cwd=path.parent)
     assert code == 0, err
     assert "best: trial" in out
@@ -68,7 +69,7 @@ def test_the_best_two_are_attacked_with_the_preset(swept):
     for trial in finished[:2]:
         (path,) = (
             path
-            for path in (folder / "runs" / trial["run"] / "evaluation").glob("12-*.json")
+            for path in (folder / "runs" / trial["run"] / "validation").glob("12-*.json")
             if set(json.loads(path.read_text())["attacks"]) == {"fgsm", "pgd"}
         )
         evaluation = json.loads(path.read_text())
@@ -76,6 +77,21 @@ def test_the_best_two_are_attacked_with_the_preset(swept):
         assert trial["escalated"]["robust"] == evaluation["worst_case"]["accuracy"]
     table = (folder / "trials.csv").read_text()
     assert str(finished[0]["escalated"]["robust"]) in table
+
+
+def test_validation_images_decide_and_test_images_are_for_the_evaluation(swept):
+    folder, record, _ = swept
+    assert record["decided_on"] == "validation"
+    assert "chosen on the validation images" in (folder / "best.yaml").read_text().splitlines()[0]
+    for trial in record["trials"][:3]:
+        run = folder / "runs" / trial["run"]
+        looks = [json.loads(path.read_text()) for path in run.glob("validation/*.json")]
+        assert {(look["images"], look["n"]) for look in looks} == {("validation", 300)}
+        assert {look["checkpoint"] for look in looks} == {4, 8, 12}
+        assert [path.name for path in run.glob("evaluation/*.json")] == ["12.json"]
+        evaluation = json.loads((run / "evaluation" / "12.json").read_text())
+        assert (evaluation["images"], evaluation["n"]) == ("test", 360)
+        assert json.loads((run / "run.json").read_text())["data"]["train"] == 1137
 
 
 def test_trackers_are_shown_looks_evaluations_and_parameters(swept, events_in):

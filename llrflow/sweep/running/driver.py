@@ -24,6 +24,7 @@ from llrflow.sweep.running.cluster import cluster
 from llrflow.sweep.running.escalate import escalate
 from llrflow.sweep.running.tune import fit
 from llrflow.sweep.space.trials import Trial, base_of, sweep_of, trials_of
+from llrflow.sweep.space.variants import inlined
 from llrflow.sweep.tracking.mirror import Mirror
 from llrflow.sweep.tracking.publisher import Publisher
 from llrflow.sweep.tracking.records import SweepRecord
@@ -56,8 +57,7 @@ def run_sweep(
         raise SpecError(str(storage.path), "holds no sweep" if resume else "holds a sweep", fix)
     trackers = trackers_of(spec, storage)
     with storage.owned():
-        assert spec._source is not None
-        write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": spec._source.data["sweep"]}).encode())
+        write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": inlined(spec)}).encode())
         with nullcontext() if copied is None else copied:
             agenda, budget = Agenda(spec, storage, trials), Budget(sweep)
             publisher = Publisher(spec, storage, agenda.records.values(), quiet, trackers, copied)

@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from llrflow.base.errors import line_of
+from llrflow.runs.records import Images
 from llrflow.runs.reevaluate import evaluate_run
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.running.agenda import Agenda
@@ -31,9 +32,8 @@ def escalate(
     """
     if sweep.escalate is None:
         return
-    attacks, retries = sweep.escalate.attacks, sweep.budget.retries
-    wanted, trials = trial_resources(sweep, address), agenda.finalists()
-    for trial, problem in _attacked(attacks, storage, trials, wanted, retries, budget.stop_all):
+    attacks, wanted, trials = sweep.escalate.attacks, trial_resources(sweep, address), agenda.finalists()
+    for trial, problem in _attacked(sweep, storage, trials, wanted, budget.stop_all):
         record = agenda.look_again(trial.number)
         left = f"failed: {problem}" if record.escalated is None else f"leaves {record.escalated.robust:.2%}"
         publisher.copy(trial.name)
@@ -41,25 +41,26 @@ def escalate(
 
 
 def _attacked(
-    attacks: str,
+    sweep: Sweep,
     storage: Storage,
     trials: Sequence[Trial],
     wanted: dict[str, float],
-    retries: int,
     late: Callable[[], bool],
 ) -> Iterator[tuple[Trial, str]]:
-    """Attack the runs of `trials` with a preset, and yield each as it ends, with what went wrong, or nothing.
+    """Attack the runs of `trials` with the preset of `escalate`, and yield each as it ends, with what went wrong if
+    anything did.
 
     Ends early when it is `late`. A task asks for what a trial `wanted`. What it finds is in the run folder, and an
     evaluation that was interrupted goes on there.
     """
     custom = {name: amount for name, amount in wanted.items() if name not in ("cpu", "gpu")}
-    options = {"num_cpus": wanted["cpu"], "num_gpus": wanted["gpu"], "resources": custom, "max_retries": retries}
-    attack = ray.remote(**options)(_attack)
+    options = {"num_cpus": wanted["cpu"], "num_gpus": wanted["gpu"], "resources": custom}
+    assert sweep.escalate is not None
+    attack, preset = ray.remote(**options, max_retries=sweep.budget.retries)(_attack), sweep.escalate.attacks
     cache, waiting = str(storage.cache), {}
     for trial in trials:
         run, devices = str(storage.run(trial.name).path), trial.spec.devices.count
-        waiting[attack.remote(run, attacks, devices, cache)] = trial
+        waiting[attack.remote(run, preset, sweep.decide_on, devices, cache)] = trial
     while waiting:
         ended, _ = ray.wait(list(waiting), timeout=PAUSE)
         if late():
@@ -76,7 +77,7 @@ def _attacked(
             yield trial, ""
 
 
-def _attack(run: str, attacks: str, devices: int | None, cache: str) -> None:
+def _attack(run: str, attacks: str, images: Images, devices: int | None, cache: str) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", cache)
-    evaluate_run(run, attacks=attacks, devices=devices)
+    evaluate_run(run, attacks=attacks, devices=devices, images=images)

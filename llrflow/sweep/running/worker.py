@@ -29,7 +29,8 @@ from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.decisions.guard import broken_down
-from llrflow.sweep.space.trials import base_of, look_block, look_label, sweep_of
+from llrflow.sweep.space.trials import base_of, load_trial, look_block, look_label, sweep_of
+from llrflow.sweep.space.variants import VARIANT
 from llrflow.sweep.tracking.looks import evaluation_of, look_at, record_of
 from llrflow.sweep.tracking.storage import Ended, Storage
 
@@ -55,6 +56,11 @@ def _spec(path: Path, start: str) -> Spec:
         got = "is not there on this node"
         raise DataError(str(path), got, "the sweep's folder must be shared by all nodes under one path")
     return load_spec(path)
+
+
+@functools.lru_cache(maxsize=8)
+def _base(path: Path, start: str, variant: str | None) -> dict[str, Any]:
+    return base_of(_spec(path, start), variant)
 
 
 class TrialRunner(Trainable):
@@ -128,7 +134,8 @@ class TrialRunner(Trainable):
         label, record = look_label(trial, sweep), record_of(folder)
         reached = 0 if record is None else record.step
         target = rungs[self._reported]
-        report = look_at(folder, target, label) if target <= reached else None
+        on = sweep.decide_on
+        report = look_at(folder, target, label, on) if target <= reached else None
         if report is None:
             if not folder.run.exists():
                 self._take_over(storage, trial, folder)
@@ -136,8 +143,8 @@ class TrialRunner(Trainable):
             # The run has gone past rungs that nobody looked at: only where it stands can be looked at now.
             self._reported += sum(step < opened.step for step in rungs[self._reported :])
             opened.train(rungs[self._reported])
-            opened.look(look_block(trial, sweep))
-            report = look_at(folder, opened.step, label)
+            opened.look(look_block(trial, sweep, last=opened.step == rungs[-1]), label, on)
+            report = look_at(folder, opened.step, label, on)
             assert report is not None
         last = rungs[self._reported] == rungs[-1]
         finished = record is not None and record.state == "finished"
@@ -172,11 +179,12 @@ class TrialRunner(Trainable):
         """What the guard says of the rungs that were reported."""
         if sweep.rung.guard is None:
             return None
-        looks = [look_at(folder, step, label) for step in self._config["rungs"][: self._reported]]
+        looks = [look_at(folder, step, label, sweep.decide_on) for step in self._config["rungs"][: self._reported]]
         return broken_down(sweep.rung, [look for look in looks if look is not None])
 
     def _trial(self, spec: Spec) -> Spec:
-        return load_spec(base_of(spec), self._config["overrides"])
+        overrides, path = self._config["overrides"], Storage(Path(self._config["storage"])).spec
+        return load_trial(spec, _base(path, self._config["start"], overrides.get(VARIANT)), overrides, overrides)
 
     def _open(self, trial: Spec, path: Path) -> Session:
         if self._session is None:

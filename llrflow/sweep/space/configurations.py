@@ -15,42 +15,47 @@ from llrflow.components.registry import Component
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.space.domains import Domain
+from llrflow.sweep.space.variants import VARIANT
 
 MAX_TRIALS = 100_000
 
 
-def all_configurations(spec: Spec, sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """The overrides of each configuration, by path, in order. Raises SpecError where there are too many."""
+def all_configurations(spec: Spec, sweep: Sweep, variant: str | None = None) -> Iterator[dict[str, Any]]:
+    """The overrides of each configuration, by path, in order; `spec` is that of the variant, where there are any.
+
+    Raises SpecError where there are too many.
+    """
     whole = {
         name: domain.listed()
         for name, domain in sweep.parameters.items()
-        if domain.crossed or (sweep.search.type == "grid" and domain.registered_as[1] != "derived")
+        if (domain.crossed or (sweep.search.type == "grid" and domain.registered_as[1] != "derived"))
+        and domain.when.get(VARIANT, variant) == variant
     }
     draws = sweep.trials or 1
     count = draws * int(np.prod([float(len(values)) for values in whole.values()]))
-    if count * sweep.seeds > MAX_TRIALS:
+    if count * sweep.seeds * max(1, len(sweep.variants)) > MAX_TRIALS:
         got = f"has {count} configurations of {sweep.seeds} seed(s)"
         raise SpecError(spec.where(("sweep",)), got, f"make fewer than {MAX_TRIALS} trials")
     for draw in range(draws):
         for combination in itertools.product(*whole.values()):
-            yield _drawn(spec, sweep, draw, dict(zip(whole, combination, strict=True)))
+            yield _drawn(spec, sweep, variant, draw, dict(zip(whole, combination, strict=True)))
 
 
-def _drawn(spec: Spec, sweep: Sweep, draw: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def _drawn(spec: Spec, sweep: Sweep, variant: str | None, draw: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
     def value_for(name: str, domain: Domain, value_of: Callable[[str], Any]) -> Any:
         return fixed[name] if name in fixed else domain.draw(uniform(sweep, name, draw), value_of)
 
-    return configuration_of(spec, sweep, value_for)
+    return configuration_of(spec, sweep, value_for, variant)
 
 
 def configuration_of(
-    spec: Spec, sweep: Sweep, value_for: Callable[[str, Any, Callable[[str], Any]], Any]
+    spec: Spec, sweep: Sweep, value_for: Callable[[str, Any, Callable[[str], Any]], Any], variant: str | None = None
 ) -> dict[str, Any]:
     """The overrides of a configuration, by path, with `value_for(name, domain, value_of)` for each that applies.
 
     `value_of(path)` is what the configuration has there so far. Raises SpecError at the parameter.
     """
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, Any] = {} if variant is None else {VARIANT: variant}
 
     def value_of(path: str) -> Any:
         above = [known for known in chosen if path == known or path.startswith(f"{known}.")]

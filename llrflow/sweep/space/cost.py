@@ -31,9 +31,14 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
         training += sum(t.rungs[-1] for t in same) * trial.spec.train.batch_size * step
         block = look_block(trial.spec, sweep)
         escalated = {} if sweep.escalate is None else preset_attacks(sweep.escalate.attacks)
+        deciding = program.facts.test if sweep.decide_on == "test" else program.facts.validation
         look, final, finalist = (
-            program.facts.test * (1 + sum(a.forwards(trial.spec.threat, program.classes) for a in attacks.values()))
-            for attacks in (block.attacks, trial.spec.evaluate.attacks, escalated)
+            images * (1 + sum(a.forwards(trial.spec.threat, program.classes) for a in attacks.values()))
+            for images, attacks in (
+                (deciding, block.attacks),
+                (program.facts.test, trial.spec.evaluate.attacks),
+                (deciding, escalated),
+            )
         )
         stronger += [finalist] * len(same)
         looks += sum(len(t.rungs) for t in same) * look
@@ -52,7 +57,7 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
         "scheduler": sweep.scheduler.registered_as[1],
     }
     if sweep.escalate is not None:
-        finalists = sorted(stronger)[-sweep.escalate.top * sweep.seeds :]
+        finalists = sorted(stronger)[-sweep.escalate.top * sweep.seeds * max(1, len(sweep.variants)) :]
         result["escalation_forwards"] = sum(finalists)
     if step_seconds is not None:
         result["training_hours"] = steps * step_seconds / 3600

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from llrflow.data.facts import DatasetFacts
 from llrflow.data.schema import Data
 from llrflow.program.compile import located
 from llrflow.program.compiled import static_parts
+from llrflow.runs import looks
 from llrflow.runs.folder import label_of
 from llrflow.runs.pipeline import run_name
 from llrflow.spec.load import load_spec
@@ -25,6 +26,7 @@ from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Checks, Evaluate, Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.space.configurations import all_configurations
+from llrflow.sweep.space.variants import VARIANT, variant_base
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,11 @@ class Trial:
     rungs: tuple[int, ...]
     """Steps at which it is looked at; the last is the end of its training."""
 
+    @property
+    def variant(self) -> str | None:
+        """The name of its variant, where the sweep has any."""
+        return self.overrides.get(VARIANT)
+
 
 def sweep_of(spec: Spec) -> Sweep:
     """The spec's sweep. Raises SpecError where it has none."""
@@ -55,8 +62,11 @@ def sweep_of(spec: Spec) -> Sweep:
     return spec.sweep
 
 
-def base_of(spec: Spec) -> dict[str, Any]:
-    """What the user wrote, as plain data without the sweep, with places that hold anywhere on this machine."""
+def base_of(spec: Spec, variant: str | None = None) -> dict[str, Any]:
+    """What the user wrote, as plain data without the sweep, with places that hold anywhere on this machine.
+
+    With a variant that variant of it. Raises SpecError where it makes no spec, or is evaluated otherwise.
+    """
     assert spec._source is not None
     data = {key: value for key, value in spec._source.data.items() if key != "sweep"}
     if spec.plugins:
@@ -68,7 +78,7 @@ def base_of(spec: Spec) -> dict[str, Any]:
         attacks = data["evaluate"]["attacks"]
         moved = {name: {**attacks[name], "run": os.path.abspath(run)} for name, run in transfers.items()}  # noqa: PTH100
         data["evaluate"] = {**data["evaluate"], "attacks": {**attacks, **moved}}
-    return data
+    return data if variant is None else variant_base(spec, data, variant)
 
 
 def trials_of(
@@ -84,17 +94,23 @@ def trials_of(
     `facts_of` finds the dataset of a `data` block. Raises SpecError, at the parameter that a trial's spec does not
     take, and DataError.
     """
-    sweep, base, found, names = sweep_of(spec), base_of(spec), [], {trial.name for trial in before}
-    facts = _remembered(facts_of)
-    for configuration, overrides in enumerate(all_configurations(spec, sweep)) if drawn is None else drawn:
+    sweep, found, names = sweep_of(spec), [], {trial.name for trial in before}
+    facts, bases = _remembered(facts_of), {variant: base_of(spec, variant) for variant in sweep.variants or [None]}
+    for configuration, overrides in enumerate(_configurations(spec, bases)) if drawn is None else drawn:
         for seed in range(spec.seed, spec.seed + sweep.seeds):
             whole = {**overrides, "seed": seed, **_devices(spec, sweep)}
-            loaded = load_trial(spec, base, whole, overrides)
+            loaded = load_trial(spec, bases[overrides.get(VARIANT)], whole, overrides)
             trial = trial_of(spec, loaded, len(before) + len(found), configuration, whole, overrides, facts)
             if trial.name not in names:
                 names.add(trial.name)
                 found.append(trial)
     return found
+
+
+def _configurations(spec: Spec, bases: Mapping[str | None, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The overrides of all configurations, those of one variant after the other."""
+    for variant, base in bases.items():
+        yield from all_configurations(spec if variant is None else load_spec(base), sweep_of(spec), variant)
 
 
 def trial_of(
@@ -112,7 +128,9 @@ def trial_of(
         facts = facts_of(loaded.data)
     resolved, epoch = _resolved(spec, loaded, facts, chosen)
     name = run_name(loaded, spec_hash(resolved))
-    shown = {n: chosen[p.path or n] for n, p in sweep.parameters.items() if (p.path or n) in chosen}
+    variant = chosen.get(VARIANT)
+    applied = {n: p.path or n for n, p in sweep.parameters.items() if p.when.get(VARIANT, variant) == variant}
+    shown = {name: chosen[path] for name, path in applied.items() if path in chosen}
     rungs = _rungs(sweep, epoch, resolved.train.steps or 0)
     return Trial(number, configuration, loaded.seed, whole, shown, resolved, name, rungs)
 
@@ -142,14 +160,17 @@ def kinds_of(trials: Iterable[Trial]) -> list[list[Trial]]:
     return list(found.values())
 
 
-def look_block(spec: Spec, sweep: Sweep) -> Evaluate:
-    """What a look at a rung evaluates: the cheap attacks on every test image, nothing else."""
-    nothing = {"strength": None, "linearity": None, "surface": None, "checks": Checks(examples=0), "cascade": False}
-    return spec.evaluate.model_copy(update={"attacks": sweep.rung.attacks, **nothing})
+def look_block(spec: Spec, sweep: Sweep, last: bool = False) -> Evaluate:
+    """What a look at a rung evaluates: the cheap attacks on every image.
+
+    At the last rung also the checks for masking, where test images are not to exclude a trial by theirs.
+    """
+    checks = spec.evaluate.checks if last and sweep.decide_on == "validation" else Checks(examples=0)
+    return looks.look_block(spec.evaluate, sweep.rung.attacks, checks)
 
 
 def look_label(spec: Spec, sweep: Sweep) -> str:
-    """Of the records of looks: evaluation/<step><label>.json."""
+    """Of the records of all looks at a trial: <step><label>.json."""
     return label_of(look_block(spec, sweep).model_dump())
 
 
@@ -188,7 +209,7 @@ def _devices(spec: Spec, sweep: Sweep) -> dict[str, Any]:
 def load_trial(spec: Spec, base: dict[str, Any], whole: dict[str, Any], overrides: dict[str, Any]) -> Spec:
     """A trial's spec. SpecError names the parameter at fault."""
     try:
-        return load_spec(base, whole)
+        return load_spec(base, {path: value for path, value in whole.items() if path != VARIANT})
     except SpecError as error:
         given = re.fullmatch(r"--set (\S+)", error.where)
         raise _at_fault(spec, given[1] if given else "", error.got, error.fix, overrides) from None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llrflow.base.shown import named, short
+from llrflow.base.shown import measured, named, telling
 
 if TYPE_CHECKING:
     from llrflow.spec.sweep_schema import Sweep
@@ -62,9 +62,12 @@ class View:
     def _line(self, record: TrialRecord) -> str:
         where = "" if record.state == "finished" else f" at step {record.step} of {record.steps}"
         why = "".join(f": {reason}" for reason in (record.error, record.stopped) if reason)
-        measured = "" if record.value is None else f", {self._sweep.metric} {record.value:.4g}"
+        metric = self._sweep.metric
+        value = "" if record.value is None else f", {metric} {measured(metric, record.value)}"
         head = f"{len(self._ended)} of {self._total}: trial {record.number} {record.state}{where}{why}"
-        return f"{head} ({named(record.parameters)}){measured}; {self._best_text()}, {self._left()}"
+        values = ", ".join(filter(None, (record.variant, named(record.parameters, tellers(self._sweep)))))
+        seed = f", seed {record.seed}" if self._sweep.seeds > 1 else ""
+        return f"{head} ({values}{seed}){value}; {self._best_text()}, {self._left()}"
 
     def _sorted(self) -> list[TrialRecord]:
         """Trials with a value, best first."""
@@ -74,7 +77,10 @@ class View:
 
     def _best_text(self) -> str:
         eligible = [record for record in self._sorted() if record.state == "finished" and not record.masked]
-        return f"best so far {eligible[0].value:.4g} (trial {eligible[0].number})" if eligible else "none finished yet"
+        if not eligible:
+            return "none finished yet"
+        best = eligible[0]
+        return f"best trial so far {measured(self._sweep.metric, best.value)} (trial {best.number})"
 
     def _left(self) -> str:
         done, total = len(self._ended) - self._before, self._total - self._before
@@ -89,7 +95,7 @@ class View:
         counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))) or "none ended"
         title = f"{len(self._ended)} of {self._total} trials ({counts}); {self._best_text()}, {self._left()}"
         table = Table(title=title, title_justify="left", box=None)
-        for heading in ("trial", "state", "step", *self._sweep.parameters, self._sweep.metric, "nominal", "gamma"):
+        for heading in headings(self._sweep):
             table.add_column(heading, justify="left" if heading == "state" else "right")
         running = [self._records[number] for number in self._running]
         rest = [record for record in self._sorted() if record.number not in self._running]
@@ -98,17 +104,23 @@ class View:
         return table
 
 
+def headings(sweep: Sweep) -> list[str]:
+    """Those of a table of trials."""
+    told = [*(["variant"] if sweep.variants else []), *sweep.parameters, *(["seed"] if sweep.seeds > 1 else [])]
+    return ["trial", "state", "step", *told, sweep.metric, "nominal", "gamma"]
+
+
 def cells(sweep: Sweep, record: TrialRecord, running: bool = False) -> list[str]:
-    """A row of a table of trials: number, state, step, parameters, metric, nominal accuracy, gamma."""
+    """A row of a table of trials, below `headings`."""
     state = "running" if running else f"masked? {record.masked[0]}" if record.masked else record.state
-    values = [short(record.parameters[name]) if name in record.parameters else "" for name in sweep.parameters]
-    numbers = [_number(record.value), _percent(record.nominal), _number(record.gamma)]
-    return [str(record.number), state, f"{record.step}/{record.steps}", *values, *numbers]
+    tell, given = tellers(sweep), record.parameters
+    values = [tell[name](given[name]) if name in given else "" for name in sweep.parameters]
+    told = [*([record.variant or ""] if sweep.variants else []), *values]
+    told += [str(record.seed)] if sweep.seeds > 1 else []
+    numbers = [measured(sweep.metric, record.value), measured("accuracy", record.nominal), measured("", record.gamma)]
+    return [str(record.number), state, f"{record.step}/{record.steps}", *told, *numbers]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
+def tellers(sweep: Sweep) -> dict[str, Callable[[Any], str]]:
+    """How the values of each parameter are named."""
+    return {name: telling(domain.listed() or ()) for name, domain in sweep.parameters.items()}

@@ -8,29 +8,23 @@ from pydantic import ValidationError
 
 from llrflow.base.errors import CheckpointError
 from llrflow.runs.folder import RunFolder
-from llrflow.runs.records import EvaluationRecord, RunRecord
+from llrflow.runs.looks import is_look, measured
+from llrflow.runs.records import EvaluationRecord, Images, RunRecord
 
 
-def look_at(folder: RunFolder, step: int, label: str) -> dict[str, float] | None:
+def look_at(folder: RunFolder, step: int, label: str, images: Images) -> dict[str, float] | None:
     """What a look measured, by the names of metrics, from the run folder's files; None where none is on record."""
-    return next(iter(looks_at(folder, [step], label)), None)
+    return next(iter(looks_at(folder, [step], label, images)), None)
 
 
-def looks_at(folder: RunFolder, steps: Iterable[int], label: str) -> list[dict[str, float]]:
+def looks_at(folder: RunFolder, steps: Iterable[int], label: str, images: Images) -> list[dict[str, float]]:
     """What the looks at these steps measured, those that are on record."""
-    evaluations = [found for step in steps if (found := evaluation_of(folder, step, label)) is not None]
+    evaluations = [found for step in steps if (found := evaluation_of(folder, step, label, images)) is not None]
     lines, looks = list(folder.metric_lines()) if evaluations else [], []
     for found in evaluations:
-        logged = [line["objective"] for line in lines if line["step"] <= found.checkpoint]
-        look = {
-            "step": found.checkpoint,
-            "worst_case.accuracy": found.worst_case.accuracy,
-            "nominal.accuracy": found.nominal.accuracy,
-            **{f"attacks.{name}.accuracy": attack.accuracy for name, attack in found.attacks.items()},
-            **{f"gamma.{name}.mean": values.mean for name, values in found.gamma.items()},
-            **({"objective": logged[-1]} if logged else {}),
-        }
-        looks.append(look)
+        logged = [line["objective"] for line in lines if line["step"] <= found.checkpoint and not is_look(line)]
+        objective = {"objective": logged[-1]} if logged else {}
+        looks.append({"step": found.checkpoint, **measured(found), **objective})
     return looks
 
 
@@ -42,9 +36,10 @@ def record_of(folder: RunFolder) -> RunRecord | None:
         return None
 
 
-def evaluation_of(folder: RunFolder, step: int, label: str = "") -> EvaluationRecord | None:
+def evaluation_of(folder: RunFolder, step: int, label: str = "", images: Images = "test") -> EvaluationRecord | None:
     """An evaluation of a trial, by default the one that finished it; None where there is none that can be read."""
     try:
-        return EvaluationRecord.model_validate_json((folder.evaluation / f"{step}{label}.json").read_bytes())
+        path = folder.evaluations_of(images) / f"{step}{label}.json"
+        return EvaluationRecord.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None

@@ -128,6 +128,7 @@ class Mirror:
         # sweep.yaml makes it a sweep; draws.json and lines.json have what runs before it runs.
         there.put_changed([storage.spec, storage.path / "draws.json", storage.path / "lines.json", storage.table])
         there.put_or_delete(storage.best)
+        there.put_changed(sorted(storage.path.glob("best-*.yaml")))
         there.put_changed([storage.record])
 
     def _copy_run(self, name: str) -> None:
@@ -148,7 +149,8 @@ class Mirror:
         there.put_changed([folder.metrics, *folder.events.glob("[!.]*")])
         for place, manifest in new.values():
             there.put_bytes(place, manifest)
-        made = [path for path in folder.evaluation.glob("[!.]*") if path.is_file()]
+        places = (folder.evaluation, folder.validation)
+        made = [path for place in places for path in place.glob("[!.]*") if path.is_file()]
         there.put_changed(path for path in made if path.suffix != ".json")
         there.put_changed([*(path for path in made if path.suffix == ".json"), folder.spec])
         there.put_bytes(there.name(folder.run), record)

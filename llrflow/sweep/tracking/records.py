@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from llrflow.runs.records import Record
+from llrflow.runs.records import Images, Record
 
 SWEEP_FORMAT = 1
 """Of sweep.json."""
@@ -47,6 +47,8 @@ class TrialRecord(Record):
     seed: int
     run: str
     """Its folder below runs/."""
+    variant: str | None = None
+    """Where the sweep has variants."""
     parameters: dict[str, Any]
     """The swept values, by the parameter's name."""
     state: State
@@ -64,7 +66,8 @@ class TrialRecord(Record):
     gamma: float | None
     """Mean linearity error in nats at the first attack of the last look."""
     masked: list[str]
-    """Signs of gradient masking in its evaluation; with any it cannot win."""
+    """Signs of gradient masking; with any it cannot win. Those of its evaluation; of its last look where validation
+    images decide."""
     escalated: EscalatedRecord | None = None
     """Of a trial among the best."""
     seconds: dict[str, float]
@@ -82,6 +85,7 @@ class ConfigurationRecord(Record):
     """The trials that differ in their seed alone."""
 
     configuration: int
+    variant: str | None = None
     parameters: dict[str, Any]
     trials: list[int]
     finished: int
@@ -117,6 +121,8 @@ class SweepRecord(Record):
     name: str
     metric: str
     mode: Literal["max", "min"]
+    decided_on: Images = "test"
+    """Images by which rungs, guards and the winner were decided; sweeps before this field took test images."""
     search: dict[str, Any]
     scheduler: dict[str, Any]
     state: SweepState
@@ -131,9 +137,20 @@ class SweepRecord(Record):
     """Best first."""
     best: int | None
     """Number of the first trial of the best configuration."""
+    winners: dict[str, int] = {}
+    """By variant the best of its configurations."""
     workers: list[WorkerRecord]
     """Since the last start."""
     versions: dict[str, str]
+
+    def configuration(self, number: int) -> ConfigurationRecord:
+        """A configuration by its number."""
+        return next(one for one in self.configurations if one.configuration == number)
+
+    @property
+    def chosen_on(self) -> str:
+        """By which images the winner was chosen, in words."""
+        return f"chosen on the {self.decided_on} images"
 
     def of_state(self, *states: State) -> list[TrialRecord]:
         """The trials in these states."""

@@ -4,6 +4,7 @@
 - sweep.json: SweepRecord, the outcome so far
 - trials.csv: the same trials as a table
 - best.yaml: a complete spec that runs the winner again
+- best-VARIANT.yaml: likewise, for each variant
 - draws.json: Draws, the configurations that a search which learns has drawn so far
 - lines.json: Lines, which members of a population took over which
 - runs/: a run folder for each trial, <name>-<hash>
@@ -82,6 +83,10 @@ class Storage:
         self.spec, self.record, self.table, self.best, self._draws, self._lines = (self.path / n for n in names)
         self.runs, self.ray, self.cache, self.pinned = (self.path / n for n in ("runs", "ray", "cache", "pinned"))
         self._ended = self.path / "ended"
+
+    def best_of(self, variant: str) -> Path:
+        """The spec that runs the winner of a variant again."""
+        return self.path / f"best-{variant}.yaml"
 
     def run(self, name: str) -> RunFolder:
         """The run folder of a trial."""
