@@ -20,7 +20,7 @@ from llrflow.components.calls import guarded, shaped
 from llrflow.components.registry import Component
 from llrflow.components.traced import bind, numbers
 from llrflow.data.batches import padded_chunks
-from llrflow.method.ascent import Draws, Plan, misclassified, plan_steps, repeat
+from llrflow.method.ascent import Draws, Plan, misclassified, plan_steps, predicted_class, repeat
 from llrflow.method.batched import choose
 from llrflow.method.probe import SearchProbe
 from llrflow.method.terms.linearity import LocalLinearity
@@ -34,6 +34,8 @@ class Verdict(NamedTuple):
     """[B,H,W,C]; in the ball, unless a minimum-norm attack found nothing inside it."""
     wrong: Any
     """Misclassified within the threat model, [B]."""
+    predicted: Any
+    """The class at x + delta, [B]; -1 where a logit is not finite."""
     value: Any
     """The attack's own objective, [B]; of a minimum-norm attack -distance."""
     loss: Any
@@ -275,7 +277,7 @@ class AttackProgram:
             start = start._replace(reference=reference_of(self.network, variables, examples, keys, attack.eot))
         probe = self._probes(self.network, variables, examples, start, threat, at + 1)()
         inside = threat.project(delta, examples.x)
-        wrong = misclassified(probe.logits(inside), examples.y)
+        wrong, predicted = misclassified(probe.logits(inside), examples.y), predicted_class(probe.logits(inside))
         if not attack.minimum_norm:
             delta, distance, value = inside, threat.distance(inside), attack.objective(probe, inside)
         else:
@@ -284,10 +286,11 @@ class AttackProgram:
             delta = choose(wrong, inside, choose(found, delta, jnp.zeros_like(delta)))
             distance = jnp.where(found, threat.distance(delta), jnp.inf)
             value = -distance
+            predicted = jnp.where(wrong, predicted, predicted_class(probe.logits(delta)))
         cost = attack.step_cost.over(self._searched.draws(attack.eot))
         queries, gradients = (flying.taken * count for count in cost)
         linearity = LocalLinearity()(probe, delta)
-        return Verdict(delta, wrong, value, probe.loss(delta), distance, linearity, queries, gradients)
+        return Verdict(delta, wrong, predicted, value, probe.loss(delta), distance, linearity, queries, gradients)
 
 
 def _kind(example: Examples) -> tuple[Any, ...]:

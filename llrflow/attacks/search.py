@@ -19,8 +19,8 @@ WINDOW = 16
 class Findings:
     """What one attack has found so far for each of N examples, run after run."""
 
-    FIELDS = {"wrong": bool, "value": np.float32, "loss": np.float32, "distance": np.float32, "linearity": np.float32,
-              "queries": np.int32, "gradients": np.int32}  # fmt: skip
+    FIELDS = {"wrong": bool, "predicted": np.int32, "value": np.float32, "loss": np.float32, "distance": np.float32,
+              "linearity": np.float32, "queries": np.int32, "gradients": np.int32}  # fmt: skip
     SPENT = ("queries", "gradients")
     """Fields that add up over runs."""
 
@@ -29,6 +29,7 @@ class Findings:
         n = len(candidates)
         self.candidates, self.exhaustive = candidates, exhaustive
         self.arrays: dict[str, Any] = {name: np.zeros(n, dtype) for name, dtype in self.FIELDS.items()}
+        self.arrays["predicted"] -= 1  # of no class yet
         self.arrays["tried"] = np.zeros(n, np.int32)
 
     def pending(self, runs: int) -> np.ndarray:

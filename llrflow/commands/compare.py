@@ -59,6 +59,10 @@ def _evaluation(found: dict[str, Any]) -> Iterator[Any]:
     for name, both in found["attacks"].items():
         given = [f"{k} {_text(v, 'a')} | {_text(v, 'b')}" for k, v in _fields(both)]
         yield f"{name} is not the same attack in both: {', '.join(given)}"
+    if found["classes"] is None:
+        yield "nothing by class: other classes, or an evaluation by an earlier version"
+    else:
+        yield from _classes(found["classes"])
     if found["gamma"]:
         rows = ([name, *(_number(both.get(side)) for side in "ab")] for name, both in found["gamma"].items())
         yield _table(["mean linearity error, nats", "A", "B"], rows)
@@ -68,6 +72,30 @@ def _evaluation(found: dict[str, Any]) -> Iterator[Any]:
             ["cost of the attacks", "A", "B"],
             ([name, _cost(c.get("a")), _cost(c.get("b"))] for name, c in costs.items()),
         )
+
+
+MOST, PAIRS = 20, 10
+"""Classes, and pairs of them, that are printed; --json has all."""
+
+
+def _classes(found: dict[str, Any]) -> Iterator[Any]:
+    def change(item: tuple[str, dict[str, Any]]) -> float:
+        a, b = (item[1]["worst case"][side] or 0.0 for side in "ab")
+        return -abs(b - a)
+
+    shown = (
+        found["accuracy"].items() if len(found["accuracy"]) <= MOST else sorted(found["accuracy"].items(), key=change)
+    )
+    headings = ["class", "nominal A", "nominal B", "worst case A", "worst case B"]
+    shares = (
+        [name, *("-" if share is None else f"{share:.2%}" for both in by.values() for share in both.values())]
+        for name, by in list(shown)[:MOST]
+    )
+    yield _table(headings, shares)
+    pairs = found["taken"][:PAIRS]
+    if pairs:
+        rows = ([f"{pair['class']} for {pair['taken_for']}", str(pair["a"]), str(pair["b"])] for pair in pairs)
+        yield _table(["worst case, taken", "A", "B"], rows)
 
 
 def _result(name: str, result: dict[str, Any], masked: dict[str, list[str]]) -> list[str]:

@@ -167,6 +167,8 @@ def _print(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
             table.add_row(f"  {stage}", "", "", str(part.attacked), str(part.kills))
     out = console()
     out.print(table)
+    if evaluation.classes is not None and len(evaluation.classes.names) > 1:
+        out.print(_by_class(evaluation.classes), highlight=False, markup=False, soft_wrap=True)
     for name, made in evaluation.attacks.items():
         if made.minimum is not None:
             median = "beyond what it found" if made.minimum.median is None else f"{made.minimum.median:.4g}"
@@ -188,3 +190,15 @@ def _print(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
         out.print(f"signs of gradient masking: none on {evaluation.checked} images", highlight=False)
     took = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     out.print(f"{result.path}: {took}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _by_class(found: Any) -> str:
+    """The classes with the lowest worst case, and whom it takes for whom most often."""
+    shares = found.accuracy["worst case"]
+    lowest = sorted((share, at) for at, share in enumerate(shares) if share is not None)[:3]
+    wrong = [(-n, true, other) for true, row in found.taken["worst case"].items() for other, n in row.items()]
+    pairs = sorted(pair for pair in wrong if pair[1] != pair[2])[:3]
+    named = {-1: "not finite", **dict(enumerate(found.names))}
+    taken = ", ".join(f"{named[true]} for {named[other]} ({-n})" for n, true, other in pairs)
+    classes = ", ".join(f"{named[at]} {share:.2%}" for share, at in lowest)
+    return f"lowest worst case by class: {classes}" + (f"; most often taken: {taken}" if taken else "")

@@ -301,6 +301,12 @@ def misclassified(logits: jax.Array, y: jax.Array) -> jax.Array:
     return (jnp.argmax(logits, axis=-1) != likeliest(y)) | ~jnp.all(jnp.isfinite(logits), axis=-1)
 
 
+def predicted_class(logits: jax.Array) -> jax.Array:
+    """[B] int32: the class with the largest logit; -1 where some logit is not finite."""
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)
+
+
 def restart_keys(keys: jax.Array, restart: int | jax.Array) -> jax.Array:
     """Per-example keys [B] of one restart, or of one restart each [B]."""
     return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(restart, jnp.uint32), keys.shape))

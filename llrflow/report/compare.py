@@ -22,9 +22,10 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
 
     spec (without defaults of blocks that one lacks), data and versions by name, where they differ; git; training:
     state, steps and seconds of both; evaluations: those of the last evaluated step of each, with a paired test of each
-    accuracy (`mcnemar`) where the verdicts of the same images are on disk, else `unpaired` says why not; missing: the
-    commands that make what is not there. Raises CheckpointError when one is not a run folder, or holds an evaluation of
-    another version.
+    accuracy (`mcnemar`) where the verdicts of the same images are on disk, else `unpaired` says why not, and `classes`,
+    accuracies by class and who is taken for whom, None where one was made before they were kept; missing: the commands
+    that make what is not there. Raises CheckpointError when one is not a run folder, or holds an evaluation of another
+    version.
     """
     folders = RunFolder(Path(a)), RunFolder(Path(b))
     runs = folders[0].existing(), folders[1].existing()
@@ -150,9 +151,41 @@ def _evaluation(
         "masked": {"a": [flag.name for flag in a.fired], "b": [flag.name for flag in b.fired]},
         "results": results,
         "unpaired": unpaired,
+        "classes": _classes(a, b),
         "attacks": {name: both for name, both in settings.items() if len(both) == 2},
         "gamma": {name: _sides(name, gammas) for name in dict.fromkeys([*gammas[0], *gammas[1]])},
     }
+
+
+def _classes(a: EvaluationRecord, b: EvaluationRecord) -> dict[str, Any] | None:
+    """Accuracy by class, and whom the worst case takes for whom, the most images first; None unless both say it."""
+    if a.classes is None or b.classes is None or a.classes.names != b.classes.names:
+        return None
+    both, names = (a.classes, b.classes), a.classes.names
+    situations = ("nominal", "worst case")
+    accuracy = {
+        name: {s: {side: made.accuracy[s][at] for side, made in zip("ab", both, strict=True)} for s in situations}
+        for at, name in enumerate(names)
+    }
+    wrong = [
+        {
+            (true, other): n
+            for true, row in made.taken["worst case"].items()
+            for other, n in row.items()
+            if other != true
+        }
+        for made in both
+    ]
+    pairs = sorted(dict.fromkeys([*wrong[0], *wrong[1]]), key=lambda pair: -max(side.get(pair, 0) for side in wrong))
+    taken = [
+        {
+            "class": names[true],
+            "taken_for": names[other] if other >= 0 else "not finite",
+            **{side: counts.get((true, other), 0) for side, counts in zip("ab", wrong, strict=True)},
+        }
+        for true, other in pairs
+    ]
+    return {"accuracy": accuracy, "taken": taken}
 
 
 def _short(share: Proportion) -> dict[str, Any]:

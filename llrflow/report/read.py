@@ -87,6 +87,10 @@ class ReadRun:
             if step:
                 yield f"{self.name} has no evaluation; to make one: llrflow evaluate {self.path}"
             return
+        if self.main.record.classes is None:
+            file = RunFolder(self.path).evaluation / f"{self.main.record.checkpoint}{self.main.label}.json"
+            anew = f"delete {file}, and llrflow evaluate {self.path}"
+            yield f"{self.name}: an earlier version evaluated it, without accuracies by class; to make them: {anew}"
         if self.main.record.checkpoint < step:
             found = self.main.record.checkpoint
             yield f"{self.name} was evaluated at step {found} of {step}; for the last: llrflow evaluate {self.path}"

@@ -29,6 +29,7 @@ from llrflow.method.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
 from llrflow.runs.adversarial import write_adversarial, write_shown
+from llrflow.runs.classes import classes_record, taken_for
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
@@ -112,6 +113,8 @@ class Evaluator:
         control = self._attack(RANDOM, make("attack", "noise"), correct)
         linearity = {RANDOM: control.arrays["linearity"][correct]}
         standing, attacks, made = correct.copy(), {}, {}
+        label, clean = self._predicted.classes["label"], self._predicted.classes["clean"]
+        taken, worst = {"nominal": clean}, clean
         for name, attack in self._in_order(block.attacks):
             attacked = standing if block.cascade and not attack.minimum_norm else correct
             made[name] = found = self._attack_in_stages(name, attack, attacked)
@@ -121,6 +124,8 @@ class Evaluator:
             if attack.minimum_norm:
                 minimum = distances_of(found[0][1].arrays["distance"], correct, float(threat.epsilon))
             left = standing if block.cascade else correct & ~wrong
+            worst = taken_for(label, worst, found)
+            taken[name] = worst if block.cascade else taken_for(label, clean, found)
             attacks[name] = attack_record(attack, found, attacked, left, minimum)
             if attacked.any():
                 linearity[name] = last_word(found, "linearity")[attacked]
@@ -143,6 +148,7 @@ class Evaluator:
             cascade=block.cascade,
             attacks=attacks,
             worst_case=proportion(standing),
+            classes=classes_record(self.split.dataset.class_names, label, {**taken, "worst case": worst}),
             gamma={name: distribution(values) for name, values in linearity.items() if len(values)},
             checked=min(block.checks.examples, int(correct.sum())),
             flags={flag.name: FlagRecord(**flag._asdict()) for flag in flags},
@@ -205,7 +211,7 @@ class Evaluator:
         kept = np.arange(predicted.n) if self.export and name != RANDOM else predicted.shown
         exhaustive = attack.minimum_norm and not within
         path = self._path(f"{name}.npz")
-        verdicts = Verdicts(path, attacked, exhaustive, identity, kept, self.split.image_shape)
+        verdicts = Verdicts(path, attacked, exhaustive, identity, kept, self.split.image_shape, predicted.classes)
         if not len(verdicts.pending(attack.runs(self.program.classes))):
             return verdicts
         program = self.program.attack(attack, surrogate and surrogate.network)

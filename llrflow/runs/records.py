@@ -168,6 +168,25 @@ class AttackRecord(Proportion):
     """Of a minimum-norm attack: distances, also beyond epsilon."""
 
 
+class ClassesRecord(Record):
+    """evaluation/<step>.json, `classes`: accuracy by class, and who is taken for whom.
+
+    Without an attack (`nominal`) an image is taken for the class that is predicted. Under an attack, in a cascade under
+    it and those before it, and in the `worst case` under all, it is taken for the class at the image that the first of
+    them to change it returned, in the order in which they were run; where none did, it is taken as without.
+    """
+
+    names: list[str]
+    """Of the classes, in their order."""
+    n: list[int]
+    """Test images of each class; a corrupt one is of none."""
+    accuracy: dict[str, list[float | None]]
+    """By class: `nominal`, under each attack, `worst case`; None where a class has no images."""
+    taken: dict[str, dict[int, dict[int, int]]]
+    """Confusion matrices of the same, {true class: {class it is taken for: images}}, without zeros; -1: logits that are
+    not finite."""
+
+
 class FlagRecord(Record):
     """evaluation/<step>.json, one of `flags`: a sign of gradient masking."""
 
@@ -212,6 +231,8 @@ class EvaluationRecord(Record):
     """In the order in which they were run."""
     worst_case: Proportion
     """Images that are correct and that no attack changed."""
+    classes: ClassesRecord | None = None
+    """The same by class; None where the evaluation was made before classes were kept."""
     gamma: dict[str, Distribution]
     """g(delta; x) in nats over the attacked images: where each attack ended (at its first success), and at noise."""
     checked: int
