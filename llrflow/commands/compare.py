@@ -44,6 +44,9 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
     for evaluation in found["evaluations"]:
         for line in _evaluation(evaluation):
             out.print(line, highlight=False, markup=False, soft_wrap=isinstance(line, str))
+    if found["elsewhere"]:
+        headings = ["on other data", "nominal A", "B", "p", "worst case A", "B", "p"]
+        out.print(_table(headings, map(_elsewhere, found["elsewhere"])))
     for line in found["missing"]:
         out.print(f"missing: {line}", highlight=False, markup=False, soft_wrap=True)
 
@@ -72,6 +75,15 @@ def _evaluation(found: dict[str, Any]) -> Iterator[Any]:
             ["cost of the attacks", "A", "B"],
             ([name, _cost(c.get("a")), _cost(c.get("b"))] for name, c in costs.items()),
         )
+
+
+def _elsewhere(found: dict[str, Any]) -> list[str]:
+    """Which data, and which attacks if not the spec's; nominal and worst case of A and B and McNemar's p."""
+    cells = [f"{found['data']} {found['label'].partition('@')[0]}".strip()]
+    for name in ("nominal", "worst case"):
+        _, a, b, _, _, _, p_value = _result(name, found["results"][name], found["masked"])
+        cells += [a, b, p_value]
+    return cells
 
 
 MOST, PAIRS = 20, 10

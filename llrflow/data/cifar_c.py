@@ -68,7 +68,7 @@ def import_cifar_c(name: str, source: Path, data_dir: Path, progress: Progress |
         image_shape=(height, width, channels),
         classes=classes,
         counts={split: len(labels) for split in splits[paths[0].stem]},
-        label_counts=dict.fromkeys(splits[paths[0].stem], np.bincount(labels, minlength=classes).tolist()),
+        label_counts={split: np.bincount(labels).tolist() for split in splits[paths[0].stem]},
         files=files,
         configs=list(splits),
     )

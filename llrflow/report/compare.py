@@ -23,9 +23,9 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
     spec (without defaults of blocks that one lacks), data and versions by name, where they differ; git; training:
     state, steps and seconds of both; evaluations: those of the last evaluated step of each, with a paired test of each
     accuracy (`mcnemar`) where the verdicts of the same images are on disk, else `unpaired` says why not, and `classes`,
-    accuracies by class and who is taken for whom, None where one was made before they were kept; missing: the commands
-    that make what is not there. Raises CheckpointError when one is not a run folder, or holds an evaluation of another
-    version.
+    accuracies by class and who is taken for whom, None where one was made before they were kept; elsewhere: the same
+    of evaluations on other data (`data`) than the test split of the spec; missing: the commands that make what is not
+    there. Raises CheckpointError when one is not a run folder, or holds an evaluation of another version.
     """
     folders = RunFolder(Path(a)), RunFolder(Path(b))
     runs = folders[0].existing(), folders[1].existing()
@@ -41,11 +41,20 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
         "versions": differences(*(run.versions for run in runs)),
         "git": differences(*({"commit": run.git} for run in runs)),
         "training": {name: {"a": getattr(runs[0], name), "b": getattr(runs[1], name)} for name in training},
-        "evaluations": [
-            _evaluation(folders, label, *(m[label] for m in made)) for label in sorted(made[0].keys() & made[1])
+        "evaluations": [_evaluation(folders, label, *both) for label, both in _shared(*made)],
+        "elsewhere": [
+            {"data": a.data and a.data.title, **_evaluation(folders, label, a, b)}
+            for label, (a, b) in _shared(*(folder.evaluations_elsewhere() for folder in folders))
         ],
         "missing": [line for i in (0, 1) for line in _missing(folders[i], runs[i], made[i], made[1 - i])],
     }
+
+
+def _shared(
+    a: dict[str, EvaluationRecord], b: dict[str, EvaluationRecord]
+) -> list[tuple[str, tuple[EvaluationRecord, EvaluationRecord]]]:
+    """What both have, by label."""
+    return [(label, (a[label], b[label])) for label in sorted(a.keys() & b)]
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, dict[str, Any]]:

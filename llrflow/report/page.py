@@ -12,6 +12,7 @@ from pathlib import Path
 from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
 from llrflow.report import classes, pictures, sweeps
+from llrflow.report.elsewhere import elsewhere
 from llrflow.report.gallery import Shown, gallery
 from llrflow.report.pictures import Picture
 from llrflow.report.read import STUDIES, ReadRun, ReadSweep, read
@@ -196,6 +197,7 @@ def _sections(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[S
     different = differing(runs)
     yield Section("differences", "What differs", tables=[] if different is None else [different])
     yield Section("attacks", "Attacks", tables=list(kills(runs)), pictures=list(pictures.minimum_norm(runs)))
+    yield Section("elsewhere", "On other data", tables=list(elsewhere(runs)))
     confused = list(classes.confusions(runs))
     yield Section("classes", "Classes", tables=list(classes.by_class(runs)), pictures=confused)
     strength = ["A number is worth what its attack is worth: here one attack is given more steps, restarts and room."]

@@ -55,6 +55,8 @@ class ReadRun:
     """Lines of metrics.jsonl that were left out."""
     evaluations: list[Evaluated]
     """Of the last checkpoint that was evaluated, that of the spec's own attacks first."""
+    elsewhere: list[EvaluationRecord]
+    """On other data than the spec's test split."""
 
     @property
     def main(self) -> Evaluated | None:
@@ -173,7 +175,8 @@ def _run(path: Path, name: str) -> ReadRun:
         raise CheckpointError(error.where, error.got, "restore the file, or leave this run out") from None
     evaluations = [_evaluated(folder, label, record) for label, record in folder.last_evaluations().items()]
     kept = [line for line in lines if line is not None]
-    return ReadRun(path, name or record.name, record, spec, kept, len(lines) - len(kept), evaluations)
+    others = list(folder.evaluations_elsewhere().values())
+    return ReadRun(path, name or record.name, record, spec, kept, len(lines) - len(kept), evaluations, others)
 
 
 def _evaluated(folder: RunFolder, label: str, record: EvaluationRecord) -> Evaluated:

@@ -34,7 +34,7 @@ from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
 from llrflow.runs.predictions import Predictions, spread
-from llrflow.runs.records import EvaluationRecord, FlagRecord, versions, written
+from llrflow.runs.records import EvaluationRecord, FlagRecord, OtherData, versions, written
 from llrflow.runs.summaries import attack_record, distances_of, distribution, last_word, proportion
 from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
@@ -59,19 +59,22 @@ class Evaluator:
         export: bool = False,
         surrogates: Mapping[str, Surrogate] | None = None,
         statistics_images: int | None = None,
+        data: OtherData | None = None,
     ) -> None:
         """`label` keeps an evaluation with other attacks than the spec's apart: evaluation/<step><label>.json.
+
+        So does `data`, which says what `split` is if not the spec's test split.
 
         `export` also writes the images that each attack found. `surrogates` holds what each transfer attack searches
         on, by its name. `statistics_images` is on record: what `state` has statistics from, if they are no longer those
         of training.
         """
         self.program, self.split, self.folder, self.spec_hash = program, split, folder, spec_hash
-        self.label, self.export, self._surrogates = label, export, surrogates or {}
+        self.label, self.export, self._surrogates = label + (data.label if data else ""), export, surrogates or {}
         self.stop, self.quiet, self.step = stop, quiet, int(state.step)
         self._predicted = Predictions(program, state, split)
         self._fitting = self._predicted.batch_size
-        self._statistics_images = statistics_images
+        self._statistics_images, self._data = statistics_images, data
         self._versions = versions()
         folder.evaluation.mkdir(exist_ok=True)
 
@@ -148,6 +151,7 @@ class Evaluator:
             cascade=block.cascade,
             attacks=attacks,
             worst_case=proportion(standing),
+            data=self._data,
             classes=classes_record(self.split.dataset.class_names, label, {**taken, "worst case": worst}),
             gamma={name: distribution(values) for name, values in linearity.items() if len(values)},
             checked=min(block.checks.examples, int(correct.sum())),

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
@@ -168,6 +169,26 @@ class AttackRecord(Proportion):
     """Of a minimum-norm attack: distances, also beyond epsilon."""
 
 
+class OtherData(Record):
+    """evaluation/<step>@<data>.json, `data`: prepared data that is not the test split of the run's spec."""
+
+    name: str
+    config: str | None
+    version: str
+    split: str
+
+    @property
+    def title(self) -> str:
+        """As `--on-data` names it: `cifar10_c/fog:severity_3`."""
+        return f"{self.name}{f'/{self.config}' if self.config else ''}:{self.split}"
+
+    @property
+    def label(self) -> str:
+        """What its files have in their names, and no other data's: `@cifar10_c+fog+severity_3`."""
+        parts = (self.name, self.config or "", self.split)
+        return "@" + "+".join(quote(part, safe="").replace(".", "%2E") for part in parts)
+
+
 class ClassesRecord(Record):
     """evaluation/<step>.json, `classes`: accuracy by class, and who is taken for whom.
 
@@ -231,6 +252,8 @@ class EvaluationRecord(Record):
     """In the order in which they were run."""
     worst_case: Proportion
     """Images that are correct and that no attack changed."""
+    data: OtherData | None = None
+    """What the images are of, if not of the test split of the run's spec."""
     classes: ClassesRecord | None = None
     """The same by class; None where the evaluation was made before classes were kept."""
     gamma: dict[str, Distribution]

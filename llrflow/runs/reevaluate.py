@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llrflow.base.errors import CheckpointError
+from llrflow.base.progress import say
+from llrflow.data.facts import describe
 from llrflow.data.pipelines import open_split
+from llrflow.data.schema import Data
 from llrflow.program.compile import compile_spec, located
 from llrflow.runs.averages import estimated, training_images, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.elsewhere import fitting_block, named_data
 from llrflow.runs.evaluate import Evaluator
 from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.interrupt import stop_requests
-from llrflow.runs.model import chosen_step, stored_run
+from llrflow.runs.model import chosen_step, recorded_facts, stored_run
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import evaluate_block
+from llrflow.runs.records import EvaluationRecord, OtherData, RunRecord
 from llrflow.runs.surrogates import surrogates_of
 
 
@@ -38,6 +43,41 @@ def evaluate_run(
     CheckpointError when no intact checkpoint is there. `studies` (strength, linearity, surface) are made besides.
     `devices` is their number, by default all.
     """
+    folder, record, found = _evaluated(path, step, quiet, attacks, export, studies, devices)
+    return Run(folder.path, record, found[None])
+
+
+def evaluate_elsewhere(
+    path: str | Path,
+    on_data: Sequence[str],
+    step: int | Literal["best", "last"] = "last",
+    quiet: bool = True,
+    attacks: str | Mapping[str, Any] | None = None,
+    export: bool = False,
+    studies: Sequence[str] = (),
+    devices: int | None = None,
+) -> list[Run]:
+    """As `evaluate_run`, on other prepared datasets of the same images and classes (`named_data`), one after the other.
+
+    The records are evaluation/<step>@<data>.json, and with other attacks evaluation/<step>-<hash>@<data>.json. The
+    run's own dataset need not be here. Raises DataError, before anything is evaluated, where one is not prepared, or
+    has other images or classes.
+    """
+    folder, record, found = _evaluated(path, step, quiet, attacks, export, studies, devices, on_data)
+    return [Run(folder.path, record, evaluation) for evaluation in found.values()]
+
+
+def _evaluated(
+    path: str | Path,
+    step: int | Literal["best", "last"],
+    quiet: bool,
+    attacks: str | Mapping[str, Any] | None,
+    export: bool,
+    studies: Sequence[str],
+    devices: int | None,
+    on_data: Sequence[str] = (),
+) -> tuple[RunFolder, RunRecord, dict[OtherData | None, EvaluationRecord]]:
+    """The records of an evaluation by data, which is None where it is the spec's own."""
     folder = RunFolder(Path(path))
     overrides: dict[str, Any] = {"devices.count": devices}
     label = ""
@@ -50,21 +90,26 @@ def evaluate_run(
     wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
     if wanted:
         _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
-    program = compile_spec(spec, training=False)
+    facts_of = (lambda data: recorded_facts(record, spec)) if on_data else describe
+    program = compile_spec(spec, training=False, facts_of=facts_of)
     checkpoints = Checkpoints(folder.checkpoints)
-    with located(spec):
-        split = open_split(spec.data, "test")
+    others = {other: fitting_block(other, spec, record) for other in named_data(on_data, spec.data)}
+    blocks: dict[OtherData | None, Data] = {**others} if on_data else {None: spec.data}
     with folder.owned(), stop_requests() as stop:
         chosen = chosen_step(checkpoints, _best(folder, checkpoints) if step == "best" else step)
         state = checkpoints.restore(program.abstract_state(), chosen)
-        others = surrogates_of(program)
+        surrogates, evaluations = surrogates_of(program), {}
         estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
         state, images = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
-        evaluator = Evaluator(
-            program, state, split, folder, record.spec_hash, stop, quiet, label, export, others, images
-        )
-        evaluation = evaluator.evaluate()
-    return Run(folder.path, record, evaluation)
+        for other, data in blocks.items():
+            with located(spec):
+                split = open_split(data, "test")
+            if other is not None and not quiet:
+                say(f"on {other.title}")
+            kept = (label, export, surrogates, images, other)
+            evaluator = Evaluator(program, state, split, folder, record.spec_hash, stop, quiet, *kept)
+            evaluations[other] = evaluator.evaluate()
+    return folder, record, evaluations
 
 
 def _best(folder: RunFolder, checkpoints: Checkpoints) -> int:
