@@ -26,3 +26,10 @@ def short(value: Any) -> str:
 def named(parameters: Mapping[str, Any]) -> str:
     """Swept values with their names: `lambda 4.2, mu 3.15`."""
     return ", ".join(f"{name} {short(value)}" for name, value in parameters.items())
+
+
+def trained_on_test(count: int | None, n: int) -> str | None:
+    """What to tell where `count` of n test images are trained on; None where none are, or nobody knows."""
+    if not count:
+        return None
+    return f"trained on test images: {count:,} of {n:,}, so accuracies on them say nothing of new images"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llrflow.base.shown import trained_on_test
 from llrflow.commands.options import console, print_json
 
 MASKED = 3
@@ -58,6 +59,8 @@ def show(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
         out.print("signs of gradient masking: not looked for (no examples to try)", highlight=False)
     elif not evaluation.fired:
         out.print(f"signs of gradient masking: none on {evaluation.checked} images", highlight=False)
+    if evaluation.data is None and (known := trained_on_test(result.record.trained_on_test, result.record.data.test)):
+        out.print(known, style="bold red", highlight=False, markup=False, soft_wrap=True)
     took = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     out.print(f"{result.path}: {took}", highlight=False, markup=False, soft_wrap=True)
 

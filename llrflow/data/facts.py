@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llrflow.base.shown import trained_on_test
+from llrflow.data.overlap import overlap
 from llrflow.data.reader import count, image_shape, open_dataset
 from llrflow.data.schema import Data
 
@@ -29,8 +31,15 @@ class DatasetFacts:
     """Examples that the block's `test` expression selects."""
     source: Literal["prepared", "table"] = "prepared"
     """Whether the dataset was looked at, or is not there and stands in `llrflow.data.well_known`."""
+    trained_on_test: int = 0
+    """Examples that both expressions select."""
     varies: bool = False
     """Whether the dataset's images vary in size, so that they are resized to `image_shape`."""
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell of training on images that are tested on; None where none are."""
+        return trained_on_test(self.trained_on_test, self.test)
 
 
 def describe(data: Data) -> DatasetFacts:
@@ -49,5 +58,6 @@ def describe(data: Data) -> DatasetFacts:
         splits={name: split.num_examples for name, split in dataset.builder.info.splits.items()},
         train=count(data, dataset, data.train),
         test=count(data, dataset, data.test),
+        trained_on_test=overlap(dataset.builder.info.splits, data.train, data.test),
         varies=varies,
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from llrflow.data.catalog import prepared
 from llrflow.data.facts import DatasetFacts, describe
+from llrflow.data.overlap import overlap
 from llrflow.data.reader import check_size, selected, side_of
 from llrflow.data.schema import Data
 
@@ -60,6 +61,7 @@ def describe_or_known(data: Data) -> DatasetFacts:
         train=selected(splits, data.train, data.name, "data.train"),
         test=selected(splits, data.test, data.name, "data.test"),
         source="table",
+        trained_on_test=overlap(splits, data.train, data.test),
         varies=known.side is None,
     )
 

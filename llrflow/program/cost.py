@@ -151,7 +151,7 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "estimated_flops_per_step_and_device": forward * total,
         "estimated_flops_of_training": forward * total * count * program.steps,
         "estimated_memory_bytes_per_device": memory(program, _kept(program))._asdict(),
-        "warnings": [warning for warning in (short_average(program.spec, program.inputs),) if warning],
+        "warnings": [w for w in (short_average(program.spec, program.inputs), program.facts.warning) if w],
         **(_by_xla(program, lowered) if compiled else {}),
     }
     return {**result, "measured": measure(program, plain_program(program.spec))} if timed else result

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
+from llrflow.base.shown import trained_on_test
 from llrflow.report import classes, pictures, sweeps
 from llrflow.report.elsewhere import elsewhere
 from llrflow.report.gallery import Shown, gallery
@@ -138,7 +139,8 @@ def _answer(runs: Sequence[ReadRun]) -> Iterator[str]:
     yield from dict.fromkeys(_where(run) for run in runs)
     masked = [run.name for run in runs if run.fired]
     attacked = [run for run in runs if run.main is not None]
-    groups = [[pair for pair in group if not pair[0].fired] for group in alike(runs)]
+    known = [run.name for run in runs if run.record.trained_on_test]
+    groups = [[pair for pair in group if not (pair[0].fired or pair[0].name in known)] for group in alike(runs)]
     for group in groups:
         if len(group) > 1:
             yield _best(group)
@@ -152,6 +154,9 @@ def _answer(runs: Sequence[ReadRun]) -> Iterator[str]:
                 f"{run.name}: {lowest.nominal.accuracy:.2%} nominal, at the lowest {lowest.worst_case.accuracy:.2%} "
                 f"in the worst case, under {', '.join(lowest.attacks)}."
             )
+    for run in runs:
+        if words := trained_on_test(run.record.trained_on_test, run.record.data.test):
+            yield f"{run.name} was {words}."
     if masked:
         yield f"Left out for signs of gradient masking: {', '.join(masked)}."
 

@@ -83,6 +83,8 @@ class RunRecord(Record):
     """Where each value of the spec came from (`file:line:col`, `--set path`); what is not listed is a default."""
     forward_equivalents: int | None = None
     """Cost of a training step in forward passes of its batch, by `llrflow plan`'s count; None in older runs."""
+    trained_on_test: int | None = None
+    """Test images that were trained on as well; None in older runs."""
     error: str | None = None
     corrupt: list[str] = []
     """Training images that could not be decoded, with what is wrong with each; others took their place."""
