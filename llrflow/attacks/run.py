@@ -56,17 +56,14 @@ def attack(
 
     x [B,H,W,C] in [0,1]; y [B] integer labels; threat and config as they stand in YAML, for example
     `{"norm": "linf", "epsilon": "8/255"}` and `{"type": "pgd", "steps": 50, "restarts": 5}`.
+    The threat's epsilon may be an array [B]: each image's own radius.
     A stochastic model is a function (images, key). `surrogate` is the function that a `transfer` attack searches on.
     At most `batch_size` images (default all) are attacked at a time. Randomness follows from `key` and the example's
     row. Programs are kept: another call with the same function and shapes compiles nothing. Raises SpecError for a
     wrong threat, config or batch.
     """
-    try:
-        ball = Threat.model_validate(threat)
-    except ValidationError as error:
-        _, got, fix = first_problem(error)
-        raise SpecError("threat", got, fix) from None
     x, y = jnp.asarray(x), jnp.asarray(y)
+    ball, radii = _ball(threat, len(x) if x.ndim else 0)
     if batch_size is not None and batch_size < 1:
         raise SpecError("batch_size", f"= {batch_size}", "give a positive number, or none for all images at once")
     networks = _network(logits_fn), None if surrogate is None else _network(surrogate)
@@ -87,9 +84,10 @@ def attack(
         findings = InMemory(standing, part.minimum_norm and not stage, np.zeros_like(images))
         stage_key = jax.random.fold_in(key, zlib.crc32(stage.encode())) if stage else key
         load = lambda ids: (images[ids], labels[ids])  # noqa: E731
-        search(program, findings, load, (), jax.random.key_data(stage_key), classes, size)
+        search(program, findings, load, (), jax.random.key_data(stage_key), classes, size, epsilon=radii)
         if networks[0].stochastic:
-            _judge_anew(findings, networks[0], ball, images, labels, stage_key, part.runs(classes), size)
+            own = ball.epsilon if radii is None else radii
+            _judge_anew(findings, networks[0], ball, own, images, labels, stage_key, part.runs(classes), size)
         found = findings if found is None else _later(found, findings, standing, part.minimum_norm)
         standing = standing & ~findings.arrays["wrong"]
     assert found is not None
@@ -97,13 +95,42 @@ def attack(
     return AttackResult(x + found.delta, *(jnp.asarray(found.arrays[name]) for name in names))
 
 
+def _ball(threat: Threat | Mapping[str, Any], n: int) -> tuple[Threat, np.ndarray | None]:
+    """The threat model, and epsilon [n] where every image has its own; then the threat's is the largest. SpecError."""
+    radii = None
+    if isinstance(threat, Mapping) and np.ndim(threat.get("epsilon")):
+        try:
+            radii = np.asarray(threat["epsilon"], np.float32)
+        except ValueError:
+            raise SpecError("threat", "epsilon is an array that does not hold numbers", "give floats [B]") from None
+        if radii.shape != (n,):
+            got = f"epsilon has the shape {list(radii.shape)}, for {n} images"
+            raise SpecError("threat", got, f"give one number, or one for each image [{n}]")
+    try:
+        if radii is None:
+            return Threat.model_validate(threat), None
+        extremes = [Threat.model_validate({**threat, "epsilon": float(end)}) for end in (radii.min(), radii.max())]
+    except ValidationError as error:
+        _, got, fix = first_problem(error)
+        raise SpecError("threat", got, fix) from None
+    return extremes[1], radii
+
+
 def _judge_anew(
-    findings: InMemory, network: Network, ball: Threat, x: np.ndarray, y: np.ndarray, key: Any, runs: int, size: int
+    findings: InMemory,
+    network: Network,
+    ball: Threat,
+    epsilon: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    key: Any,
+    runs: int,
+    size: int,
 ) -> None:
     """Verdict and loss of a draw that no search has seen (run number `runs`): the one that chose delta flatters it."""
     examples = Examples(x + findings.delta, y, np.arange(len(y), dtype=np.int32), np.full(len(y), runs, np.uint32))
     seen = looked_at(network, one_device(), (), examples, jax.random.key_data(key), size)
-    inside = np.asarray(ball.distance(jnp.asarray(findings.delta))) <= ball.epsilon * (1 + TOLERANCE)
+    inside = np.asarray(ball.distance(jnp.asarray(findings.delta))) <= epsilon * (1 + TOLERANCE)
     findings.arrays["wrong"] = findings.candidates & inside & np.asarray(misclassified(seen.logits, jnp.asarray(y)))
     findings.arrays["loss"] = seen.loss
 

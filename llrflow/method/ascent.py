@@ -231,7 +231,7 @@ class Search(Component):
 
         gradient, value, wrong = gradient_over_draws(probes, self._judge, carry.delta)
         carry = self._keep_better(carry, value, wrong) if self.keep == "best" else carry
-        auto = self.reach * threat.epsilon / max(self.steps, 1)
+        auto = self.reach * threat.radius() / max(self.steps, 1)
         move, step_state = guarded(
             self.step, lambda: self.step.move(gradient, carry.delta, carry.step_state, threat, auto)
         )
