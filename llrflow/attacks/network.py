@@ -70,6 +70,8 @@ class Examples(NamedTuple):
     y: Any
     ids: Any
     run: Any
+    epsilon: Any = None
+    """Radius of the ball of each, [B]; None where it is the threat's."""
 
 
 def example_of(image_shape: tuple[int, ...]) -> Examples:
@@ -124,7 +126,7 @@ def looked_at(
     """Loss, logits and input gradient [N,...] of examples in NumPy, of one draw, in batches of `size`."""
     look, found = look_phase(network, placement, 1), []
     for rows, mask in padded_chunks(np.arange(len(examples.y)), size):
-        batch = placement.shard(Examples(*(field[rows] for field in examples)))
+        batch = placement.shard(jax.tree.map(lambda field, rows=rows: field[rows], examples))
         made = placement.gather(look(variables, batch, key).reference)
         found.append(jax.tree.map(lambda field, mask=mask: field[mask], made))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

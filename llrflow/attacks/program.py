@@ -20,7 +20,7 @@ from llrflow.components.calls import guarded, shaped
 from llrflow.components.registry import Component
 from llrflow.components.traced import bind, numbers
 from llrflow.data.batches import padded_chunks
-from llrflow.method.ascent import Draws, Plan, misclassified, plan_steps, repeat
+from llrflow.method.ascent import Draws, Plan, misclassified, plan_steps, predicted_class, repeat
 from llrflow.method.batched import choose
 from llrflow.method.probe import SearchProbe
 from llrflow.method.terms.linearity import LocalLinearity
@@ -34,6 +34,8 @@ class Verdict(NamedTuple):
     """[B,H,W,C]; in the ball, unless a minimum-norm attack found nothing inside it."""
     wrong: Any
     """Misclassified within the threat model, [B]."""
+    predicted: Any
+    """The class at x + delta, [B]; -1 where a logit is not finite."""
     value: Any
     """The attack's own objective, [B]; of a minimum-norm attack -distance."""
     loss: Any
@@ -116,7 +118,7 @@ class AttackProgram:
         """
         placement, inputs = self.placement, self.placement.replicate(self.numbers)
         searched = variables if surrogate is None else surrogate
-        one = Examples(*(np.asarray(field)[0] for field in examples))
+        one = jax.tree.map(lambda field: np.asarray(field)[0], examples)
         if (size, _kind(one)) not in self._compiled:
             self.prepare(size, variables, searched, one)
         phases = self._compiled[size, _kind(one)]
@@ -147,7 +149,7 @@ class AttackProgram:
     def arguments(self, variables: Any, searched: Any, size: int, example: Examples) -> dict[str, tuple[Any, ...]]:
         """The abstract arguments of each phase on a batch of `size` examples like one `example`; nothing is run."""
         lead, each = self.placement.lead, size // self.placement.count
-        examples = Examples(*(jax.ShapeDtypeStruct((*lead, each, *one.shape), one.dtype) for one in example))
+        examples = jax.tree.map(lambda one: jax.ShapeDtypeStruct((*lead, each, *one.shape), one.dtype), example)
         key, index = jax.ShapeDtypeStruct((*lead, 2), np.uint32), jax.ShapeDtypeStruct(lead, np.int32)
         inputs = self.placement.replicate(self.numbers)
         start = jax.eval_shape(self._look, searched, examples, key)
@@ -193,7 +195,7 @@ class AttackProgram:
         return attack.settled(state) if self._settles else None
 
     def _launch(self, begin: Any, variables: Any, examples: Examples, rows: np.ndarray, key: Any, inputs: Any) -> Any:
-        batch = self.placement.shard(Examples(*(np.asarray(field)[rows] for field in examples)))
+        batch = self.placement.shard(jax.tree.map(lambda field: np.asarray(field)[rows], examples))
         start = self._look(variables, batch, key)
         return batch, start, begin(variables, batch, start, inputs)
 
@@ -216,20 +218,21 @@ class AttackProgram:
         for flight in flights:
             verdict = finish(variables, searched, flight.examples, flight.start, flight.flying, inputs)
             verdict = Verdict(*(field[flight.mask] for field in self.placement.gather(verdict)))
-            self._check(verdict, self.placement.gather(flight.examples.x)[flight.mask])
+            self._check(verdict, self.placement.gather(flight.examples), flight.mask)
             yield flight.rows[flight.mask], verdict
 
-    def _check(self, verdict: Verdict, x: np.ndarray) -> None:
-        inside = verdict.wrong if self.attack.minimum_norm else np.ones(len(x), bool)
+    def _check(self, verdict: Verdict, examples: Examples, mask: np.ndarray) -> None:
+        inside = verdict.wrong if self.attack.minimum_norm else np.ones(len(verdict.wrong), bool)
         if inside.any():
-            self.threat.check(verdict.delta[inside], x[inside])
+            there = jax.tree.map(lambda field: field[mask][inside], examples)
+            _ball_of(self.threat, there).check(verdict.delta[inside], there.x)
 
-    def _bound(self, inputs: Mapping[str, jax.Array]) -> tuple[Attack, Threat]:
+    def _bound(self, inputs: Mapping[str, jax.Array], examples: Examples) -> tuple[Attack, Threat]:
         split = {part: {} for part in ("attack", "threat")}
         for path, value in inputs.items():
             part, _, field = path.partition(".")
             split[part][field] = value
-        return bind(self.attack, split["attack"]), bind(self.threat, split["threat"])
+        return bind(self.attack, split["attack"]), _ball_of(bind(self.threat, split["threat"]), examples)
 
     def _probes(
         self, network: Network, variables: Any, examples: Examples, start: Start, threat: Threat, at: Any
@@ -240,7 +243,7 @@ class AttackProgram:
         return Draws(tuple(partial(SearchProbe, apply, *rest) for apply in applies))
 
     def _begin_fn(self, variables: Any, examples: Examples, start: Start, inputs: Any) -> InFlight:
-        attack, threat = self._bound(inputs)
+        attack, threat = self._bound(inputs, examples)
         probes = self._probes(self._searched, variables, examples, start, threat, NOISE + 1)
         keys = jax.random.wrap_key_data(start.keys)
         state = guarded(attack, lambda: attack.begin(probes, threat, keys, examples.run))
@@ -249,7 +252,7 @@ class AttackProgram:
     def _advance_fn(
         self, variables: Any, examples: Examples, start: Start, flying: InFlight, first: jax.Array, inputs: Any
     ) -> tuple[InFlight, jax.Array]:
-        attack, threat = self._bound(inputs)
+        attack, threat = self._bound(inputs, examples)
 
         def one(flying: InFlight, index: jax.Array) -> InFlight:
             probes = self._probes(self._searched, variables, examples, start, threat, index)
@@ -266,7 +269,7 @@ class AttackProgram:
     def _finish_fn(
         self, variables: Any, searched: Any, examples: Examples, start: Start, flying: InFlight, inputs: Any
     ) -> Verdict:
-        attack, threat = self._bound(inputs)
+        attack, threat = self._bound(inputs, examples)
         at = NOISE + 2
         probes = self._probes(self._searched, searched, examples, start, threat, at)
         delta = shaped(attack, examples.x.shape, lambda: attack.finish(probes, threat, flying.state))
@@ -275,7 +278,7 @@ class AttackProgram:
             start = start._replace(reference=reference_of(self.network, variables, examples, keys, attack.eot))
         probe = self._probes(self.network, variables, examples, start, threat, at + 1)()
         inside = threat.project(delta, examples.x)
-        wrong = misclassified(probe.logits(inside), examples.y)
+        wrong, predicted = misclassified(probe.logits(inside), examples.y), predicted_class(probe.logits(inside))
         if not attack.minimum_norm:
             delta, distance, value = inside, threat.distance(inside), attack.objective(probe, inside)
         else:
@@ -284,15 +287,21 @@ class AttackProgram:
             delta = choose(wrong, inside, choose(found, delta, jnp.zeros_like(delta)))
             distance = jnp.where(found, threat.distance(delta), jnp.inf)
             value = -distance
+            predicted = jnp.where(wrong, predicted, predicted_class(probe.logits(delta)))
         cost = attack.step_cost.over(self._searched.draws(attack.eot))
         queries, gradients = (flying.taken * count for count in cost)
         linearity = LocalLinearity()(probe, delta)
-        return Verdict(delta, wrong, value, probe.loss(delta), distance, linearity, queries, gradients)
+        return Verdict(delta, wrong, predicted, value, probe.loss(delta), distance, linearity, queries, gradients)
 
 
 def _kind(example: Examples) -> tuple[Any, ...]:
     """Shapes and types of one example: what a compiled program takes, besides the size of its batches."""
-    return tuple((field.shape, str(field.dtype)) for field in example)
+    return tuple(None if field is None else (field.shape, str(field.dtype)) for field in example)
+
+
+def _ball_of(threat: Threat, examples: Examples) -> Threat:
+    """The threat with each example's own radius, where they have one."""
+    return threat if examples.epsilon is None else threat.model_copy(update={"epsilon": examples.epsilon})
 
 
 class _Flight(NamedTuple):

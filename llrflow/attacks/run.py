@@ -55,6 +55,7 @@ def attack(
 
     x [B,H,W,C] in [0,1]; y [B] integer labels; threat and config as they stand in YAML, for example
     `{"norm": "linf", "epsilon": "8/255"}` and `{"type": "pgd", "steps": 50, "restarts": 5}`.
+    The threat's epsilon may be an array [B]: each image's own radius.
     A stochastic model is a function (images, key). `surrogate` is the function that a `transfer` attack searches on.
     At most `batch_size` images (default all) are attacked at a time. Randomness follows from `key` and the example's
     row. Programs are kept, with the arrays that the functions hold as arguments: another call with the same code and
@@ -64,15 +65,11 @@ def attack(
     threat, config or batch, and for a function that leaves JAX or whose rows depend on each other.
     """
     try:
-        ball = Threat.model_validate(threat)
-    except ValidationError as error:
-        _, got, fix = first_problem(error)
-        raise SpecError("threat", got, fix) from None
-    try:
         key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32))  # whatever generator it belongs to
     except (TypeError, ValueError):
         raise SpecError("key", f"= {key!r} is no random key", "pass jax.random.key(0)") from None
     x, y = jnp.asarray(x), jnp.asarray(y)
+    ball, radii = _ball(threat, len(x) if x.ndim else 0)
     if batch_size is not None and batch_size < 1:
         raise SpecError("batch_size", f"= {batch_size}", "give a positive number, or none for all images at once")
     x = _checked(x, y)
@@ -96,9 +93,10 @@ def attack(
         findings = InMemory(standing, part.minimum_norm and not stage, np.zeros_like(images))
         stage_key = jax.random.fold_in(key, zlib.crc32(stage.encode())) if stage else key
         load = lambda ids: (images[ids], labels[ids])  # noqa: E731
-        search(program, findings, load, arrays, jax.random.key_data(stage_key), classes, size, others)
+        search(program, findings, load, arrays, jax.random.key_data(stage_key), classes, size, others, epsilon=radii)
         if network.stochastic:
-            _judge_anew(findings, network, arrays, ball, images, labels, stage_key, part.runs(classes), size)
+            own = ball.epsilon if radii is None else radii
+            _judge_anew(findings, network, arrays, ball, own, images, labels, stage_key, part.runs(classes), size)
         found = findings if found is None else _later(found, findings, standing, part.minimum_norm)
         standing = standing & ~findings.arrays["wrong"]
     assert found is not None
@@ -106,11 +104,34 @@ def attack(
     return AttackResult(x + found.delta, *(jnp.asarray(found.arrays[name]) for name in names))
 
 
+def _ball(threat: Threat | Mapping[str, Any], n: int) -> tuple[Threat, np.ndarray | None]:
+    """The threat model, and epsilon [n] where every image has its own; then the threat's is the largest. SpecError."""
+    radii = None
+    given = threat.get("epsilon") if isinstance(threat, Mapping) else None
+    if given is not None and np.ndim(given):
+        try:
+            radii = np.asarray(given, np.float32)
+        except ValueError:
+            raise SpecError("threat", "epsilon is an array that does not hold numbers", "give floats [B]") from None
+        if radii.shape != (n,):
+            got = f"epsilon has the shape {list(radii.shape)}, for {n} images"
+            raise SpecError("threat", got, f"give one number, or one for each image [{n}]")
+    try:
+        if radii is None:
+            return Threat.model_validate(threat), None
+        extremes = [Threat.model_validate({**dict(threat), "epsilon": float(end)}) for end in (radii.min(), radii.max())]
+    except ValidationError as error:
+        _, got, fix = first_problem(error)
+        raise SpecError("threat", got, fix) from None
+    return extremes[1], radii
+
+
 def _judge_anew(
     findings: InMemory,
     network: Network,
     arrays: Any,
     ball: Threat,
+    epsilon: Any,
     x: np.ndarray,
     y: np.ndarray,
     key: Any,
@@ -120,7 +141,7 @@ def _judge_anew(
     """Verdict and loss of a draw that no search has seen (run number `runs`): the one that chose delta flatters it."""
     examples = Examples(x + findings.delta, y, np.arange(len(y), dtype=np.int32), np.full(len(y), runs, np.uint32))
     seen = looked_at(network, one_device(), arrays, examples, jax.random.key_data(key), size)
-    inside = np.asarray(ball.distance(jnp.asarray(findings.delta))) <= ball.epsilon * (1 + TOLERANCE)
+    inside = np.asarray(ball.distance(jnp.asarray(findings.delta))) <= epsilon * (1 + TOLERANCE)
     findings.arrays["wrong"] = findings.candidates & inside & np.asarray(misclassified(seen.logits, jnp.asarray(y)))
     findings.arrays["loss"] = seen.loss
 

@@ -19,8 +19,8 @@ WINDOW = 16
 class Findings:
     """What one attack has found so far for each of N examples, run after run."""
 
-    FIELDS = {"wrong": bool, "value": np.float32, "loss": np.float32, "distance": np.float32, "linearity": np.float32,
-              "queries": np.int32, "gradients": np.int32}  # fmt: skip
+    FIELDS = {"wrong": bool, "predicted": np.int32, "value": np.float32, "loss": np.float32, "distance": np.float32,
+              "linearity": np.float32, "queries": np.int32, "gradients": np.int32}  # fmt: skip
     SPENT = ("queries", "gradients")
     """Fields that add up over runs."""
 
@@ -29,6 +29,7 @@ class Findings:
         n = len(candidates)
         self.candidates, self.exhaustive = candidates, exhaustive
         self.arrays: dict[str, Any] = {name: np.zeros(n, dtype) for name, dtype in self.FIELDS.items()}
+        self.arrays["predicted"] -= 1  # of no class yet
         self.arrays["tried"] = np.zeros(n, np.int32)
 
     def pending(self, runs: int) -> np.ndarray:
@@ -73,8 +74,11 @@ def search(
     size: int,
     surrogate: Any = None,
     report: Callable[[], None] = lambda: None,
+    epsilon: np.ndarray | None = None,
 ) -> None:
     """Every run of an attack that is still needed, in batches of `size`, with `load(ids)` -> (images, labels).
+
+    `epsilon` [N] is the radius of each example's ball, where it is not the threat's.
 
     When fewer examples are left than fill a batch, several of their runs share one: they are recorded in the order
     of the runs, as if one had followed the other, so that the outcome does not depend on `size`.
@@ -90,7 +94,8 @@ def search(
             ids = window[mask]
             x, y = load(ids)
             run = first + np.arange(len(ids), dtype=np.uint32) // np.uint32(len(now))  # one window, where together > 1
-            examples = Examples(x, y, ids.astype(np.int32), run if together > 1 else np.full_like(run, first))
+            runs_of = run if together > 1 else np.full_like(run, first)
+            examples = Examples(x, y, ids.astype(np.int32), runs_of, None if epsilon is None else epsilon[ids])
             for rows, verdict in program.run(variables, examples, key, size, surrogate, report):
                 if together == 1:
                     findings.record(ids[rows], verdict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -73,7 +72,7 @@ class Square(Attack):
         x = probes().x
         start = start_linf if threat.norm == "linf" else start_l2
         delta = jax.vmap(lambda key: start(key, x.shape[1:]))(restart_keys(keys, 0))
-        delta = threat.project(threat.epsilon * delta.astype(x.dtype), x)
+        delta = threat.project(threat.radius() * delta.astype(x.dtype), x)
         nothing = jnp.full(len(x), -jnp.inf, x.dtype)
         return State(jax.random.key_data(keys), delta, nothing, jnp.zeros(len(x), bool))
 
@@ -84,7 +83,8 @@ class Square(Attack):
         keys = restart_keys(jax.random.wrap_key_data(state.keys), index)
         draws = jax.vmap(lambda key: draw_change(key, side, shape))(keys)
         change = change_linf if threat.norm == "linf" else change_l2
-        changed = jax.vmap(partial(change, side=side, epsilon=threat.epsilon))(state.delta, draws)
+        axes = (0, 0, None, 0 if jnp.ndim(threat.epsilon) else None)
+        changed = jax.vmap(change, in_axes=axes)(state.delta, draws, side, threat.epsilon)
         delta = jnp.where(index == 0, state.delta, threat.project(changed, probe.x))
         logits = probe.logits(delta)
         value, wrong = margin(logits, probe.y), misclassified(logits, probe.y)

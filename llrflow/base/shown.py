@@ -67,3 +67,10 @@ def measured(metric: str, mean: float | None, spread: float | None = None) -> st
     if spread is None:
         return f"{mean:.2%}" if share else f"{mean:.4g}"
     return f"{mean:.2%} ± {100 * spread:.2f}" if share else f"{mean:.4g} ± {spread:.2g}"
+
+
+def trained_on_test(count: int | None, n: int) -> str | None:
+    """What to tell where `count` of n test images are trained on; None where none are, or nobody knows."""
+    if not count:
+        return None
+    return f"trained on test images: {count:,} of {n:,}, so accuracies on them say nothing of new images"

@@ -44,6 +44,9 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
     for evaluation in found["evaluations"]:
         for line in _evaluation(evaluation):
             out.print(line, highlight=False, markup=False, soft_wrap=isinstance(line, str))
+    if found["elsewhere"]:
+        headings = ["on other data", "nominal A", "B", "p", "worst case A", "B", "p"]
+        out.print(_table(headings, map(_elsewhere, found["elsewhere"])))
     for line in found["missing"]:
         out.print(f"missing: {line}", highlight=False, markup=False, soft_wrap=True)
 
@@ -59,6 +62,10 @@ def _evaluation(found: dict[str, Any]) -> Iterator[Any]:
     for name, both in found["attacks"].items():
         given = [f"{k} {_text(v, 'a')} | {_text(v, 'b')}" for k, v in _fields(both)]
         yield f"{name} is not the same attack in both: {', '.join(given)}"
+    if found["classes"] is None:
+        yield "nothing by class: other classes, or an evaluation by an earlier version"
+    else:
+        yield from _classes(found["classes"])
     if found["gamma"]:
         rows = ([name, *(_number(both.get(side)) for side in "ab")] for name, both in found["gamma"].items())
         yield _table(["mean linearity error, nats", "A", "B"], rows)
@@ -68,6 +75,39 @@ def _evaluation(found: dict[str, Any]) -> Iterator[Any]:
             ["cost of the attacks", "A", "B"],
             ([name, _cost(c.get("a")), _cost(c.get("b"))] for name, c in costs.items()),
         )
+
+
+def _elsewhere(found: dict[str, Any]) -> list[str]:
+    """Which data, and which attacks if not the spec's; nominal and worst case of A and B and McNemar's p."""
+    cells = [f"{found['data']} {found['label'].partition('@')[0]}".strip()]
+    for name in ("nominal", "worst case"):
+        _, a, b, _, _, _, p_value = _result(name, found["results"][name], found["masked"])
+        cells += [a, b, p_value]
+    return cells
+
+
+MOST, PAIRS = 20, 10
+"""Classes, and pairs of them, that are printed; --json has all."""
+
+
+def _classes(found: dict[str, Any]) -> Iterator[Any]:
+    def change(item: tuple[str, dict[str, Any]]) -> float:
+        a, b = (item[1]["worst case"][side] or 0.0 for side in "ab")
+        return -abs(b - a)
+
+    shown = (
+        found["accuracy"].items() if len(found["accuracy"]) <= MOST else sorted(found["accuracy"].items(), key=change)
+    )
+    headings = ["class", "nominal A", "nominal B", "worst case A", "worst case B"]
+    shares = (
+        [name, *("-" if share is None else f"{share:.2%}" for both in by.values() for share in both.values())]
+        for name, by in list(shown)[:MOST]
+    )
+    yield _table(headings, shares)
+    pairs = found["taken"][:PAIRS]
+    if pairs:
+        rows = ([f"{pair['class']} for {pair['taken_for']}", str(pair["a"]), str(pair["b"])] for pair in pairs)
+        yield _table(["worst case, taken", "A", "B"], rows)
 
 
 def _result(name: str, result: dict[str, Any], masked: dict[str, list[str]]) -> list[str]:

@@ -43,7 +43,7 @@ def data() -> None:
 
 @data.command("import")
 @_name
-@click.option("--format", "file_format", required=True, help="idx, cifar-python, cifar-binary, npz or folder.")
+@click.option("--format", "file_format", required=True, help="idx, cifar-python, cifar-binary, cifar-c, npz or folder.")
 @click.option(
     "--from",
     "source",
@@ -64,10 +64,12 @@ def import_command(name: str, file_format: str, source: Path, data_dir: Path, as
                   t10k-labels-idx1-ubyte, plain or as .gz
     cifar-python  cifar-10-python.tar.gz, cifar-100-python.tar.gz, or what they unpack to
     cifar-binary  cifar-10-binary.tar.gz, cifar-100-binary.tar.gz, or what they unpack to
+    cifar-c       CIFAR-10-C or CIFAR-100-C unpacked: labels.npy and one .npy of images for each corruption, which
+                  become configs with the splits severity_1 to severity_5
     npz           train_images, train_labels, test_images, test_labels, or x_train, y_train, x_test, y_test
     folder        train/CLASS/IMAGE and test/CLASS/IMAGE (or val, validation), JPEG and PNG of any size
 
-    All but folder are read as a whole first; nothing is left behind unless everything is sound.
+    All but cifar-c and folder are read as a whole first; nothing is left behind unless everything is sound.
 
     \b
     Examples:
@@ -87,6 +89,8 @@ def import_command(name: str, file_format: str, source: Path, data_dir: Path, as
         return
     click.echo(f"{name}: {'written to' if report.written else 'already imported in'} {report.directory}")
     click.echo(f"  images {_shape(report.image_shape)}, {report.classes} classes")
+    if report.configs:
+        click.echo(f"  {len(report.configs)} configs, each with these splits: {', '.join(report.configs)}")
     for split, count in report.counts.items():
         low, high = min(report.label_counts[split]), max(report.label_counts[split])
         click.echo(f"  {split}: {count} examples, {low}{f' to {high}' if high > low else ''} of each class")

@@ -44,15 +44,17 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
 
         trials = trials_of(loaded, describe_or_known)
         check_trials(loaded, trials, describe_or_known)
+    warnings = warnings_of(program)
     if as_json:
-        print_json({"hash": spec_hash(program.spec), "spec": program.spec.model_dump(), "facts": program.facts.source})
+        found = {"hash": spec_hash(program.spec), "spec": program.spec.model_dump(), "facts": program.facts.source}
+        print_json({**found, "warnings": warnings})
         return
     each = f" on each of {hosts} hosts" if hosts > 1 else ""
     devices = f"{len(program.devices)} {program.devices.platform} device(s){each}"
     click.echo(f"{spec} is valid: {program.steps} steps on {devices}")
     if trials:
         click.echo(f"its sweep has {len(trials)} trials")
-    for warning in warnings_of(program):
+    for warning in warnings:
         click.echo(f"warning: {warning}")
     if program.facts.source == "table":
         click.echo(NOT_PREPARED.format(name=program.facts.name))

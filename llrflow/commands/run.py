@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ import click
 
 from llrflow.base.errors import SpecError
 from llrflow.commands.environment import ray_environment
-from llrflow.commands.options import checkpoint_option, console, json_option, print_json, run_argument, spec_argument
-
-MASKED = 3
-"""Exit status of an evaluation with signs of gradient masking."""
+from llrflow.commands.evaluations import MASKED, show, show_several
+from llrflow.commands.options import checkpoint_option, json_option, run_argument, spec_argument
 
 
 @click.command()
@@ -76,7 +73,7 @@ def run(
         if loaded.sweep is not None:
             click.echo(f"this runs {spec} with its own values; its sweep is started by: llrflow sweep {spec}", err=True)
         result = run_spec(loaded, out, fresh, quiet=as_json)
-        return _print(result, result.record.seconds, as_json)
+        return show(result, result.record.seconds, as_json)
 
     joins = (coordinator, process, processes) != (None, None, None)
     if address is not None and not supervised:
@@ -107,7 +104,7 @@ def _on_hosts(
 @click.command()
 @run_argument("run_folder", metavar="RUN")
 @checkpoint_option
-@click.option("--attacks", metavar="PRESET|FILE", help="quick, standard, document, auto_attack, or a YAML file.")
+@click.option("--attacks", metavar="PRESET|FILE", help="quick, standard, document, auto_attack, none, or a YAML file.")
 @click.option(
     "--study",
     "studies",
@@ -115,13 +112,30 @@ def _on_hosts(
     type=click.Choice(["strength", "linearity", "surface"]),
     help="Also write this study of the model, as the spec sets it or by default; repeatable.",
 )
+@click.option(
+    "--on-data",
+    "on_data",
+    multiple=True,
+    metavar="NAME[/CONFIG][:SPLIT]",
+    help="Instead of the test split: prepared data of the same images and classes; * for all; repeatable.",
+)
 @click.option("--export", is_flag=True, help="Also write the adversarial images of each attack (npz, float32).")
 @json_option
 def evaluate(
-    run_folder: Path, checkpoint: Any, attacks: str | None, studies: tuple[str, ...], export: bool, as_json: bool
+    run_folder: Path,
+    checkpoint: Any,
+    attacks: str | None,
+    studies: tuple[str, ...],
+    on_data: tuple[str, ...],
+    export: bool,
+    as_json: bool,
 ) -> None:
     """Attack a checkpoint of RUN and write RUN/evaluation/STEP.json (with --attacks, STEP-HASH.json);
     an interrupted evaluation is continued.
+
+    With --on-data the images are of other data, below the `data.dir` of the run's spec, and each record is
+    RUN/evaluation/STEP@DATA.json. SPLIT is `test` where it is left out, or the only one. A * in CONFIG or SPLIT stands
+    for any text in the names of prepared configs or splits; NAME:* is every split of every config.
 
     Exit status 3: done, but signs of gradient masking were found, so that the accuracy is no more than an upper bound.
 
@@ -130,62 +144,22 @@ def evaluate(
       llrflow evaluate runs/quickstart-1a2b3c4d5e6f --attacks auto_attack
       llrflow evaluate runs/quickstart-1a2b3c4d5e6f --attacks strong.yaml --checkpoint best --export
       llrflow evaluate runs/quickstart-1a2b3c4d5e6f --study strength --study surface
+      llrflow evaluate runs/cifar10-1a2b3c4d5e6f --on-data 'cifar10_c:*' --attacks none
     where strong.yaml holds, for instance,
       pgd: {type: pgd, steps: 200, restarts: 10}
     """
-    from llrflow.runs.reevaluate import evaluate_run
+    from llrflow.runs.reevaluate import evaluate_elsewhere, evaluate_run
 
     began = time.monotonic()
-    result = evaluate_run(run_folder, checkpoint, quiet=as_json, attacks=attacks, export=export, studies=studies)
-    _print(result, {"evaluate": time.monotonic() - began}, as_json)
-    if result.evaluation.fired:
+    how: dict[str, Any] = {"quiet": as_json, "attacks": attacks, "export": export, "studies": studies}
+    if on_data:
+        results = evaluate_elsewhere(run_folder, on_data, checkpoint, **how)
+    else:
+        results = [evaluate_run(run_folder, checkpoint, **how)]
+    seconds = {"evaluate": time.monotonic() - began}
+    if len(results) > 1:
+        show_several(results, seconds, as_json)
+    else:
+        show(results[0], seconds, as_json)
+    if any(result.evaluation.fired for result in results):
         raise SystemExit(MASKED)
-
-
-def _print(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
-    if as_json:
-        print_json({"run": str(result.path), "evaluation": result.evaluation.model_dump()})
-        return
-    from rich.table import Table
-
-    evaluation = result.evaluation
-    mark = "<= " if evaluation.fired else ""
-    title = (
-        f"{evaluation.n} test images, {evaluation.threat['norm']} {evaluation.epsilon}, step {evaluation.checkpoint}"
-    )
-    table = Table(title=title, title_justify="left")
-    robust = "still correct" if evaluation.cascade else "accuracy"
-    for heading in ("", robust, "95 % interval", "attacked", "changed"):
-        table.add_column(heading, justify="right" if heading else "left")
-    rows = {"nominal": evaluation.nominal, **evaluation.attacks, "worst case": evaluation.worst_case}
-    for name, share in rows.items():
-        low, high = share.interval
-        made = evaluation.attacks.get(name)
-        counts = ("", "") if made is None else (str(made.attacked), str(made.kills))
-        bound = "" if name == "nominal" else mark
-        table.add_row(name, f"{bound}{share.accuracy:.2%}", f"{low:.2%} to {high:.2%}", *counts)
-        for stage, part in made.stages.items() if made else ():
-            table.add_row(f"  {stage}", "", "", str(part.attacked), str(part.kills))
-    out = console()
-    out.print(table)
-    for name, made in evaluation.attacks.items():
-        if made.minimum is not None:
-            median = "beyond what it found" if made.minimum.median is None else f"{made.minimum.median:.4g}"
-            share = f"{made.minimum.beyond_epsilon:.2%} of the images lie beyond epsilon"
-            out.print(f"{name}: median distance {median}, {share}", highlight=False, soft_wrap=True)
-    for name, values in evaluation.gamma.items():
-        median, high = values.quantiles["0.5"], values.quantiles["0.95"]
-        out.print(
-            f"linearity error at {name}: mean {values.mean:.3g}, median {median:.3g}, 95 % below {high:.3g} nats",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for flag in evaluation.fired:
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in flag.measured.items())
-        out.print(f"MASKED? {flag.name}: {flag.meaning} ({numbers})", style="bold red", highlight=False, markup=False)
-    if not evaluation.checked:
-        out.print("signs of gradient masking: not looked for (no examples to try)", highlight=False)
-    elif not evaluation.fired:
-        out.print(f"signs of gradient masking: none on {evaluation.checked} images", highlight=False)
-    took = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-    out.print(f"{result.path}: {took}", highlight=False, markup=False, soft_wrap=True)

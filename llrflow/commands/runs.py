@@ -104,6 +104,8 @@ def _table(rows: list[dict[str, Any]], directory: Path) -> Any:
             Text(text, style="bold" if share is not None and share == top and len(rows) > 1 else "")
             for text, share, top in zip(_percents(row, attacks), _shares(row, attacks), best, strict=True)
         ]
+        if row["trained_on_test"]:
+            cells[0].append(" (trained on test images)")
         if row["evaluated"] not in (None, row["step"]):
             cells[0].append(f" (step {row['evaluated']})")
         table.add_row(Text(label), row["state"], done, *cells, _time(row))
@@ -136,11 +138,12 @@ def _row(folder: Any) -> dict[str, Any]:
         "progress": 0.0,
         "evaluated": None,
         "n": None,
+        "trained_on_test": None,
     }
     row |= {"seconds": 0.0, "nominal": None, "attacks": {}, "worst_case": None, "masked": [], "error": None}
     try:
         record = folder.record()
-        row |= record.model_dump(include={"name", "state", "step", "steps", "error"})
+        row |= record.model_dump(include={"name", "state", "step", "steps", "error", "trained_on_test"})
         row |= {"seconds": sum(record.seconds.values()), "progress": record.step / max(record.steps, 1)}
         evaluations = folder.evaluations()
     except (CheckpointError, ValidationError) as error:

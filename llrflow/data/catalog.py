@@ -103,8 +103,8 @@ def how_to_prepare(name: str, data_dir: Path) -> str:
     """What to run to get a dataset that is not there."""
     return (
         f"run `llrflow data import {name} --format FORMAT --from PATH` for files that you have (idx, cifar-python, "
-        f"cifar-binary, npz, folder), or, for a dataset of the TFDS catalogue, `llrflow data prepare {name}` on a "
-        f"machine with TensorFlow and a network, and copy the result to {data_dir / name}"
+        f"cifar-binary, cifar-c, npz, folder), or, for a dataset of the TFDS catalogue, `llrflow data prepare {name}` "
+        f"on a machine with TensorFlow and a network, and copy the result to {data_dir / name}"
     )
 
 

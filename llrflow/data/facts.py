@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llrflow.base.shown import trained_on_test
 from llrflow.data.held_back import sizes
+from llrflow.data.overlap import overlap
 from llrflow.data.reader import count, image_shape, open_dataset
 from llrflow.data.schema import Data
 
@@ -30,12 +32,19 @@ class DatasetFacts:
     """Examples that the block's `test` expression selects."""
     source: Literal["prepared", "table"] = "prepared"
     """Whether the dataset was looked at, or is not there and stands in `llrflow.data.well_known`."""
+    trained_on_test: int = 0
+    """Examples that both expressions select."""
     varies: bool = False
     """Whether the dataset's images vary in size, so that they are resized to `image_shape`."""
     validation: int = 0
     """Examples that `data.validation` holds back from training."""
     held: int = 0
     """Of these, those that the `train` expression selects."""
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell of training on images that are tested on; None where none are."""
+        return trained_on_test(self.trained_on_test, self.test)
 
 
 def describe(data: Data) -> DatasetFacts:
@@ -57,6 +66,7 @@ def describe(data: Data) -> DatasetFacts:
         splits={name: split.num_examples for name, split in dataset.builder.info.splits.items()},
         train=train,
         test=test,
+        trained_on_test=overlap(dataset.builder.info.splits, data.train, data.test),
         varies=varies,
         validation=validation,
         held=held,

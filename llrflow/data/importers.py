@@ -10,6 +10,7 @@ from typing import Any
 from llrflow.base.errors import DataError
 from llrflow.base.validation import listing, suggest
 from llrflow.data.cifar import import_cifar_binary, import_cifar_python
+from llrflow.data.cifar_c import import_cifar_c
 from llrflow.data.folder import import_folder
 from llrflow.data.idx import import_idx
 from llrflow.data.importing import ImportReport
@@ -20,6 +21,7 @@ FORMATS: dict[str, Callable[..., ImportReport]] = {
     "idx": import_idx,
     "cifar-python": import_cifar_python,
     "cifar-binary": import_cifar_binary,
+    "cifar-c": import_cifar_c,
     "npz": import_npz,
     "folder": import_folder,
 }

@@ -35,6 +35,8 @@ class ImportReport:
     files: Mapping[str, str]
     """SHA-256 of every file that was read; none where they are many."""
     class_names: Sequence[str] | None = None
+    configs: Sequence[str] = ()
+    """TFDS configs, where there are several; the counts are those of each."""
     corrupt: Sequence[str] = ()
     """Images that were left out, with what is wrong with each."""
 
@@ -60,8 +62,9 @@ def store(
     description: str,
     progress: Progress | None,
     image_shape: tuple[int | None, int | None, int] | None = None,
+    config: str | None = None,
 ) -> bool:
-    """Write checked splits as the dataset `name`; False when it has the same content already.
+    """Write checked splits as the dataset `name`, or as one of its configs; False when it has the same content already.
 
     Raises DataError when a dataset of that name has other content, or the disk is too small.
     """
@@ -69,7 +72,7 @@ def store(
     def origin() -> Mapping[str, Any]:
         return {"format": file_format, **(source() if callable(source) else source)}
 
-    if _already_imported(name, data_dir, splits):
+    if _already_imported(name, data_dir, splits, config):
         return False
     written = write_tfds(
         name,
@@ -79,11 +82,12 @@ def store(
         description=description,
         source=origin,
         progress=progress,
+        config=config,
         image_shape=image_shape,
     )
     if not written:
         # Another import of this name may have finished since the first look.
-        _already_imported(name, data_dir, splits)
+        _already_imported(name, data_dir, splits, config)
     return written
 
 
@@ -143,9 +147,10 @@ def class_count(train: np.ndarray, test: np.ndarray, train_place: str, test_plac
     return classes
 
 
-def _already_imported(name: str, data_dir: Path, splits: Splits) -> bool:
-    """Whether the same content is prepared under this name; DataError when something else is."""
-    existing = [p for p in prepared(data_dir) if p.name == name]
+def _already_imported(name: str, data_dir: Path, splits: Splits, config: str | None = None) -> bool:
+    """Whether the same content is prepared under this name (and config); DataError when something else is."""
+    known = [p for p in prepared(data_dir) if p.name == name]
+    existing = [p for p in known if config is None or p.config in (None, config)]
     if not existing:
         return False
     if content_of(existing[-1].directory) == content_sha256(splits):

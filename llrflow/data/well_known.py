@@ -8,6 +8,7 @@ from typing import NamedTuple
 from llrflow.data.catalog import prepared
 from llrflow.data.facts import DatasetFacts, describe
 from llrflow.data.held_back import sizes
+from llrflow.data.overlap import overlap
 from llrflow.data.reader import check_size, selected, side_of
 from llrflow.data.schema import Data
 
@@ -66,6 +67,7 @@ def describe_or_known(data: Data) -> DatasetFacts:
         train=train,
         test=test,
         source="table",
+        trained_on_test=overlap(splits, data.train, data.test),
         varies=known.side is None,
         validation=validation,
         held=held,

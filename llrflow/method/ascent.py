@@ -241,7 +241,7 @@ class Search(Component):
 
         gradient, value, wrong = gradient_over_draws(probes, self._judge, carry.delta)
         carry = self._keep_better(carry, value, wrong) if self.keep == "best" else carry
-        auto = self.reach * threat.epsilon / max(self.steps, 1)
+        auto = self.reach * threat.radius() / max(self.steps, 1)
         move, step_state = guarded(
             self.step, lambda: self.step.move(gradient, carry.delta, carry.step_state, threat, auto)
         )
@@ -312,6 +312,12 @@ def misclassified(logits: jax.Array, y: jax.Array) -> jax.Array:
     A logit of -inf is that of a class which is never predicted.
     """
     return (jnp.argmax(logits, axis=-1) != likeliest(y)) | ~jnp.isfinite(jnp.max(logits, axis=-1))
+
+
+def predicted_class(logits: jax.Array) -> jax.Array:
+    """[B] int32: the class with the largest logit; -1 where some logit is not finite."""
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)
 
 
 def restart_keys(keys: jax.Array, restart: int | jax.Array) -> jax.Array:

@@ -22,7 +22,8 @@ TOLERANCE = 1e-5
 class Threat(Component):
     """The ball B = {delta : ||delta||_p <= epsilon, 0 <= x + delta <= 1} around each image.
 
-    All methods are per example: x and delta are [B, H, W, C], pixels in [0, 1]; norms are [B].
+    All methods are per example: x and delta are [B, H, W, C], pixels in [0, 1]; norms are [B]. So may epsilon be, in
+    `llrflow.attack`.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -42,6 +43,10 @@ class Threat(Component):
             )
         return self
 
+    def radius(self, ndim: int = 4) -> Any:
+        """epsilon against arrays of one block per example: a number, or [B,1,...] with `ndim` axes."""
+        return spread(jnp.asarray(self.epsilon), ndim) if np.ndim(self.epsilon) else self.epsilon
+
     def distance(self, delta: jax.Array) -> jax.Array:
         """||delta||_p of each example, [B]."""
         flat = delta.reshape(len(delta), -1)
@@ -54,10 +59,10 @@ class Threat(Component):
         result is in both sets and projecting again changes nothing.
         """
         if self.norm == "linf":
-            delta = jnp.clip(delta, -self.epsilon, self.epsilon)
+            delta = jnp.clip(delta, -self.radius(delta.ndim), self.radius(delta.ndim))
         else:
             length = spread(_l2(delta.reshape(len(delta), -1)), delta.ndim)
-            delta = delta * jnp.minimum(1.0, self.epsilon / jnp.maximum(length, 1e-12))
+            delta = delta * jnp.minimum(1.0, self.radius(delta.ndim) / jnp.maximum(length, 1e-12))
         return clip_to_box(delta, x)
 
     def steepest(self, gradient: jax.Array) -> jax.Array:
@@ -75,18 +80,20 @@ class Threat(Component):
             radius = jax.random.uniform(radius_key, (), image.dtype) ** (1.0 / image.size)
             return radius * direction / jnp.maximum(jnp.sqrt(jnp.sum(direction**2)), 1e-12)
 
-        return self.epsilon * jax.vmap(one)(keys, x)
+        return self.radius(x.ndim) * jax.vmap(one)(keys, x)
 
     def check(self, delta: Any, x: Any) -> None:
         """Raise ThreatError when a concrete perturbation leaves the ball or the box (or is not finite)."""
         delta, x = np.asarray(delta), np.asarray(x)  # on the host: JAX would compile for every number of examples
         flat = delta.reshape(len(delta), -1)
         distance = np.abs(flat).max(axis=1) if self.norm == "linf" else np.linalg.norm(flat.astype(np.float64), axis=1)
-        worst = float(np.max(distance, initial=0.0))
+        radius = np.broadcast_to(self.epsilon, distance.shape)
+        inside = bool(np.all(distance <= radius * (1 + TOLERANCE) + 1e-7))
         low, high = float(np.min(x + delta, initial=0.0)), float(np.max(x + delta, initial=1.0))
-        if not (worst <= self.epsilon * (1 + TOLERANCE) + 1e-7 and low >= -TOLERANCE and high <= 1 + TOLERANCE):
+        if not (inside and low >= -TOLERANCE and high <= 1 + TOLERANCE):
+            worst = int(np.argmax(distance - radius))
             raise ThreatError(
-                f"an attack left the threat model: {self.norm} distance {worst:g} of {self.epsilon:g}, "
+                f"an attack left the threat model: {self.norm} distance {distance[worst]:g} of {radius[worst]:g}, "
                 f"pixels in [{low:g}, {high:g}]"
             )
 

@@ -121,7 +121,7 @@ def plain_program(spec: Spec) -> Program:
 def warnings_of(program: Program) -> list[str]:
     """What a valid spec is likely to be a mistake in, a sentence each."""
     spec = program.spec
-    found = [short_average(spec, program.inputs)]
+    found = [short_average(spec, program.inputs), program.facts.warning]
     moving = spec.train.batch_norm.terms == "moving" and spec.objective.terms
     if moving and has_statistics(program.abstract_state().model_state):
         found.append(

@@ -22,9 +22,10 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
 
     spec (without defaults of blocks that one lacks), data and versions by name, where they differ; git; training:
     state, steps and seconds of both; evaluations: those of the last evaluated step of each, with a paired test of each
-    accuracy (`mcnemar`) where the verdicts of the same images are on disk, else `unpaired` says why not; missing: the
-    commands that make what is not there. Raises CheckpointError when one is not a run folder, or holds an evaluation of
-    another version.
+    accuracy (`mcnemar`) where the verdicts of the same images are on disk, else `unpaired` says why not, and `classes`,
+    accuracies by class and who is taken for whom, None where one was made before they were kept; elsewhere: the same
+    of evaluations on other data (`data`) than the test split of the spec; missing: the commands that make what is not
+    there. Raises CheckpointError when one is not a run folder, or holds an evaluation of another version.
     """
     folders = RunFolder(Path(a)), RunFolder(Path(b))
     runs = folders[0].existing(), folders[1].existing()
@@ -40,11 +41,20 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
         "versions": differences(*(run.versions for run in runs)),
         "git": differences(*({"commit": run.git} for run in runs)),
         "training": {name: {"a": getattr(runs[0], name), "b": getattr(runs[1], name)} for name in training},
-        "evaluations": [
-            _evaluation(folders, label, *(m[label] for m in made)) for label in sorted(made[0].keys() & made[1])
+        "evaluations": [_evaluation(folders, label, *both) for label, both in _shared(*made)],
+        "elsewhere": [
+            {"data": a.data and a.data.title, **_evaluation(folders, label, a, b)}
+            for label, (a, b) in _shared(*(folder.evaluations_elsewhere() for folder in folders))
         ],
         "missing": [line for i in (0, 1) for line in _missing(folders[i], runs[i], made[i], made[1 - i])],
     }
+
+
+def _shared(
+    a: dict[str, EvaluationRecord], b: dict[str, EvaluationRecord]
+) -> list[tuple[str, tuple[EvaluationRecord, EvaluationRecord]]]:
+    """What both have, by label."""
+    return [(label, (a[label], b[label])) for label in sorted(a.keys() & b)]
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -150,9 +160,41 @@ def _evaluation(
         "masked": {"a": [flag.name for flag in a.fired], "b": [flag.name for flag in b.fired]},
         "results": results,
         "unpaired": unpaired,
+        "classes": _classes(a, b),
         "attacks": {name: both for name, both in settings.items() if len(both) == 2},
         "gamma": {name: _sides(name, gammas) for name in dict.fromkeys([*gammas[0], *gammas[1]])},
     }
+
+
+def _classes(a: EvaluationRecord, b: EvaluationRecord) -> dict[str, Any] | None:
+    """Accuracy by class, and whom the worst case takes for whom, the most images first; None unless both say it."""
+    if a.classes is None or b.classes is None or a.classes.names != b.classes.names:
+        return None
+    both, names = (a.classes, b.classes), a.classes.names
+    situations = ("nominal", "worst case")
+    accuracy = {
+        name: {s: {side: made.accuracy[s][at] for side, made in zip("ab", both, strict=True)} for s in situations}
+        for at, name in enumerate(names)
+    }
+    wrong = [
+        {
+            (true, other): n
+            for true, row in made.taken["worst case"].items()
+            for other, n in row.items()
+            if other != true
+        }
+        for made in both
+    ]
+    pairs = sorted(dict.fromkeys([*wrong[0], *wrong[1]]), key=lambda pair: -max(side.get(pair, 0) for side in wrong))
+    taken = [
+        {
+            "class": names[true],
+            "taken_for": names[other] if other >= 0 else "not finite",
+            **{side: counts.get((true, other), 0) for side, counts in zip("ab", wrong, strict=True)},
+        }
+        for true, other in pairs
+    ]
+    return {"accuracy": accuracy, "taken": taken}
 
 
 def _short(share: Proportion) -> dict[str, Any]:

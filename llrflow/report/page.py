@@ -11,7 +11,9 @@ from pathlib import Path
 
 from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
-from llrflow.report import methods, pictures, sweeps
+from llrflow.base.shown import trained_on_test
+from llrflow.report import classes, methods, pictures, sweeps
+from llrflow.report.elsewhere import elsewhere
 from llrflow.report.gallery import Shown, gallery
 from llrflow.report.pictures import Picture
 from llrflow.report.read import STUDIES, ReadRun, ReadSweep, read
@@ -158,7 +160,8 @@ def _answer(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[str
     runs = _alone(runs, swept)
     masked = [run.name for run in runs if run.fired]
     attacked = [run for run in runs if run.main is not None]
-    groups = [[pair for pair in group if not pair[0].fired] for group in alike(runs)]
+    known = [run.name for run in runs if run.record.trained_on_test]
+    groups = [[pair for pair in group if not (pair[0].fired or pair[0].name in known)] for group in alike(runs)]
     for group in groups:
         if len(group) > 1:
             yield _best(group)
@@ -172,6 +175,9 @@ def _answer(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[str
                 f"{run.name}: {lowest.nominal.accuracy:.2%} nominal, at the lowest {lowest.worst_case.accuracy:.2%} "
                 f"in the worst case, under {', '.join(lowest.attacks)}."
             )
+    for run in runs:
+        if words := trained_on_test(run.record.trained_on_test, run.record.data.test):
+            yield f"{run.name} was {words}."
     if masked:
         yield f"Left out for signs of gradient masking: {', '.join(masked)}."
 
@@ -221,6 +227,9 @@ def _sections(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[S
     different = differing(runs)
     yield Section("differences", "What differs", tables=[] if different is None else [different])
     yield Section("attacks", "Attacks", tables=list(kills(runs)), pictures=list(pictures.minimum_norm(runs)))
+    yield Section("elsewhere", "On other data", tables=list(elsewhere(runs)))
+    confused = list(classes.confusions(runs))
+    yield Section("classes", "Classes", tables=list(classes.by_class(runs)), pictures=confused)
     strength = ["A number is worth what its attack is worth: here one attack is given more steps, restarts and room."]
     yield Section("strength", "As the attack gets stronger", strength, pictures=list(pictures.strength(runs)))
     linear = ["Where the loss is nearly linear around an image, a few gradient steps find the worst perturbation."]

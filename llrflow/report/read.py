@@ -56,6 +56,8 @@ class ReadRun:
     """Lines of metrics.jsonl that were left out."""
     evaluations: list[Evaluated]
     """Of the last checkpoint that was evaluated, that of the spec's own attacks first."""
+    elsewhere: list[EvaluationRecord]
+    """On other data than the spec's test split."""
 
     @property
     def main(self) -> Evaluated | None:
@@ -94,6 +96,10 @@ class ReadRun:
                 yield f"{self.name} has no evaluation; to make one: llrflow evaluate {self.path}"
             return
         found = self.main.record.checkpoint
+        if self.main.record.classes is None:
+            file = RunFolder(self.path).evaluation / f"{found}{self.main.label}.json"
+            anew = f"delete {file}, and llrflow evaluate {self.path}"
+            yield f"{self.name}: an earlier version evaluated it, without accuracies by class; to make them: {anew}"
         if found < step and (self.chosen is None or found != self.chosen.best):
             yield f"{self.name} was evaluated at step {found} of {step}; for the last: llrflow evaluate {self.path}"
 
@@ -181,7 +187,8 @@ def _run(path: Path, name: str) -> ReadRun:
         raise CheckpointError(error.where, error.got, "restore the file, or leave this run out") from None
     evaluations = [_evaluated(folder, label, record) for label, record in folder.last_evaluations().items()]
     kept = [line for line in lines if line is not None]
-    return ReadRun(path, name or record.name, record, spec, kept, len(lines) - len(kept), evaluations)
+    others = list(folder.evaluations_elsewhere().values())
+    return ReadRun(path, name or record.name, record, spec, kept, len(lines) - len(kept), evaluations, others)
 
 
 def _evaluated(folder: RunFolder, label: str, record: EvaluationRecord) -> Evaluated:

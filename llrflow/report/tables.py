@@ -117,7 +117,8 @@ def results(runs: Sequence[ReadRun]) -> Iterator[Table]:
         for run, record in group:
             mark = "≤ " if record.fired else ""
             cells = [percent(record.attacks[name], mark) for name in first.attacks]
-            rows.append([run.name, percent(record.nominal), *cells, percent(record.worst_case, mark)])
+            known = " (trained on test images)" if run.record.trained_on_test else ""
+            rows.append([f"{run.name}{known}", percent(record.nominal), *cells, percent(record.worst_case, mark)])
         described = "; ".join(f"{name}: {description(attack.attack)}" for name, attack in first.attacks.items())
         masked = any(record.fired for _, record in group)
         bound = " ≤ marks an upper bound: signs of gradient masking were found." if masked else ""

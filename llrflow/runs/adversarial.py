@@ -39,6 +39,7 @@ def write_adversarial(path: Path, predicted: Predictions, verdicts: Verdicts) ->
     ids = np.flatnonzero(verdicts.candidates)
     images, labels = predicted.examples(ids)
     x_adv = images + verdicts.perturbations(ids)
+    found = {field: verdicts.arrays[field][ids] for field in ("distance", "predicted")}
     with open_atomic(path) as file:
-        wrong, distance = (verdicts.arrays[field][ids] for field in ("wrong", "distance"))
-        np.savez(file, ids=ids, x_adv=x_adv, labels=labels, success=wrong, distance=distance)
+        wrong = verdicts.arrays["wrong"][ids]
+        np.savez(file, allow_pickle=False, ids=ids, x_adv=x_adv, labels=labels, success=wrong, **found)

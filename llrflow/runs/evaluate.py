@@ -29,11 +29,12 @@ from llrflow.method.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
 from llrflow.runs.adversarial import write_adversarial, write_shown
+from llrflow.runs.classes import classes_record, taken_for
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
 from llrflow.runs.predictions import Predictions, spread
-from llrflow.runs.records import EvaluationRecord, FlagRecord, Images, versions, written
+from llrflow.runs.records import EvaluationRecord, FlagRecord, Images, OtherData, versions, written
 from llrflow.runs.summaries import attack_record, distances_of, distribution, last_word, proportion
 from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
@@ -59,19 +60,22 @@ class Evaluator:
         surrogates: Mapping[str, Surrogate] | None = None,
         statistics_images: int | None = None,
         images: Images = "test",
+        data: OtherData | None = None,
     ) -> None:
         """`label` keeps an evaluation with other attacks than the spec's apart: evaluation/<step><label>.json.
+
+        So does `data`, which says what `split` is if not the spec's test split.
 
         `export` also writes the images that each attack found. `surrogates` holds what each transfer attack searches
         on, by its name. `statistics_images` is on record: what `state` has statistics from, if they are no longer those
         of training. `images` says which those of `split` are.
         """
         self.program, self.split, self.spec_hash = program, split, spec_hash
-        self.label, self.export, self._surrogates = label, export, surrogates or {}
+        self.label, self.export, self._surrogates = label + (data.label if data else ""), export, surrogates or {}
         self.stop, self.quiet, self.step = stop, quiet, int(state.step)
         self._predicted = Predictions(program, state, split)
         self._fitting = self._predicted.batch_size
-        self._statistics_images = statistics_images
+        self._statistics_images, self._data = statistics_images, data
         self._versions = versions()
         self._images: Images = images
         self._place = folder.evaluations_of(images)
@@ -115,6 +119,8 @@ class Evaluator:
         control = self._attack(RANDOM, make("attack", "noise"), correct)
         linearity = {RANDOM: control.arrays["linearity"][correct]}
         standing, attacks, made = correct.copy(), {}, {}
+        label, clean = self._predicted.classes["label"], self._predicted.classes["clean"]
+        taken, worst = {"nominal": clean}, clean
         for name, attack in self._in_order(block.attacks):
             attacked = standing if block.cascade and not attack.minimum_norm else correct
             made[name] = found = self._attack_in_stages(name, attack, attacked)
@@ -124,6 +130,8 @@ class Evaluator:
             if attack.minimum_norm:
                 minimum = distances_of(found[0][1].arrays["distance"], correct, float(threat.epsilon))
             left = standing if block.cascade else correct & ~wrong
+            worst = taken_for(label, worst, found)
+            taken[name] = worst if block.cascade else taken_for(label, clean, found)
             attacks[name] = attack_record(attack, found, attacked, left, minimum)
             if attacked.any():
                 linearity[name] = last_word(found, "linearity")[attacked]
@@ -147,6 +155,8 @@ class Evaluator:
             cascade=block.cascade,
             attacks=attacks,
             worst_case=proportion(standing),
+            data=self._data,
+            classes=classes_record(self.split.dataset.class_names, label, {**taken, "worst case": worst}),
             gamma={name: distribution(values) for name, values in linearity.items() if len(values)},
             checked=min(block.checks.examples, int(correct.sum())),
             flags={flag.name: FlagRecord(**flag._asdict()) for flag in flags},
@@ -209,7 +219,7 @@ class Evaluator:
         kept = np.arange(predicted.n) if self.export and name != RANDOM else predicted.shown
         exhaustive = attack.minimum_norm and not within
         path = self._path(f"{name}.npz")
-        verdicts = Verdicts(path, attacked, exhaustive, identity, kept, self.split.image_shape)
+        verdicts = Verdicts(path, attacked, exhaustive, identity, kept, self.split.image_shape, predicted.classes)
         if not len(verdicts.pending(attack.runs(self.program.classes))):
             return verdicts
         program = self.program.attack(attack, surrogate and surrogate.network)

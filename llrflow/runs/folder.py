@@ -6,7 +6,8 @@
                      and one per look of checkpoint.best: `step`, `validation.worst_case.accuracy` and others
     checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step; in a step's folder
                      statistics.npz, BatchNorm statistics of averaged parameters
-    evaluation/      <step>.json (EvaluationRecord), <step>.<attack>.npz (verdicts), <step>.npz (images to look at)
+    evaluation/      <step>.json (EvaluationRecord), <step>.<attack>.npz (verdicts), <step>.npz (images to look at);
+                     <step>-<hash> with other attacks than the spec's, <step>@<data> on other data than its test split
     validation/      evaluations likewise, of images held back from training: looks by which something was chosen
     events/          TensorBoard
 
@@ -126,17 +127,28 @@ class RunFolder:
     def last_evaluations(self) -> dict[str, EvaluationRecord]:
         """Finished evaluations of the last step that has any, by label: empty where the spec named the attacks.
 
-        Those of the best checkpoint if looks have chosen one and it was evaluated. Raises CheckpointError.
+        Those of the best checkpoint if looks have chosen one and it was evaluated. Those on other data than the spec's
+        are not among them. Raises CheckpointError.
         """
-        paths, found = self._evaluations(), chosen(self.metric_lines())
-        steps = {step for step, _ in paths}
+        return self._of_last_step(self._evaluations())
+
+    def evaluations_elsewhere(self) -> dict[str, EvaluationRecord]:
+        """Finished evaluations on other data than the spec's, of the last step that has any, by label.
+
+        Raises CheckpointError.
+        """
+        return self._of_last_step(self._evaluations(r"@[^.]+"))
+
+    def _of_last_step(self, paths: dict[tuple[int, str], Path]) -> dict[str, EvaluationRecord]:
+        found, steps = chosen(self.metric_lines()), {step for step, _ in paths}
         last = found.best if found is not None and found.best in steps else max(steps, default=0)
         return {label: _read_evaluation(path) for (step, label), path in paths.items() if step == last}
 
-    def _evaluations(self) -> dict[tuple[int, str], Path]:
-        """Files of evaluations by checkpoint step and label, in order."""
-        named = ((path, re.fullmatch(r"(\d+)(-[0-9a-f]{8})?", path.stem)) for path in self.evaluation.glob("*.json"))
-        keys = {(int(match[1]), match[2] or ""): path for path, match in named if match}
+    def _evaluations(self, data: str = "") -> dict[tuple[int, str], Path]:
+        """Files of evaluations by checkpoint step and label, in order; `data` is a pattern of their data's label."""
+        pattern = re.compile(rf"(\d+)((?:-[0-9a-f]{{8}})?{data})")
+        named = ((path, pattern.fullmatch(path.stem)) for path in self.evaluation.glob("*.json"))
+        keys = {(int(match[1]), match[2]): path for path, match in named if match}
         return {key: keys[key] for key in sorted(keys)}
 
 

@@ -70,6 +70,7 @@ def new_record(program: Program, spec: Spec, data: DataRecord, digest: str, befo
         git=git_state(),
         seconds={},
         origins=spec.origins(),
+        trained_on_test=program.facts.trained_on_test,
         forward_equivalents=sum(part.total for part in parts(program).values()),
     )
 

@@ -49,10 +49,7 @@ def load_model(run_dir: str | Path, step: Step | None = None, parameters: Litera
     """
     folder = RunFolder(Path(run_dir))
     record, spec = stored_run(folder)
-    stored = record.data
-    facts = DatasetFacts(
-        spec.data.name, "", folder.path, stored.image_shape, stored.classes, {}, stored.train, stored.test
-    )
+    facts = recorded_facts(record, spec)
     if parameters == "ema" and spec.train.ema is None:
         raise SpecError(str(folder.path), "has no moving average of its parameters", "ask for `raw`")
     program = Program(spec, facts, Devices(1))
@@ -60,6 +57,13 @@ def load_model(run_dir: str | Path, step: Step | None = None, parameters: Litera
     state = checkpoints.restore(program.abstract_state(), chosen_step(folder, checkpoints, step))
     kind = parameters or program.evaluated_parameters
     return Model(program, with_statistics(program, state, checkpoints, kind).state, kind, folder.path)
+
+
+def recorded_facts(record: RunRecord, spec: Spec) -> DatasetFacts:
+    """What a run's record knows of its dataset, which need not be here."""
+    stored = record.data
+    place = spec.data.directory / spec.data.name
+    return DatasetFacts(spec.data.name, "", place, stored.image_shape, stored.classes, {}, stored.train, stored.test)
 
 
 def stored_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:

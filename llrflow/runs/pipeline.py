@@ -209,6 +209,8 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
     )
     digest = spec_hash(program.spec)
     group.agree(agreed(digest, train))
+    if program.facts.warning is not None:
+        say(f"warning: {program.facts.warning}")
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
     with folder.owned(), stop_requests() as stop:
         before = None if fresh else earlier(folder, digest, data)

@@ -33,17 +33,25 @@ class Predictions:
         self.batch_size = -(-program.spec.evaluate.batch_size // devices) * devices
 
     @functools.cached_property
-    def correct(self) -> np.ndarray:
-        """Which images are classified correctly, [N]. Raises NonFiniteError."""
-        correct = np.zeros(self.n, bool)
+    def classes(self) -> dict[str, np.ndarray]:
+        """`label` and, without any attack, `clean` predicted class of each image, int32 [N]. Raises NonFiniteError.
+
+        A corrupt image has the label -1.
+        """
+        found = {name: np.zeros(self.n, np.int32) for name in ("label", "clean")}
         chunks, again = itertools.tee(padded_chunks(np.arange(self.n), self.batch_size))
         loaded = self.split.load(Request(ids) for ids, _ in again)
         for (ids, mask), part in zip(chunks, loaded, strict=True):
             logits = self.program.logits(self.variables, _in_unit_range(part.images))
             if not np.isfinite(logits).all():
                 raise NonFiniteError(f"the network of checkpoint {self.step} gives logits that are not finite")
-            correct[ids[mask]] = (logits.argmax(-1) == part.labels)[mask]
-        return correct
+            found["label"][ids[mask]], found["clean"][ids[mask]] = part.labels[mask], logits.argmax(-1)[mask]
+        return found
+
+    @functools.cached_property
+    def correct(self) -> np.ndarray:
+        """Which images are classified correctly, [N]. Raises NonFiniteError."""
+        return self.classes["clean"] == self.classes["label"]
 
     @functools.cached_property
     def shown(self) -> np.ndarray:

@@ -15,6 +15,9 @@ from llrflow.spec.sweep_schema import Preset
 
 PRESETS: tuple[str, ...] = get_args(Preset)
 
+NONE = "none"
+"""What `--attacks` takes besides: nothing is attacked."""
+
 
 def preset_attacks(preset: str) -> dict[str, Attack]:
     """The attacks of a preset, by name."""
@@ -24,16 +27,22 @@ def preset_attacks(preset: str) -> dict[str, Attack]:
 def evaluate_block(attacks: str | Mapping[str, Any]) -> dict[str, Any]:
     """What an `evaluate` block says: of a preset by name, of a YAML file by path, or of a mapping as it stands there.
 
+    `none` is no attack at all, and no signs of masking: nominal accuracy alone.
+
     A file or mapping holds `attacks:` and other fields of the block, or the named attacks alone. Raises SpecError.
     """
     if isinstance(attacks, str) and attacks in PRESETS:
         with resources.as_file(resources.files("llrflow.runs") / "presets" / f"{attacks}.yaml") as path:
             return dict(read_source(str(path)).data)
+    if attacks == NONE:
+        return {"attacks": {}, "checks": {"examples": 0}}
     try:
         data = attacks if isinstance(attacks, Mapping) else read_source(attacks).data
     except SpecError as error:
         if isinstance(attacks, str) and "." not in attacks and "/" not in attacks:
-            raise SpecError("--attacks", f"{attacks!r} is no preset", f"choose from {listing(PRESETS)}") from error
+            raise SpecError(
+                "--attacks", f"{attacks!r} is no preset", f"choose from {listing((*PRESETS, NONE))}"
+            ) from error
         raise
     named = data.get("attacks")
     whole = isinstance(named, Mapping) and "type" not in named

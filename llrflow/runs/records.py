@@ -7,6 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
@@ -88,6 +89,8 @@ class RunRecord(Record):
     """Where each value of the spec came from (`file:line:col`, `--set path`); what is not listed is a default."""
     forward_equivalents: int | None = None
     """Cost of a training step in forward passes of its batch, by `llrflow plan`'s count; None in older runs."""
+    trained_on_test: int | None = None
+    """Test images that were trained on as well; None in older runs."""
     error: str | None = None
     corrupt: list[str] = []
     """Training images that could not be decoded, with what is wrong with each; others took their place."""
@@ -174,6 +177,45 @@ class AttackRecord(Proportion):
     """Of a minimum-norm attack: distances, also beyond epsilon."""
 
 
+class OtherData(Record):
+    """evaluation/<step>@<data>.json, `data`: prepared data that is not the test split of the run's spec."""
+
+    name: str
+    config: str | None
+    version: str
+    split: str
+
+    @property
+    def title(self) -> str:
+        """As `--on-data` names it: `cifar10_c/fog:severity_3`."""
+        return f"{self.name}{f'/{self.config}' if self.config else ''}:{self.split}"
+
+    @property
+    def label(self) -> str:
+        """What its files have in their names, and no other data's: `@cifar10_c+fog+severity_3`."""
+        parts = (self.name, self.config or "", self.split)
+        return "@" + "+".join(quote(part, safe="").replace(".", "%2E") for part in parts)
+
+
+class ClassesRecord(Record):
+    """evaluation/<step>.json, `classes`: accuracy by class, and who is taken for whom.
+
+    Without an attack (`nominal`) an image is taken for the class that is predicted. Under an attack, in a cascade under
+    it and those before it, and in the `worst case` under all, it is taken for the class at the image that the first of
+    them to change it returned, in the order in which they were run; where none did, it is taken as without.
+    """
+
+    names: list[str]
+    """Of the classes, in their order."""
+    n: list[int]
+    """Test images of each class; a corrupt one is of none."""
+    accuracy: dict[str, list[float | None]]
+    """By class: `nominal`, under each attack, `worst case`; None where a class has no images."""
+    taken: dict[str, dict[int, dict[int, int]]]
+    """Confusion matrices of the same, {true class: {class it is taken for: images}}, without zeros; -1: logits that are
+    not finite."""
+
+
 class FlagRecord(Record):
     """evaluation/<step>.json, one of `flags`: a sign of gradient masking."""
 
@@ -221,6 +263,10 @@ class EvaluationRecord(Record):
     """In the order in which they were run."""
     worst_case: Proportion
     """Images that are correct and that no attack changed."""
+    data: OtherData | None = None
+    """What the images are of, if not of the test split of the run's spec."""
+    classes: ClassesRecord | None = None
+    """The same by class; None where the evaluation was made before classes were kept."""
     gamma: dict[str, Distribution]
     """g(delta; x) in nats over the attacked images: where each attack ended (at its first success), and at noise."""
     checked: int

@@ -7,17 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llrflow.base.progress import say
+from llrflow.data.facts import describe
 from llrflow.data.pipelines import open_split
+from llrflow.data.schema import Data
 from llrflow.program.compile import compile_spec, located
 from llrflow.runs.averages import estimated, training_images, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.elsewhere import fitting_block, named_data
 from llrflow.runs.evaluate import Evaluator
 from llrflow.runs.folder import RunFolder, Step, label_of
 from llrflow.runs.interrupt import stop_requests
-from llrflow.runs.model import chosen_step, stored_run
+from llrflow.runs.model import chosen_step, recorded_facts, stored_run
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import evaluate_block
-from llrflow.runs.records import Images
+from llrflow.runs.records import EvaluationRecord, Images, OtherData, RunRecord
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.spec.load import at
 
@@ -41,6 +45,42 @@ def evaluate_run(
     `devices` is their number, by default all. `images` held back from training are evaluated in the place of test
     images if so wanted, and recorded in validation/. Raises SpecError where the run held none back.
     """
+    folder, record, found = _evaluated(path, step, quiet, attacks, export, studies, devices, images=images)
+    return Run(folder.path, record, found[None])
+
+
+def evaluate_elsewhere(
+    path: str | Path,
+    on_data: Sequence[str],
+    step: Step | None = None,
+    quiet: bool = True,
+    attacks: str | Mapping[str, Any] | None = None,
+    export: bool = False,
+    studies: Sequence[str] = (),
+    devices: int | None = None,
+) -> list[Run]:
+    """As `evaluate_run`, on other prepared datasets of the same images and classes (`named_data`), one after the other.
+
+    The records are evaluation/<step>@<data>.json, and with other attacks evaluation/<step>-<hash>@<data>.json. The
+    run's own dataset need not be here. Raises DataError, before anything is evaluated, where one is not prepared, or
+    has other images or classes.
+    """
+    folder, record, found = _evaluated(path, step, quiet, attacks, export, studies, devices, on_data)
+    return [Run(folder.path, record, evaluation) for evaluation in found.values()]
+
+
+def _evaluated(
+    path: str | Path,
+    step: Step | None,
+    quiet: bool,
+    attacks: str | Mapping[str, Any] | None,
+    export: bool,
+    studies: Sequence[str],
+    devices: int | None,
+    on_data: Sequence[str] = (),
+    images: Images = "test",
+) -> tuple[RunFolder, RunRecord, dict[OtherData | None, EvaluationRecord]]:
+    """The records of an evaluation by data, which is None where it is the spec's own."""
     folder = RunFolder(Path(path))
     overrides: dict[str, Any] = {"devices.count": devices}
     label = ""
@@ -55,18 +95,24 @@ def evaluate_run(
         _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
     if images == "validation" and spec.data.validation is None:
         raise at(spec, "data.validation", "holds back no images to evaluate", "train again with it, such as 0.1")
-    program = compile_spec(spec, training=False)
+    facts_of = (lambda data: recorded_facts(record, spec)) if on_data else describe
+    program = compile_spec(spec, training=False, facts_of=facts_of)
     checkpoints = Checkpoints(folder.checkpoints)
-    with located(spec):
-        split = open_split(spec.data, images, spec.seed)
+    others = {other: fitting_block(other, spec, record) for other in named_data(on_data, spec.data)}
+    blocks: dict[OtherData | None, Data] = {**others} if on_data else {None: spec.data}
     with folder.owned(), stop_requests() as stop:
         chosen = chosen_step(folder, checkpoints, step)
         state = checkpoints.restore(program.abstract_state(), chosen)
-        others = surrogates_of(program)
+        surrogates, evaluations = surrogates_of(program), {}
         estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
         state, used = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
-        evaluator = Evaluator(
-            program, state, split, folder, record.spec_hash, stop, quiet, label, export, others, used, images
-        )
-        evaluation = evaluator.evaluate()
-    return Run(folder.path, record, evaluation)
+        for other, data in blocks.items():
+            role = images if other is None else "test"
+            with located(spec):
+                split = open_split(data, role, spec.seed)
+            if other is not None and not quiet:
+                say(f"on {other.title}")
+            kept = (label, export, surrogates, used, role, other)
+            evaluator = Evaluator(program, state, split, folder, record.spec_hash, stop, quiet, *kept)
+            evaluations[other] = evaluator.evaluate()
+    return folder, record, evaluations

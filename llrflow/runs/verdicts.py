@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,17 @@ class Verdicts(Findings):
         identity: str,
         kept: np.ndarray,
         shape: tuple[int, ...],
+        known: Mapping[str, np.ndarray],
     ) -> None:
         """Picks up what `path` holds if it was found by the same attack: `identity` says which that is.
 
-        `kept` are the ids, ascending, of images [H,W,C] of the `shape` whose perturbations are kept too.
+        `known` [N] of the images without any attack, such as their labels, is stored beside. `kept` are the ids,
+        ascending, of images [H,W,C] of the `shape` whose perturbations are kept too.
         """
         super().__init__(candidates, exhaustive)
         self._path, self._identity, self._saved = path, identity, time.monotonic()
         self.seconds, self._saving, self._began = 0.0, 0.0, None
+        self.arrays |= known
         self.arrays["kept"] = kept
         self.arrays["delta"] = np.zeros((len(kept), *shape), np.float32)
         absent_or_damaged = contextlib.suppress(*NOT_NPZ)  # then begin anew

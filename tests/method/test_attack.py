@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import llrflow
 from llrflow.base.errors import SpecError, ThreatError
@@ -180,3 +182,68 @@ def test_an_optax_step_sees_each_example_alone(optimizer):
         return llrflow.attack(logits_fn, x[:n], y[:n], {"norm": "l2", "epsilon": 0.3}, config, jax.random.key(0))
 
     np.testing.assert_allclose(attacked(6).x_adv[:2], attacked(2).x_adv, atol=1e-6)
+
+
+EACH = {
+    "linf": np.array([0.002, 0.03, 0.3], np.float32),
+    "l2": np.array([0.02, 0.3, 1.5], np.float32),
+}
+EVERY = [
+    ("linf", "noise"),
+    ("linf", {"type": "pgd", "steps": 4, "restarts": 2}),
+    ("l2", {"type": "pgd", "steps": 4}),
+    ("linf", {"type": "apgd_t", "steps": 8, "targets": 2}),
+    ("linf", {"type": "auto_attack", "profile": "rand"}),
+    ("l2", {"type": "fab_t", "steps": 8, "targets": 2}),
+    ("linf", {"type": "square", "queries": 20}),
+    ("l2", {"type": "square", "queries": 20}),
+    ("linf", {"type": "deepfool", "steps": 4}),
+]
+
+
+@pytest.mark.parametrize(("norm", "config"), EVERY, ids=str)
+def test_a_radius_for_each_image_gives_what_it_gives_alone(net, norm, config):
+    x, y = noisy_batch(net, 3)
+    radii = np.resize(EACH[norm], len(y))
+    together = llrflow.attack(net.logits, x, y, {"norm": norm, "epsilon": radii}, config, KEY, batch_size=5)
+    for radius in EACH[norm]:
+        alone = llrflow.attack(net.logits, x, y, {"norm": norm, "epsilon": float(radius)}, config, KEY, batch_size=5)
+        mine = radii == radius
+        np.testing.assert_array_equal(together.success[mine], alone.success[mine])
+        np.testing.assert_allclose(together.x_adv[mine], alone.x_adv[mine], atol=2e-5)
+        np.testing.assert_array_equal(together.queries[mine], alone.queries[mine])
+    success = np.asarray(together.success)
+    inside = success if isinstance(config, dict) and config["type"] in ("deepfool", "fab_t") else np.ones_like(success)
+    assert (np.asarray(together.distance) <= radii * (1 + 1e-5) + 1e-7)[inside].all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.floats(1e-4, 0.9), min_size=6, max_size=6))
+def test_every_image_stays_within_its_own_radius(net, radii):
+    x, y, radii = *(part[:6] for part in noisy_batch(net, 2)), np.array(radii, np.float32)
+    result = llrflow.attack(net.logits, x, y, {"norm": "linf", "epsilon": radii}, "fgsm", KEY)
+    distance = np.abs(np.asarray(result.x_adv - x)).max(axis=(1, 2, 3))
+    assert (distance <= radii * (1 + 1e-5) + 1e-7).all()
+    one = [
+        llrflow.attack(
+            net.logits, x[i : i + 1], y[i : i + 1], {"norm": "linf", "epsilon": radii[i : i + 1]}, "fgsm", KEY
+        )
+        for i in range(6)
+    ]
+    np.testing.assert_allclose(result.x_adv, np.concatenate([r.x_adv for r in one]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "says"),
+    [
+        ([0.1, 0.2], r"threat: epsilon has the shape \[2\], for \d+ images; give one number, or one for each image"),
+        (0, "must be > 0"),
+        (np.nan, "is not finite"),
+        (8.0, "larger than the pixel range"),
+        (["8/255"], "an array that does not hold numbers"),
+    ],
+)
+def test_radii_that_are_none_are_one_line(net, epsilon, says):
+    own = epsilon if isinstance(epsilon, list) else np.where(np.arange(len(net.y)) == 1, epsilon, 0.1)
+    with pytest.raises(SpecError, match=says):
+        llrflow.attack(net.logits, net.x, net.y, {"epsilon": own}, "fgsm", KEY)

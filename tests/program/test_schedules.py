@@ -1,8 +1,12 @@
 """Numbers that follow a schedule: what the table holds, and that training really uses it."""
 
+import re
+import textwrap
+
 import numpy as np
 import optax
 import pytest
+import yaml
 
 import llrflow
 from llrflow.base.errors import LlrflowError
@@ -110,3 +114,20 @@ def test_a_schedule_that_leaves_its_bounds_is_refused_before_training(load, path
 def test_an_attack_cannot_follow_a_schedule_and_the_spec_says_so_before_training(load):
     with pytest.raises(llrflow.SpecError, match="schedule"):
         llrflow.compile(load({"evaluate.attacks.pgd.step": {"type": "sign", "size": ramp(0.1, 5, 0.01)}}))
+
+
+def test_rates_that_rise_and_fall_are_those_of_the_documentation(load, repository):
+    page = (repository / "docs" / "training.md").read_text()
+    section = page.split("## Rates that rise and fall")[1].split("\n## ")[0]
+    blocks = [yaml.safe_load(textwrap.dedent(block)) for block in re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)]
+    corners = (  # at some of 100 steps
+        {0: 0.2 / 25, 15: (0.2 + 0.2 / 25) / 2, 30: 0.2, 65: (0.2 + 0.2 / 25 / 1e4) / 2},
+        {0: 0, 20: 0.1, 40: 0.2, 70: 0.1, 97: 0.01},
+        {0: 0.01, 25: 0.2, 50: 0.01, 75: 0.1, 99: 0.0136},
+    )
+    for block, values in zip(blocks, corners, strict=True):
+        inputs = llrflow.compile(load({**block, "train.steps": 100})).inputs
+        at = inputs.names.index("optimizer.learning_rate")
+        rates = [float(inputs.at(step)[at]) for step in range(100)]
+        assert max(rates) == pytest.approx(0.2)
+        assert {step: rates[step] for step in values} == pytest.approx(values, rel=1e-5, abs=1e-8), block

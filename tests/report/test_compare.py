@@ -76,6 +76,27 @@ def test_two_seeds(pair, load):
     assert missing.startswith(f"{pair[1]} has no evaluation -") and "llrflow evaluate" in missing
 
 
+def test_classes_side_by_side(pair, copies, command):
+    found = compare(*pair)["evaluations"][0]["classes"]
+    records = [json.loads((folder / "evaluation/12.json").read_text())["classes"] for folder in pair]
+    assert list(found["accuracy"]) == records[0]["names"]
+    for at, name in enumerate(records[0]["names"]):
+        for situation in ("nominal", "worst case"):
+            shares = {side: made["accuracy"][situation][at] for side, made in zip("ab", records, strict=True)}
+            assert found["accuracy"][name][situation] == shares
+    for side, made in zip("ab", records, strict=True):
+        wrong = sum(n for y, row in made["taken"]["worst case"].items() for p, n in row.items() if p != y)
+        assert sum(pair[side] for pair in found["taken"]) == wrong > 0
+    first = found["taken"][0]
+    assert max(first["a"], first["b"]) == max(max(pair["a"], pair["b"]) for pair in found["taken"])
+    lines = [line.split() for line in command("compare", *pair)[1].splitlines()]
+    assert [first["class"], "for", first["taken_for"], str(first["a"]), str(first["b"])] in lines
+    path = copies[1] / "evaluation/12.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "classes"}))
+    assert compare(*copies)["evaluations"][0]["classes"] is None
+    assert "nothing by class" in command("compare", *copies)[1]
+
+
 def test_a_cascade_with_stages_and_a_minimum_norm_attack(pair):
     whole, cascade = sorted(compare(pair[0], pair[0])["evaluations"], key=lambda e: e["label"])
     assert cascade["label"].startswith("-") and cascade["unpaired"] is None  # its counts are those of the certificate

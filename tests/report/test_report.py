@@ -432,3 +432,21 @@ def test_long_curves_are_thinned_and_keep_their_ends():
     svg = curves("c", "c", "", {"a": points}, "x", "y").svg()
     path = max(re.findall(r' d="([^"]*)"', svg), key=len)
     assert 100 < path.count("L") + path.count("M") <= 300  # matplotlib leaves out what lies on a line
+
+
+def test_classes_have_a_table_and_a_picture_and_an_older_evaluation_is_named(runs, command, tmp_path):
+    report, found = make_report([runs[0]]), RunFolder(runs[0]).evaluations()[12].classes
+    (table,) = (table for table in report.tables if table.name == "classes-1")
+    assert [row[0] for row in table.rows] == found.names and table.headings[2:] == ["tiny, nominal", "tiny, worst case"]
+    for at, (_, n, *shares) in enumerate(table.rows):
+        assert n == str(found.n[at])
+        assert shares == [f"{found.accuracy[situation][at]:.2%}" for situation in ("nominal", "worst case")]
+    rows = pictures_of(runs[0])["confusion-1"]
+    assert {(row["situation"], int(row["class"]), int(row["taken_for"])): row["images"] for row in rows} == {
+        (s, y, p): n for s in ("nominal", "worst case") for y, row in found.taken[s].items() for p, n in row.items()
+    }
+    rewritten(runs[1] / "evaluation" / "12.json", lambda record: {k: v for k, v in record.items() if k != "classes"})
+    code, _, err = command("report", *runs, "-o", tmp_path / "page.html")
+    assert code == 0 and f"delete {runs[1]}/evaluation/12.json, and llrflow evaluate {runs[1]}" in err
+    page = (tmp_path / "page.html").read_text()
+    assert 'aria-label="who is taken for whom, tiny"' in page and "who is taken for whom, other" not in page

@@ -106,6 +106,73 @@ def test_wilson_intervals(correct, n, low, high):
     assert share.interval == pytest.approx((low, high), abs=2e-3) and share.accuracy == correct / n
 
 
+def classes_by_hand(record, arrays, cascade):
+    """What `classes` must hold, image by image, from the verdict files."""
+    labels, clean = arrays["random"]["label"].tolist(), arrays["random"]["clean"].tolist()
+    taken = {"nominal": list(clean)}
+    for name in record.attacks:
+        before = list(taken["nominal"])
+        if cascade and len(taken) > 1:
+            before = list(taken[list(taken)[-1]])
+        wrong, predicted = arrays[name]["wrong"].tolist(), arrays[name]["predicted"].tolist()
+        taken[name] = [p if b == y and w else b for y, b, w, p in zip(labels, before, wrong, predicted, strict=True)]
+    first = [next((t[i] for t in taken.values() if t[i] != y), y) for i, y in enumerate(labels)]
+    taken["worst case"] = first
+    matrices = {}
+    for name, classes in taken.items():
+        rows = {}
+        for y, p in zip(labels, classes, strict=True):
+            rows.setdefault(y, {}).setdefault(p, 0)
+            rows[y][p] += 1
+        matrices[name] = rows
+    return labels, matrices
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_who_is_taken_for_whom(evaluator, finished, cascade):
+    attacks = {**ATTACKS, "near": {"type": "deepfool", "steps": 3}}
+    work = evaluator({"evaluate.cascade": cascade, "threat.epsilon": 0.05}, attacks=attacks)
+    record, arrays = work.evaluate(), verdicts(work.folder.path)
+    labels, matrices = classes_by_hand(record, arrays, cascade)
+    found = record.classes
+    assert found.taken == matrices and found.names == [str(digit) for digit in range(10)]
+    assert found.n == np.bincount(labels).tolist()
+    shares = {"nominal": record.nominal, **record.attacks, "worst case": record.worst_case}
+    assert found.accuracy.keys() == shares.keys()
+    for name, share in shares.items():
+        assert [a * n for a, n in zip(found.accuracy[name], found.n, strict=True)] == pytest.approx(
+            [matrices[name][y].get(y, 0) for y in range(10)]
+        )
+        assert sum(matrices[name][y].get(y, 0) for y in range(10)) == share.correct
+    model, split = llrflow.load_model(finished), load_split(work.program.spec.data, "test")
+    np.testing.assert_array_equal(labels, split.labels)
+    clean = np.asarray(model.predict(split.images / np.float32(255)))
+    for name, stored in arrays.items():
+        np.testing.assert_array_equal(stored["label"], split.labels)
+        np.testing.assert_array_equal(stored["clean"], clean)
+        attacked = stored["tried"] > 0
+        assert (stored["predicted"][~attacked] == -1).all() and (stored["predicted"][attacked] >= 0).all()
+        changed = stored["predicted"] != split.labels
+        if name != "near":
+            np.testing.assert_array_equal(changed[attacked], stored["wrong"][attacked])
+        else:  # the class at the nearest image that it found, which may lie outside the ball
+            assert changed[stored["wrong"]].all() and changed[attacked].sum() > stored["wrong"].sum()
+
+
+def test_an_evaluation_without_classes_is_still_read_and_an_older_verdict_file_made_anew(copied, load, numbers_of):
+    path = copied / "evaluation" / "12.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "classes"}))
+    again = evaluate_run(copied).evaluation
+    assert again.classes is None and again.worst_case.correct == record["worst_case"]["correct"]
+    path.unlink()
+    verdict = copied / "evaluation" / "12.pgd.npz"
+    with np.load(verdict) as stored:
+        arrays = {name: stored[name] for name in stored.files if name not in ("predicted", "label", "clean")}
+    np.savez(verdict, **arrays)
+    assert json.loads(evaluate_run(copied).evaluation.classes.model_dump_json()) == record["classes"]
+
+
 def test_a_cascade_attacks_what_still_stands(evaluator):
     """The cheaper attack first, whatever the order in the spec; kills add up to what was lost."""
     attacks = {"strong": {"type": "pgd", "steps": 5, "restarts": 2}, "weak": {"type": "fgsm"}}
@@ -276,6 +343,7 @@ def test_exported_images_are_what_the_verdicts_say(copied):
             wrong = np.asarray(model.logits(stored["x_adv"])).argmax(-1) != split.labels[stored["ids"]]
             assert stored["x_adv"].min() >= 0 and stored["x_adv"].max() <= 1
             np.testing.assert_array_equal(wrong | ~stored["success"], True)
+            np.testing.assert_array_equal(wrong, stored["predicted"] != stored["labels"])
             if name == "pgd":
                 np.testing.assert_array_equal(wrong, stored["success"])
                 delta = stored["x_adv"] - split.images[stored["ids"]] / np.float32(255)
