@@ -119,7 +119,9 @@ def _ball(threat: Threat | Mapping[str, Any], n: int) -> tuple[Threat, np.ndarra
     try:
         if radii is None:
             return Threat.model_validate(threat), None
-        extremes = [Threat.model_validate({**dict(threat), "epsilon": float(end)}) for end in (radii.min(), radii.max())]
+        extremes = [
+            Threat.model_validate({**dict(threat), "epsilon": float(end)}) for end in (radii.min(), radii.max())
+        ]
     except ValidationError as error:
         _, got, fix = first_problem(error)
         raise SpecError("threat", got, fix) from None

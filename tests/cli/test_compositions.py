@@ -28,14 +28,23 @@ RECIPES = {
 }
 """Where the settings stand that the authors of a method, or of LLR for its ablations, have for L-inf 8/255."""
 
-SEARCH = {"steps": 10, "step": {"type": "sign", "size": "2/255"}}
+GROWING = {"type": "linear_schedule", "init_value": 0, "end_value": "8/255", "transition_steps": 500}
+SEARCH = {"steps": 10, "step": {"type": "sign", "size": "2/255"}, "epsilon": GROWING}
+GAMMA, SLOPE = {"gamma": {"weight": 2.0}}, {"slope": {"weight": 0.6}}
 PUBLISHED = {
     "trades": {"objective": {"perturbations": {"kl": {"step": {"type": "sign", "size": 0.007}}}}},
     "mart": {"objective": {"perturbations": {"pgd": {"step": {"type": "sign", "size": 0.007}}}}},
     "cure": {"objective": {"terms": {"curvature": {"h": 0.6, "squared": False, "weight": 0.8}}}},
     "elle": {"objective": {"terms": {"elle": {"weight": 1000.0}}}},
     "elle_a": {"objective": {"terms": {"elle": {"weight": 4000.0}}}},
-    **{name: {"objective": {"perturbations": {"llr": SEARCH}}} for name, file in RECIPES.items() if "llr" in file},
+    **{
+        name: {"objective": {"perturbations": {"llr": SEARCH}, "terms": GAMMA}}
+        for name in ("gamma", "gamma_gradient_norm")
+    },
+    **{
+        name: {"objective": {"perturbations": {"llr": SEARCH}, "terms": GAMMA | SLOPE}}
+        for name in ("llr", "llr_cross_entropy")
+    },
 }
 """What these settings are, by method."""
 
