@@ -66,7 +66,7 @@ def describe(data: Data) -> DatasetFacts:
         splits={name: split.num_examples for name, split in dataset.builder.info.splits.items()},
         train=train,
         test=test,
-        trained_on_test=overlap(dataset.builder.info.splits, data.train, data.test),
+        trained_on_test=int(overlap(dataset.builder.info.splits, data.test, data.train).sum()),
         varies=varies,
         validation=validation,
         held=held,

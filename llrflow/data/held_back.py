@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llrflow.base.errors import DataError
+from llrflow.data.overlap import overlap
 from llrflow.data.reader import Records, count, open_dataset
 from llrflow.data.schema import Data
 
@@ -63,20 +64,6 @@ def held_back(data: Data, splits: SplitDict, n: int, seed: int) -> np.ndarray:
     held = np.zeros(n, bool)
     held[np.argsort(words, kind="stable")[: sizes(data, splits, n, 0).held]] = True
     return held
-
-
-def overlap(splits: SplitDict, split: str, other: str) -> np.ndarray:
-    """Which examples of a split expression [n] another one selects too, by the records of their files."""
-    found = np.zeros(splits[split].num_examples, bool)
-    first = 0
-    for part in splits[split].file_instructions:
-        for theirs in splits[other].file_instructions:
-            if theirs.filename == part.filename:
-                begin = max(part.skip, theirs.skip) - part.skip
-                end = min(part.skip + part.take, theirs.skip + theirs.take) - part.skip
-                found[first + begin : first + max(begin, end)] = True
-        first += part.take
-    return found
 
 
 def check_classes(data: Data, seed: int) -> None:

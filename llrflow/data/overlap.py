@@ -1,4 +1,4 @@
-"""Whether images to test on are among those to train on: by files and rows, whatever the split expressions say."""
+"""Which examples two split expressions share: by files and rows, whatever the expressions say."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ if TYPE_CHECKING:
     from tensorflow_datasets.core.splits import SplitDict
 
 
-def overlap(splits: SplitDict, train: str, test: str) -> int:
-    """Examples that the TFDS split expressions `train` and `test` both select, each counted once."""
-    trained, tested = _rows(splits, train), _rows(splits, test)
-    return sum(int((tested[file] & trained[file]).sum()) for file in tested.keys() & trained)
-
-
-def _rows(splits: SplitDict, expression: str) -> dict[str, np.ndarray]:
-    """Which rows of each file are selected."""
+def overlap(splits: SplitDict, split: str, other: str) -> np.ndarray:
+    """Which of the n examples of the TFDS split expression `split`, in its order, `other` selects too: bool [n]."""
     known: Any = splits
-    found: dict[str, np.ndarray] = {}
-    for part in known[expression].file_instructions:
-        rows = found.setdefault(part.filename, np.zeros(part.examples_in_shard, bool))
+    chosen: dict[str, np.ndarray] = {}
+    for part in known[other].file_instructions:
+        rows = chosen.setdefault(part.filename, np.zeros(part.examples_in_shard, bool))
         rows[part.skip : part.skip + part.take] = True
-    return found
+    parts = known[split].file_instructions
+    found = [chosen.get(p.filename, np.zeros(p.examples_in_shard, bool))[p.skip : p.skip + p.take] for p in parts]
+    return np.concatenate([np.zeros(0, bool), *found])

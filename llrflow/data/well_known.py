@@ -67,7 +67,7 @@ def describe_or_known(data: Data) -> DatasetFacts:
         train=train,
         test=test,
         source="table",
-        trained_on_test=overlap(splits, data.train, data.test),
+        trained_on_test=int(overlap(splits, data.test, data.train).sum()),
         varies=known.side is None,
         validation=validation,
         held=held,
