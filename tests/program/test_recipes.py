@@ -28,8 +28,10 @@ SHORTER = {
         "optimizer.learning_rate.warmup_steps": 1,
     },
     "trades_awp_wrn34": {"objective.gradient.gamma": 0.005},
+    "rice2020_preact18": {"optimizer.learning_rate": 0.1},
+    "llr_preact18": {"optimizer.learning_rate": 0.1},
 }
-"""In place of warm-ups that are longer than three steps."""
+"""In place of schedules that three steps are too few for."""
 
 pytestmark = pytest.mark.long
 

@@ -11,6 +11,8 @@ import pytest
 
 import llrflow
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.looks import WORST, is_look
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -123,3 +125,16 @@ def test_processes_with_different_specs(group, tmp_path):
     for code, _, err in ended:
         assert code == 2 and err.startswith(says) and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_group_looks_at_what_it_trains_and_stops_together(group, tmp_path):
+    best = {"every": 5, "patience": 1, "images": 60, "attacks": {"fgsm": "fgsm"}}
+    collapses = {"type": "piecewise", "pieces": {0: 0.05, 11: 1e4}}
+    changes = {"data.validation": 0.2, "checkpoint.best": best, "train.steps": 100, "threat.epsilon": 0.03}
+    (code, out, err), other = ends(group(tmp_path / "run", {**changes, "optimizer.learning_rate": collapses}))
+    assert (code, other) == (0, (0, "", "")), err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    looks = [line for line in RunFolder(tmp_path / "run").metric_lines() if is_look(line)]
+    assert record["state"] == "finished" and looks[-1]["step"] == record["step"] < 100
+    assert max(looks, key=lambda look: look[WORST]) == looks[-2]
+    assert f"step {looks[-2]['step']}" in out

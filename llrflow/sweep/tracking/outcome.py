@@ -99,10 +99,19 @@ def outcome(
         trials=listed,
         configurations=found,
         best=found[0].trials[0] if found and found[0].excluded is None else None,
-        winners={c.variant: c.configuration for c in reversed(found) if c.variant and c.excluded is None},
+        winners=_winners(found),
         workers=list(workers),
         versions=versions(),
     )
+
+
+def _winners(ranked: Iterable[ConfigurationRecord]) -> dict[str, int]:
+    """The first configuration of each variant that can win."""
+    found: dict[str, int] = {}
+    for one in ranked:
+        if one.variant is not None and one.excluded is None:
+            found.setdefault(one.variant, one.configuration)
+    return found
 
 
 def finalists(sweep: Sweep, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
