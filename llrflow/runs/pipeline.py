@@ -26,6 +26,7 @@ from llrflow.runs.interrupt import StopRequest, stop_requests
 from llrflow.runs.ledger import Ledger, earlier, new_record
 from llrflow.runs.records import DataRecord, EvaluationRecord, RunRecord, versions
 from llrflow.runs.surrogates import surrogates_of
+from llrflow.runs.trackers import RunShower, require_trackers, run_shown
 from llrflow.runs.train import Log, Trainer, begin, receive
 from llrflow.spec.load import at
 from llrflow.spec.resolve import spec_hash
@@ -49,9 +50,12 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
     must be named. Raises Interrupted after Ctrl-C or SIGTERM, with everything saved; SpecError when the
     folder belongs to another spec or process; NonFiniteError when training diverges.
     """
-    with session(spec, out, fresh, quiet) as opened:
+    require_trackers(spec.train.trackers, "train.trackers", spec)
+    with session(spec, out, fresh, quiet) as opened, opened.shown() as shower:
         opened.train()
-        return opened.evaluate()
+        done = opened.evaluate()
+        shower.evaluation(done.evaluation)
+        return done
 
 
 class Session:
@@ -72,14 +76,21 @@ class Session:
         self._train, self._test = splits
         self._ledger, self._checkpoints, self._stop, self._quiet = ledger, checkpoints, stop, quiet
         self._surrogates = surrogates_of(program)
-        log = Log(folder, checkpoints, ledger.record.spec_hash)
-        self._trainer = Trainer(program, group, self._train, log, quiet)
+        self._log = Log(folder, checkpoints, ledger.record.spec_hash)
+        self._trainer = Trainer(program, group, self._train, self._log, quiet)
         self._state = begin(program, group, folder, checkpoints, say)
 
     @property
     def step(self) -> int:
         """Finished training steps."""
         return int(self.program.devices.fetch(self._state.step))
+
+    @contextmanager
+    def shown(self) -> Iterator[RunShower]:
+        """Show what is logged to the trackers of `train.trackers` while the block runs. Raises SpecError."""
+        with run_shown(self.program.spec, self.folder.path, self._ledger.record.spec_hash) as shower:
+            self._log.also = shower.metrics
+            yield shower
 
     def train(self, until: int | None = None) -> None:
         """Train to step `until`, by default to the end, and save."""

@@ -54,6 +54,8 @@ class Log:
 
     def __init__(self, folder: RunFolder, checkpoints: Checkpoints, spec_hash: str) -> None:
         self.checkpoints = checkpoints
+        self.also: Callable[[int, dict[str, float]], None] = lambda step, values: None
+        """Called with every line."""
         self._folder, self._spec_hash = folder, spec_hash
 
     @contextlib.contextmanager
@@ -72,6 +74,7 @@ class Log:
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(f"train/{name}", value, step)
+        self.also(step, values)
 
     def flush(self) -> None:
         """Let readers see the lines."""
