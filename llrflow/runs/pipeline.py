@@ -31,6 +31,7 @@ from llrflow.runs.looks import PREFIX, Chosen, chosen, ended_early, look_block, 
 from llrflow.runs.predictions import spread
 from llrflow.runs.records import DataRecord, EvaluationRecord, Images, RunRecord, versions
 from llrflow.runs.surrogates import surrogates_of
+from llrflow.runs.trackers import RunShower, require_trackers, run_shown
 from llrflow.runs.train import Log, Trainer, begin, receive
 from llrflow.spec.load import at
 from llrflow.spec.resolve import spec_hash
@@ -54,9 +55,12 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
     must be named. Raises Interrupted after Ctrl-C or SIGTERM, with everything saved; SpecError when the
     folder belongs to another spec or process; NonFiniteError when training diverges.
     """
-    with session(spec, out, fresh, quiet) as opened:
+    require_trackers(spec.train.trackers, "train.trackers", spec)
+    with session(spec, out, fresh, quiet) as opened, opened.shown() as shower:
         opened.train()
-        return opened.evaluate()
+        done = opened.evaluate()
+        shower.evaluation(done.evaluation)
+        return done
 
 
 class Session:
@@ -86,6 +90,13 @@ class Session:
     def step(self) -> int:
         """Finished training steps."""
         return int(self.program.devices.fetch(self._state.step))
+
+    @contextmanager
+    def shown(self) -> Iterator[RunShower]:
+        """Show what is logged to the trackers of `train.trackers` while the block runs. Raises SpecError."""
+        with run_shown(self.program.spec, self.folder.path, self._ledger.record.spec_hash) as shower:
+            self._log.also = shower.metrics
+            yield shower
 
     def train(self, until: int | None = None) -> None:
         """Train to step `until`, by default to the end, and save; on the way look for the best checkpoint if asked."""

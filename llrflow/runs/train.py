@@ -55,6 +55,8 @@ class Log:
 
     def __init__(self, folder: RunFolder, checkpoints: Checkpoints, spec_hash: str) -> None:
         self.checkpoints = checkpoints
+        self.also: Callable[[int, dict[str, float]], None] = lambda step, values: None
+        """Called with every line."""
         self._folder, self._spec_hash = folder, spec_hash
 
     @contextlib.contextmanager
@@ -74,6 +76,7 @@ class Log:
         for name, value in values.items():
             tag = name if is_look(values) else f"train/{name}"
             self._events.add_scalar(tag.replace(PREFIX, "validation/"), value, step)
+        self.also(step, values)
 
     def flush(self) -> None:
         """Let readers see the lines."""

@@ -35,11 +35,11 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
 def spec_hash(spec: Spec) -> str:
     """Identity of an experiment: sha256 of the resolved spec, 12 hex digits.
 
-    Name, devices, sweep, the data's place and pipeline and the corrupt images allowed do not count: they change no
-    number of a run that ends. Plugin files count by their content.
+    Name, devices, sweep, trackers, the data's place and pipeline and the corrupt images allowed do not count: they
+    change no number of a run that ends. Plugin files count by their content.
     """
-    uncounted = {"dir", "pipeline", "memory", "corrupt"}
-    data = spec.model_dump(exclude={"name": True, "devices": True, "sweep": True, "data": uncounted})
+    uncounted = {"data": {"dir", "pipeline", "memory", "corrupt"}, "train": {"trackers"}}
+    data = spec.model_dump(exclude={"name": True, "devices": True, "sweep": True, **uncounted})
     data["plugins"] = spec.plugin_identities()
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 

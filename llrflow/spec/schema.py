@@ -21,7 +21,7 @@ from llrflow.models.precision import Precision
 from llrflow.models.repeated import Remat
 from llrflow.spec.plugins import plugin_path
 from llrflow.spec.source import Source
-from llrflow.spec.sweep_schema import Sweep
+from llrflow.spec.sweep_schema import RunTrackers, Sweep
 
 
 def _check_memory(raw: Any) -> Any:
@@ -105,6 +105,10 @@ class Train(Component):
     accumulate: int = Field(default=1, ge=1)
     """Parts that each device's share of a batch is cut into, one after the other, to save memory. Without BatchNorm the
     gradient is that of the whole batch; with it each part has its own statistics."""
+
+    trackers: RunTrackers = RunTrackers()
+    """Where a run is shown besides its folder, which has TensorBoard's files anyway. Trials of a sweep are shown by its
+    own."""
 
 
 class Checks(Component):

@@ -124,11 +124,11 @@ class Escalate(Component):
 
 
 class Mlflow(Component):
-    """MLflow: a run for each trial."""
+    """MLflow: a run for each run folder."""
 
     tracking_uri: str | None = None
     """Where, such as `sqlite:///mlflow.db` or `http://HOST:5000`; default MLFLOW_TRACKING_URI, or MLflow's own choice.
-    Credentials belong in the environment: this is written to `sweep.yaml`."""
+    Credentials belong in the environment: this is written to the folder."""
 
     experiment: str | None = None
     """Name of the experiment, made where there is none; default the spec's name."""
@@ -138,7 +138,7 @@ class Mlflow(Component):
 
 
 class Wandb(Component):
-    """Weights & Biases: a run for each trial, named by its run folder. WANDB_API_KEY is taken from the environment."""
+    """Weights & Biases: a run for each run folder, of its name. WANDB_API_KEY is taken from the environment."""
 
     project: str | None = None
     """Default the spec's name."""
@@ -147,24 +147,28 @@ class Wandb(Component):
     """User or team; default the account's."""
 
     group: str | None = None
-    """What its runs are grouped by; default the name of the sweep's folder."""
+    """What its runs are grouped by; default the name of the sweep's folder, or of the run's."""
 
     mode: Literal["online", "offline"] | None = None
-    """`offline` writes `wandb/` in the sweep's folder, for `wandb sync`; default WANDB_MODE, or online."""
+    """`offline` writes `wandb/` in the folder, for `wandb sync`; default WANDB_MODE, or online."""
 
 
 class TensorBoard(Component):
     """TensorBoard: looks and swept parameters in `tensorboard/` of the sweep's folder."""
 
 
-class Trackers(Component):
-    """Experiment trackers that are shown the trials; `{}` takes a tracker with its defaults."""
+class RunTrackers(Component):
+    """Experiment trackers; `{}` takes a tracker with its defaults."""
 
     mlflow: Mlflow | None = None
     """MLflow; needs the extra `mlflow`."""
 
     wandb: Wandb | None = None
     """Weights & Biases; needs the extra `wandb`."""
+
+
+class Trackers(RunTrackers):
+    """Experiment trackers that are shown the trials; `{}` takes a tracker with its defaults."""
 
     tensorboard: TensorBoard | None = None
     """TensorBoard."""

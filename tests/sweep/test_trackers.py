@@ -11,6 +11,7 @@ import pytest
 import llrflow
 from llrflow.base.errors import SpecError
 from llrflow.data.facts import describe
+from llrflow.runs.trackers import Tracker
 from llrflow.spec.sweep_schema import TensorBoard, Trackers
 from llrflow.sweep.running.agenda import Agenda
 from llrflow.sweep.running.budget import Budget
@@ -20,7 +21,7 @@ from llrflow.sweep.space.trials import trials_of
 from llrflow.sweep.tracking.outcome import trial_record
 from llrflow.sweep.tracking.publisher import Publisher
 from llrflow.sweep.tracking.storage import Storage
-from llrflow.sweep.tracking.trackers import Tracker, trackers_of
+from llrflow.sweep.tracking.trackers import TrialTracker, trackers_of
 
 LOOK = {"step": 4, "worst_case.accuracy": 0.25, "nominal.accuracy": 0.5, "gamma.pgd.mean": 0.1}
 
@@ -29,7 +30,7 @@ TENSORBOARD = Trackers(tensorboard=TensorBoard())
 
 
 class Listener:
-    """Takes down what one of Ray's callbacks would be told."""
+    """Takes down what a tracker would be told."""
 
     def __init__(self, fails=()):
         self.told, self._fails = [], fails
@@ -39,16 +40,16 @@ class Listener:
         if what in self._fails:
             raise OSError("the disk is full\nand more")
 
-    def log_trial_start(self, trial):
-        self._note("start", str(trial), trial.config)
+    def start(self, shown):
+        self._note("start", shown.name, shown.config)
 
-    def log_trial_result(self, iteration, trial, result):
-        self._note("result", str(trial), result)
+    def log(self, shown, numbers):
+        self._note("result", shown.name, numbers)
 
-    def log_trial_end(self, trial, failed=False):
-        self._note("end", str(trial), failed)
+    def end(self, shown, failed):
+        self._note("end", shown.name, failed)
 
-    def on_experiment_end(self, trials):
+    def close(self):
         self._note("close")
 
 
@@ -60,7 +61,7 @@ def watched(sweeping, tmp_path):
         spec = llrflow.load_spec(sweeping(**fields))
         trials, storage = trials_of(spec, describe), Storage(tmp_path / "sweep")
         stack.enter_context(storage.owned())
-        tracker = Tracker("sweep.trackers.mlflow", listener, storage, spec.sweep.metrics)
+        tracker = TrialTracker(Tracker("sweep.trackers.mlflow", listener), storage, spec.sweep.metrics)
         agenda = Agenda(spec, storage, trials)
         publisher = Publisher(spec, storage, agenda.records.values(), True, trackers=[tracker])
         return TrialCallback(spec.sweep, storage, agenda, publisher, Budget(spec.sweep)), publisher, trials
@@ -100,7 +101,7 @@ def test_a_tracker_is_shown_parameters_by_name_and_what_looks_measured(watched):
     ]
     assert listener.told == [
         *expected,
-        ("result", first.name, {**LOOK, "training_iteration": 4}),
+        ("result", first.name, LOOK),
         ("end", first.name, True),
         ("end", second.name, False),
         ("close",),
@@ -116,7 +117,7 @@ def test_a_trial_that_finished_is_shown_with_its_evaluation(watched):
         waiting.model_copy(update={"state": "finished", "step": 12, "nominal": 0.9, "robust": 0.4})
     )
     numbers = {"step": 12, "evaluation.nominal.accuracy": 0.9, "evaluation.worst_case.accuracy": 0.4}
-    assert listener.told[1:] == [("result", trial.name, {**numbers, "training_iteration": 12}),
+    assert listener.told[1:] == [("result", trial.name, numbers),
                                  ("end", trial.name, False)]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from llrflow.sweep.tracking.mirror import SWEEP, Mirror
 from llrflow.sweep.tracking.outcome import outcome, write
 from llrflow.sweep.tracking.records import SweepRecord, SweepState, TrialRecord, WorkerRecord
 from llrflow.sweep.tracking.storage import Storage
-from llrflow.sweep.tracking.trackers import Tracker
+from llrflow.sweep.tracking.trackers import TrialTracker
 
 BETWEEN, SHARE = 5.0, 0.05
 """Least seconds between two writings of sweep.json, and the largest share of the time that they may take."""
@@ -29,7 +29,7 @@ class Publisher:
         storage: Storage,
         records: Iterable[TrialRecord],
         quiet: bool,
-        trackers: Sequence[Tracker] = (),
+        trackers: Sequence[TrialTracker] = (),
         mirror: Mirror | None = None,
     ) -> None:
         self._spec, self._storage, self._mirror, self.trackers = spec, storage, mirror, trackers
