@@ -64,7 +64,8 @@ def import_command(name: str, file_format: str, source: Path, data_dir: Path, as
                   t10k-labels-idx1-ubyte, plain or as .gz
     cifar-python  cifar-10-python.tar.gz, cifar-100-python.tar.gz, or what they unpack to
     cifar-binary  cifar-10-binary.tar.gz, cifar-100-binary.tar.gz, or what they unpack to
-    npz           train_images, train_labels, test_images, test_labels, or x_train, y_train, x_test, y_test
+    npz           train_images, train_labels, test_images, test_labels, or x_train, y_train, x_test, y_test;
+                  or image, label: generated images for `data.extra`, without a test split
     folder        train/CLASS/IMAGE and test/CLASS/IMAGE (or val, validation), JPEG and PNG of any size
 
     All but folder are read as a whole first; nothing is left behind unless everything is sound.

@@ -30,7 +30,7 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
     from llrflow.data.well_known import describe_or_known
     from llrflow.program.compile import compile_spec, undivided
     from llrflow.spec.load import load_spec
-    from llrflow.spec.resolve import spec_hash
+    from llrflow.spec.resolve import resolve, spec_hash
 
     loaded = load_spec(str(spec), changes)
     program, trials = compile_spec(loaded, facts_of=describe_or_known), []
@@ -44,7 +44,13 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
         trials = trials_of(loaded, describe_or_known)
         check_trials(loaded, trials, describe_or_known)
     if as_json:
-        print_json({"hash": spec_hash(program.spec), "spec": program.spec.model_dump(), "facts": program.facts.source})
+        print_json(
+            {
+                "hash": spec_hash(resolve(loaded, program.facts)),
+                "spec": program.spec.model_dump(),
+                "facts": program.facts.source,
+            }
+        )
         return
     each = f" on each of {hosts} hosts" if hosts > 1 else ""
     devices = f"{len(program.devices)} {program.devices.platform} device(s){each}"
@@ -107,6 +113,15 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
     )
     for role, choice in result["pipelines"].items():
         yield f"{role} images {choice['pipeline']}: {choice['why']}"
+    if extra := result["extra"]:
+        yield f"extra images {extra['pipeline']}: {extra['why']}"
+        yield (
+            f"{extra['share']:g} of each batch are images of {extra['name']} (labels {extra['labels']}): an epoch of "
+            f"{result['training_images']:,} training images takes {extra['steps_per_epoch']:,} steps, one of "
+            f"{extra['images']:,} extra ones {extra['steps_per_extra_epoch']:,}"
+        )
+    if result["accumulate_why"]:
+        yield f"each device's share in {result['accumulate']} part(s): {result['accumulate_why']}"
     yield "cost of a step in passes over the network, each about one forward pass (F):"
     yield f"  {'':<42} {'forward':>8} {'backward':>8} {'derivative':>10} {'F':>5}"
     for part, count in result["passes"].items():

@@ -8,6 +8,7 @@ import numpy as np
 
 from llrflow.base.errors import DataError
 from llrflow.base.memory_size import amount
+from llrflow.data.extra import WithExtra
 from llrflow.data.facts import DatasetFacts, describe
 from llrflow.data.reader import fingerprint, open_dataset
 from llrflow.data.resident import load_split
@@ -47,6 +48,9 @@ def choose(data: Data, facts: DatasetFacts, role: Role) -> Choice:
 
 def open_split(data: Data, role: Role) -> Split:
     """The training or the test split of a `data:` block. Raises DataError as `describe` and `choose` do."""
+    if role == "train" and data.extra is not None and (block := data.extra_block) is not None:
+        main = open_split(data.model_copy(update={"extra": None}), role)
+        return WithExtra(main, open_split(block, role), data.extra.share)
     facts, split = describe(data), data.train if role == "train" else data.test
     if choose(data, facts, role).pipeline == "resident":
         return load_split(data, split)

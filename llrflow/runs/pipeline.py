@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import say
@@ -27,8 +29,8 @@ from llrflow.runs.ledger import Ledger, earlier, new_record
 from llrflow.runs.records import DataRecord, EvaluationRecord, RunRecord, versions
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.runs.train import Log, Trainer, begin, receive
-from llrflow.spec.load import at
-from llrflow.spec.resolve import spec_hash
+from llrflow.spec.load import at, load_spec
+from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Evaluate, Spec
 from llrflow.spec.source import dump_yaml
 
@@ -87,8 +89,8 @@ class Session:
             with self._ledger.timing(self._trainer.seconds):
                 self._state = self._trainer.train(self._state, self._stop, until)
         finally:
-            if self._train.corrupt:  # an earlier attempt may have met others
-                found = dict.fromkeys([*self._ledger.record.corrupt, *self._train.corrupt_names()])
+            if names := self._train.corrupt_names():  # an earlier attempt may have met others
+                found = dict.fromkeys([*self._ledger.record.corrupt, *names])
                 self._ledger.update(corrupt=list(found))
                 say(f"{len(found)} training images cannot be decoded; others took their place")
 
@@ -146,14 +148,16 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
         fingerprint=splits[0].fingerprint,
         train=len(splits[0]),
         test=len(splits[1]),
+        extra=0 if program.facts.extra is None else program.facts.extra.train,
     )
-    digest = spec_hash(program.spec)
+    digest = spec_hash(resolve(spec, program.facts))
     group.agree(agreed(digest, splits[0]))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
     with folder.owned(), stop_requests() as stop:
         before = None if fresh else earlier(folder, digest, data)
         if fresh:
             folder.clear()
+        program = _in_parts(spec, program, group, folder)
         checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep)
         # run.json is the first file: it marks the folder as a run's.
         ledger = Ledger(folder, checkpoints, new_record(program, spec, data, digest, before))
@@ -174,7 +178,8 @@ def assist(spec: Spec) -> None:
     group = _group(program)
     with located(spec):
         split = open_split(spec.data, "train")
-    group.agree(agreed(spec_hash(program.spec), split))
+    group.agree(agreed(spec_hash(resolve(spec, program.facts)), split))
+    program = _in_parts(spec, program, group, None)
     with stop_requests() as stop:
         Trainer(program, group, split, None, quiet=True).train(receive(program, group), stop)
         group.leave()
@@ -189,6 +194,20 @@ def _group(program: Program) -> Group:
         fix = "start it with --address local|auto|HOST:PORT, or as many processes with --coordinator"
         raise at(spec, "devices.hosts", got, fix)
     return group
+
+
+def _in_parts(spec: Spec, program: Program, group: Group, folder: RunFolder | None) -> Program:
+    """The program with the parts of a batch that the run in `folder` began with, in all processes of the group.
+
+    What `train.accumulate: auto` stands for may differ on other devices; with BatchNorm it changes numbers.
+    """
+    if spec.train.accumulate != "auto":
+        return program
+    stored = folder is not None and folder.spec.exists()
+    parts = int(group.share(np.int32((load_spec(folder.spec) if stored else program.spec).train.accumulate)))
+    if parts == program.spec.train.accumulate:
+        return program
+    return compile_spec(spec.model_copy(update={"train": spec.train.model_copy(update={"accumulate": parts})}))
 
 
 def agreed(digest: str, split: Split) -> dict[str, str]:

@@ -39,6 +39,8 @@ class DataRecord(Record):
     fingerprint: str
     train: int
     test: int
+    extra: int = 0
+    """Images of `data.extra`."""
 
 
 class ForkRecord(Record):

@@ -11,6 +11,7 @@ from llrflow.base.errors import DataError
 from llrflow.components.optimizers import Duration, has_duration_keys, resolve_duration
 from llrflow.components.registry import Component
 from llrflow.data.batches import steps_per_epoch
+from llrflow.data.extra import divided
 from llrflow.data.facts import DatasetFacts
 from llrflow.spec.schema import Spec
 
@@ -20,7 +21,13 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
 
     Raises DataError when the batch is larger than the training split.
     """
-    epoch = steps_per_epoch(facts.train, spec.train.batch_size)
+    size, extra = spec.train.batch_size, spec.data.extra
+    if extra is not None:
+        size, added = divided(size, extra.share)
+        if facts.extra is not None and added > facts.extra.train:
+            got = f"= {extra.share:g} of a batch is {added} images, and {extra.name} has {facts.extra.train}"
+            raise DataError("data.extra.share", got, "lower it, or choose a larger dataset")
+    epoch = steps_per_epoch(facts.train, max(1, size))  # none in the share of a device, where a plan is for many
     steps = spec.train.steps or max(1, round(epoch * (spec.train.epochs or 0)))
     resolved = _durations(spec, epoch, steps)
     train = resolved.train.model_copy(
@@ -33,10 +40,12 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
 def spec_hash(spec: Spec) -> str:
     """Identity of an experiment: sha256 of the resolved spec, 12 hex digits.
 
-    Name, devices, sweep, the data's place and pipeline and the corrupt images allowed do not count: they change no
-    number of a run that ends. Plugin files count by their content.
+    Name, devices, sweep, the data's place and pipeline, the corrupt images allowed and what the labels of extra images
+    are do not count: they change no number of a run that ends. Plugin files count by their content.
     """
-    uncounted = {"dir", "pipeline", "memory", "corrupt"}
+    uncounted: dict[str, Any] = dict.fromkeys(("dir", "pipeline", "memory", "corrupt"), True)
+    if spec.data.extra is not None:
+        uncounted["extra"] = {"labels"}
     data = spec.model_dump(exclude={"name": True, "devices": True, "sweep": True, "data": uncounted})
     data["plugins"] = spec.plugin_identities()
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]

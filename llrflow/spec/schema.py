@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
 from llrflow.attacks.studies import Linearity, Strength, Surface
-from llrflow.base.memory_size import parse_bytes
-from llrflow.base.validation import raise_at
+from llrflow.base.memory_size import Bytes, parse_bytes
+from llrflow.base.validation import invalid, raise_at
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.optimizers import Duration
 from llrflow.components.plugins import plugin_identity
@@ -26,6 +26,12 @@ from llrflow.spec.sweep_schema import Sweep
 
 def _check_memory(raw: Any) -> Any:
     return raw if raw == "auto" else parse_bytes(raw)
+
+
+def _check_parts(raw: Any) -> Any:
+    if raw == "auto" or (type(raw) is int and raw >= 1):
+        return raw
+    raise invalid("parts", "is no number of parts; write 1, 2, 4 ..., or auto")
 
 
 class OptimizerEntry(Component):
@@ -99,9 +105,12 @@ class Train(Component):
     """What derivatives compute anew instead of keeping it, to save memory: nothing, or the inside of every repeated
     block of a published network."""
 
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: Annotated[
+        int | Literal["auto"], PlainValidator(_check_parts, json_schema_input_type=int | Literal["auto"])
+    ] = 1
     """Parts that each device's share of a batch is cut into, one after the other, to save memory. Without BatchNorm the
-    gradient is that of the whole batch; with it each part has its own statistics."""
+    gradient is that of the whole batch; with it each part has its own statistics. `auto` is the smallest number with
+    which a step is estimated to fit in `devices.memory`; a run keeps the number that it began with."""
 
 
 class Checks(Component):
@@ -175,6 +184,9 @@ class DevicesBlock(Component):
 
     hosts: int = Field(default=1, ge=1)
     """Hosts that train the model together; more than one are started by `llrflow run --address`."""
+
+    memory: Annotated[Bytes | None, Field(exclude_if=lambda memory: memory is None)] = None
+    """Memory of one device that training may take (`80 GiB`), for `train.accumulate: auto` and for `plan` to warn."""
 
     resources: HostResources = HostResources()
     """Of each host, with `--address`."""
