@@ -26,6 +26,7 @@ from llrflow.method.probe import LogitsFn, Probe
 from llrflow.method.term import lacking_classes
 from llrflow.program.compiled import Key, functions_of
 from llrflow.program.devices import Devices
+from llrflow.program.freeze import check_frozen
 from llrflow.program.inputs import Inputs, optax_errors
 from llrflow.program.memory import fitting_parts
 from llrflow.program.state import Batch, TrainState
@@ -211,7 +212,7 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
     if training and spec.train.accumulate == "auto":
         with located(spec):
             resolved, why_parts = _in_parts(resolved, facts, devices)
-    if training and (size // count) % (parts := resolved.train.accumulate):
+    if training and (size // count) % (parts := resolved.train.parts):
         got = f"= {parts} parts do not divide the {size // count} examples of a device"
         fitting = max(n for n in range(1, parts + 1) if (size // count) % n == 0)
         raise at(spec, "train.accumulate", got, f"try {fitting}")
@@ -227,6 +228,9 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
     with located(spec):
         program = Program(resolved, facts, devices)
         program.why_parts = why_parts
+        if spec.train.freeze:
+            state = program.abstract_state()
+            check_frozen(spec, state.params, state.model_state)
         if training:
             _check_objective(program)
     return program
@@ -234,13 +238,10 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
 
 def _in_parts(spec: Spec, facts: DatasetFacts, devices: Devices) -> tuple[Spec, str]:
     """The spec with the number of parts that `train.accumulate: auto` stands for, and why it is that one."""
-
-    def taking(parts: int) -> Spec:
-        return spec.model_copy(update={"train": spec.train.model_copy(update={"accumulate": parts})})
-
     assert spec.devices.memory is not None
-    parts = fitting_parts(Program(taking(1), facts, devices), spec.devices.memory)
-    return taking(parts.count), parts.why
+    parts = fitting_parts(Program(spec, facts, devices), spec.devices.memory)
+    train = spec.train.model_copy(update={"accumulate": parts.count})
+    return spec.model_copy(update={"train": train}), parts.why
 
 
 def undivided(spec: Spec, count: int) -> SpecError:

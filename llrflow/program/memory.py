@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from llrflow.base.errors import DataError
+from llrflow.base.errors import SpecError
 from llrflow.base.memory_size import amount
 
 
@@ -36,13 +36,13 @@ def memory(program: Any) -> Memory:
     A slope keeps as much again as its pass. Against XLA's own figure for four small networks and four objectives the
     whole is between 0.7 and 1.25 of it (CPU).
     """
-    return _in_parts(_whole(program), _bytes(program.abstract_state().params), program.spec.train.accumulate)
+    return _in_parts(_whole(program), _bytes(program.abstract_state().params), program.spec.train.parts)
 
 
 def fitting_parts(program: Any, limit: int) -> Parts:
     """The smallest number of equal parts of each device's share with which a step takes at most `limit` bytes.
 
-    `program` takes the batch as a whole. Raises DataError naming `devices.memory` where not even single images fit.
+    `program` takes the batch as a whole. Raises SpecError naming `devices.memory` where not even single images fit.
     """
     whole, parameters = _whole(program), _bytes(program.abstract_state().params)
     share = program.spec.train.batch_size // len(program.devices)
@@ -54,7 +54,7 @@ def fitting_parts(program: Any, limit: int) -> Parts:
             return Parts(count, f"{why}{fewer}")
         fewer = f", and {count} part(s) would take {amount(needed)}"
     got = f"= {amount(limit)} is less than the {amount(needed)} estimated for one image at a time"
-    raise DataError("devices.memory", got, "allow more, or take a smaller network")
+    raise SpecError("devices.memory", got, "allow more, or take a smaller network")
 
 
 def kept_passes(program: Any) -> int:

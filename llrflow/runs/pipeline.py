@@ -27,6 +27,7 @@ from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.interrupt import StopRequest, stop_requests
 from llrflow.runs.ledger import Ledger, earlier, new_record
 from llrflow.runs.records import DataRecord, EvaluationRecord, RunRecord, versions
+from llrflow.runs.start import Begun, start_of
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.runs.train import Log, Trainer, begin, receive
 from llrflow.spec.load import at, load_spec
@@ -69,6 +70,7 @@ class Session:
         ledger: Ledger,
         stop: StopRequest,
         quiet: bool,
+        start: Begun | None = None,
     ) -> None:
         self.program, self.group, self.folder = program, group, folder
         self._train, self._test = splits
@@ -76,7 +78,7 @@ class Session:
         self._surrogates = surrogates_of(program)
         log = Log(folder, checkpoints, ledger.record.spec_hash)
         self._trainer = Trainer(program, group, self._train, log, quiet)
-        self._state = begin(program, group, folder, checkpoints, say)
+        self._state = begin(program, group, folder, checkpoints, say, start)
 
     @property
     def step(self) -> int:
@@ -159,11 +161,15 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
             folder.clear()
         program = _in_parts(spec, program, group, folder)
         checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep)
+        start = start_of(program, before, trained=bool(checkpoints.steps()))
+        record = new_record(program, spec, data, digest, before)
+        if start is not None:
+            record = record.model_copy(update={"start": start.record})
         # run.json is the first file: it marks the folder as a run's.
-        ledger = Ledger(folder, checkpoints, new_record(program, spec, data, digest, before))
+        ledger = Ledger(folder, checkpoints, record)
         write_atomic(folder.spec, dump_yaml(_storable(program.spec)).encode())
         with ledger.keeping():
-            yield Session(program, group, splits, folder, checkpoints, ledger, stop, quiet)
+            yield Session(program, group, splits, folder, checkpoints, ledger, stop, quiet, start)
             if ledger.record.state != "finished":
                 left = f"left at step {ledger.record.step} of {program.steps}; run the same spec to continue"
                 ledger.update(state="interrupted", error=left)
@@ -203,9 +209,9 @@ def _in_parts(spec: Spec, program: Program, group: Group, folder: RunFolder | No
     """
     if spec.train.accumulate != "auto":
         return program
-    stored = folder is not None and folder.spec.exists()
-    parts = int(group.share(np.int32((load_spec(folder.spec) if stored else program.spec).train.accumulate)))
-    if parts == program.spec.train.accumulate:
+    begun = load_spec(folder.spec) if folder is not None and folder.spec.exists() else program.spec
+    parts = int(group.share(np.int32(begun.train.parts)))
+    if parts == program.spec.train.parts:
         return program
     return compile_spec(spec.model_copy(update={"train": spec.train.model_copy(update={"accumulate": parts})}))
 

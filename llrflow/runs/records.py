@@ -51,6 +51,19 @@ class ForkRecord(Record):
     step: int
 
 
+class StartRecord(Record):
+    """run.json, `start`: what the network began with in place of fresh arrays (`model.start`)."""
+
+    path: str
+    """Of the other run, or of the file."""
+    step: int | None
+    """Of the other run."""
+    head: str | None
+    """Module that was initialised freshly all the same."""
+    sha256: str
+    """Over names, types, shapes and values of all arrays of the source."""
+
+
 class LossRecord(Record):
     """run.json, one of `losses`: a process of a group under Ray was lost, and the group started again or given up."""
 
@@ -89,6 +102,8 @@ class RunRecord(Record):
     """Training images that could not be decoded, with what is wrong with each; others took their place."""
     forked: ForkRecord | None = None
     """Where it begins, unless at step 0."""
+    start: StartRecord | None = None
+    """What its network began with; None for fresh arrays."""
     losses: list[LossRecord] = []
     """What `llrflow run --address` started again from."""
 

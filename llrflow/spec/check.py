@@ -70,6 +70,8 @@ def _training(spec: Spec) -> Iterator[Problem]:
     if spec.train.remat == "blocks" and not getattr(spec.model, "has_blocks", False):
         got = f"= 'blocks', but {spec.model.registered_as[1]} is not made of repeated blocks"
         yield Problem("train.remat", got, "set it to none, or choose a published network")
+    if spec.train.freeze_statistics and not spec.train.freeze:
+        yield Problem("train.freeze_statistics", "= True, but nothing is frozen", "say what in train.freeze")
     yield from _decay(spec.optimizer)
 
 

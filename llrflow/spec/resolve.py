@@ -17,7 +17,7 @@ from llrflow.spec.schema import Spec
 
 
 def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
-    """A copy with `train.steps` and every Duration in steps.
+    """A copy with `train.steps` and every Duration in steps, and an absolute path of `model.start`.
 
     Raises DataError when the batch is larger than the training split.
     """
@@ -34,7 +34,10 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
         update={"steps": steps, "epochs": None, "log_every": max(1, resolved.train.log_every)}
     )
     checkpoint = resolved.checkpoint.model_copy(update={"every": max(1, resolved.checkpoint.every)})
-    return resolved.model_copy(update={"train": train, "checkpoint": checkpoint})
+    update: dict[str, Any] = {"train": train, "checkpoint": checkpoint}
+    if resolved.model.start is not None:
+        update["model"] = resolved.model.model_copy(update={"start": resolved.model.start.absolute()})
+    return resolved.model_copy(update=update)
 
 
 def spec_hash(spec: Spec) -> str:

@@ -21,6 +21,7 @@ from llrflow.models.precision import Precision
 from llrflow.models.repeated import Remat
 from llrflow.spec.plugins import plugin_path
 from llrflow.spec.source import Source
+from llrflow.spec.start import ModelEntry
 from llrflow.spec.sweep_schema import Sweep
 
 
@@ -94,6 +95,14 @@ class Train(Component):
     log_every: Annotated[Any, Duration()] = 10
     """Distance of two lines of metrics.jsonl: steps, `1 epoch`, `5%`."""
 
+    freeze: Annotated[tuple[str, ...], Field(strict=False, exclude_if=lambda patterns: not patterns)] = ()
+    """Patterns of parameters to leave as they are, by `MODULE/NAME` (`stem/*`, `*/b`; `*` stands for any text): neither
+    steps nor weight decay nor the moving average change them."""
+
+    freeze_statistics: Annotated[bool, Field(exclude_if=lambda frozen: not frozen)] = False
+    """Whether BatchNorm layers all of whose parameters are frozen keep their moving statistics as well, and normalise
+    by them in every pass of training."""
+
     batch_norm: BatchNormPolicy = BatchNormPolicy()
     """BatchNorm statistics by pass."""
 
@@ -111,6 +120,11 @@ class Train(Component):
     """Parts that each device's share of a batch is cut into, one after the other, to save memory. Without BatchNorm the
     gradient is that of the whole batch; with it each part has its own statistics. `auto` is the smallest number with
     which a step is estimated to fit in `devices.memory`; a run keeps the number that it began with."""
+
+    @property
+    def parts(self) -> int:
+        """`accumulate`, and 1 while its number is not known yet."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
 
 class Checks(Component):
@@ -215,7 +229,7 @@ class Spec(Component):
     """All randomness follows from it."""
 
     data: Data
-    model: Annotated[Any, Chosen("model")]
+    model: Annotated[Any, Chosen("model", ModelEntry)]
     """The network, chosen by `type`."""
     threat: Threat
     objective: Objective = Objective()
