@@ -19,7 +19,8 @@ NOT_PREPARED = (
 @spec_argument
 @json_option
 def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
-    """Check SPEC: every key and value, the plugins, the dataset, and whether batches fit the devices.
+    """Check SPEC: every key and value, the plugins, the dataset, what the network begins with, and whether batches fit
+    the devices.
 
     Makes no run folder.
 
@@ -34,6 +35,10 @@ def validate(spec: Path, changes: dict[str, Any], as_json: bool) -> None:
 
     loaded = load_spec(str(spec), changes)
     program, trials = compile_spec(loaded, facts_of=describe_or_known), []
+    if loaded.model.start is not None:
+        from llrflow.runs.start import start_of
+
+        start_of(program, before=None, trained=False)
     hosts = loaded.devices.hosts
     if loaded.devices.count is not None and loaded.train.batch_size % (together := hosts * len(program.devices)):
         raise undivided(loaded, together)

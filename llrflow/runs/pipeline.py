@@ -155,13 +155,16 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
     digest = spec_hash(resolve(spec, program.facts))
     group.agree(agreed(digest, splits[0]))
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
+    # A run that cannot begin leaves no folder.
+    start = None if folder.run.exists() and not fresh else start_of(program, before=None, trained=False)
     with folder.owned(), stop_requests() as stop:
         before = None if fresh else earlier(folder, digest, data)
         if fresh:
             folder.clear()
         program = _in_parts(spec, program, group, folder)
         checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep)
-        start = start_of(program, before, trained=bool(checkpoints.steps()))
+        if before is not None:
+            start = start_of(program, before, trained=bool(checkpoints.steps()))
         record = new_record(program, spec, data, digest, before)
         if start is not None:
             record = record.model_copy(update={"start": start.record})

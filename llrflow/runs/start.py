@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llrflow.base.errors import InputError, line_of
+from llrflow.base.errors import CheckpointError, InputError, line_of
 from llrflow.models.head import head_of
 from llrflow.models.network import STATISTICS
 from llrflow.program.compile import Program
@@ -83,7 +83,10 @@ def _read(program: Program) -> Begun:
 
 def _of_run(program: Program, path: Path) -> tuple[Arrays, Arrays, int]:
     start, spec = program.spec.model.start, program.spec
-    record = RunFolder(path).existing()
+    try:
+        record = RunFolder(path).existing()
+    except CheckpointError as error:
+        raise at(spec, "model.start.run", f"= {str(path)!r} {error.got}", error.fix) from None
     if record.state != "finished":
         got = f"= {str(path)!r} is a run that is {record.state}, at step {record.step} of {record.steps}"
         raise at(spec, "model.start.run", got, "finish it with `llrflow run`, or name another")

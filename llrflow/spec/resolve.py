@@ -19,15 +19,9 @@ from llrflow.spec.schema import Spec
 def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
     """A copy with `train.steps` and every Duration in steps, and an absolute path of `model.start`.
 
-    Raises DataError when the batch is larger than the training split.
+    Raises DataError as `steps_of_epoch`.
     """
-    size, extra = spec.train.batch_size, spec.data.extra
-    if extra is not None:
-        size, added = divided(size, extra.share)
-        if facts.extra is not None and added > facts.extra.train:
-            got = f"= {extra.share:g} of a batch is {added} images, and {extra.name} has {facts.extra.train}"
-            raise DataError("data.extra.share", got, "lower it, or choose a larger dataset")
-    epoch = steps_per_epoch(facts.train, max(1, size))  # none in the share of a device, where a plan is for many
+    epoch = steps_of_epoch(spec, facts)
     steps = spec.train.steps or max(1, round(epoch * (spec.train.epochs or 0)))
     resolved = _durations(spec, epoch, steps)
     train = resolved.train.model_copy(
@@ -38,6 +32,20 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
     if resolved.model.start is not None:
         update["model"] = resolved.model.model_copy(update={"start": resolved.model.start.absolute()})
     return resolved.model_copy(update=update)
+
+
+def steps_of_epoch(spec: Spec, facts: DatasetFacts) -> int:
+    """Steps of one pass over the training images; extra ones do not count.
+
+    Raises DataError when a batch is larger than the training split, or its extra part than theirs.
+    """
+    size, extra = spec.train.batch_size, spec.data.extra
+    if extra is not None:
+        size, added = divided(size, extra.share)
+        if facts.extra is not None and added > facts.extra.train:
+            got = f"= {extra.share:g} of a batch is {added} images, and {extra.name} has {facts.extra.train}"
+            raise DataError("data.extra.share", got, "lower it, or choose a larger dataset")
+    return steps_per_epoch(facts.train, max(1, size))  # none in the share of a device, where a plan is for many
 
 
 def spec_hash(spec: Spec) -> str:
