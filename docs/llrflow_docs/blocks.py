@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from llrflow.components.fields import Chosen
@@ -58,6 +59,7 @@ def _walk(cls: type[Component], path: str) -> Iterator[tuple[str, type[Component
             if isinstance(part, Chosen):
                 if part.entry is not None:
                     yield below, part.entry, part.kind
+                    yield from islice(_walk(part.entry, below), 1, None)
             else:
                 yield from _walk(part, below)
 

@@ -66,7 +66,8 @@ def import_command(name: str, file_format: str, source: Path, data_dir: Path, as
     cifar-binary  cifar-10-binary.tar.gz, cifar-100-binary.tar.gz, or what they unpack to
     cifar-c       CIFAR-10-C or CIFAR-100-C unpacked: labels.npy and one .npy of images for each corruption, which
                   become configs with the splits severity_1 to severity_5
-    npz           train_images, train_labels, test_images, test_labels, or x_train, y_train, x_test, y_test
+    npz           train_images, train_labels, test_images, test_labels, or x_train, y_train, x_test, y_test;
+                  or image, label: generated images for `data.extra`, without a test split
     folder        train/CLASS/IMAGE and test/CLASS/IMAGE (or val, validation), JPEG and PNG of any size
 
     All but cifar-c and folder are read as a whole first; nothing is left behind unless everything is sound.

@@ -19,7 +19,8 @@ NOT_PREPARED = (
 @spec_argument
 @json_option
 def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool) -> None:
-    """Check SPEC: every key and value, the plugins, the dataset, and whether batches fit the devices.
+    """Check SPEC: every key and value, the plugins, the dataset, what the network begins with, and whether batches fit
+    the devices.
 
     Makes no run folder.
 
@@ -31,10 +32,14 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
     from llrflow.program.compile import compile_spec, undivided
     from llrflow.program.cost import warnings_of
     from llrflow.spec.load import load_spec
-    from llrflow.spec.resolve import spec_hash
+    from llrflow.spec.resolve import resolve, spec_hash
 
     loaded = load_spec(str(spec), changes, on)
     program, trials = compile_spec(loaded, facts_of=describe_or_known), []
+    if loaded.model.start is not None:
+        from llrflow.runs.start import start_of
+
+        start_of(program, before=None, trained=False)
     hosts = loaded.devices.hosts
     if loaded.devices.count is not None and loaded.train.batch_size % (together := hosts * len(program.devices)):
         raise undivided(loaded, together)
@@ -46,7 +51,8 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
         check_trials(loaded, trials, describe_or_known)
     warnings = warnings_of(program)
     if as_json:
-        found = {"hash": spec_hash(program.spec), "spec": program.spec.model_dump(), "facts": program.facts.source}
+        digest = spec_hash(resolve(loaded, program.facts))
+        found = {"hash": digest, "spec": program.spec.model_dump(), "facts": program.facts.source}
         print_json({**found, "warnings": warnings})
         return
     each = f" on each of {hosts} hosts" if hosts > 1 else ""
@@ -121,6 +127,15 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"{images} (data.validation = {{held_back}})".format(**result)
     for role, choice in result["pipelines"].items():
         yield f"{role} images {choice['pipeline']}: {choice['why']}"
+    if extra := result["extra"]:
+        yield f"extra images {extra['pipeline']}: {extra['why']}"
+        yield (
+            f"{extra['share']:g} of each batch are images of {extra['name']} (labels {extra['labels']}): an epoch of "
+            f"{result['training_images']:,} training images takes {extra['steps_per_epoch']:,} steps, one of "
+            f"{extra['images']:,} extra ones {extra['steps_per_extra_epoch']:,}"
+        )
+    if result["accumulate_why"]:
+        yield f"each device's share in {result['accumulate']} part(s): {result['accumulate_why']}"
     yield "cost of a step in passes over the network, each about one forward pass (F):"
     yield f"  {'':<42} {'forward':>8} {'backward':>8} {'derivative':>10} {'F':>5}"
     for part, count in result["passes"].items():

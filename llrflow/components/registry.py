@@ -49,6 +49,7 @@ BUILTIN_MODULES = (
 PLACE_FIELDS = {
     "term": ("at", "weight", "allow_negative"),
     "mixing": ("p",),
+    "model": ("start",),
     "optimizer": ("clip_norm", "decayed", "scale_for_batch", "base_batch"),
     "domain": ("path", "when"),
 }

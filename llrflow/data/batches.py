@@ -18,10 +18,10 @@ _PURPOSE = zlib.crc32(b"epoch order")
 
 
 @functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, n: int, purpose: int = _PURPOSE) -> np.ndarray:
     """The permutation of the ids 0..n-1 [n] in which an epoch visits them (int64, read-only)."""
     # Sorting raw bits, because NumPy promises them for ever, unlike the result of Generator.permutation (NEP 19).
-    bits = np.random.Philox(np.random.SeedSequence([seed, _PURPOSE, epoch])).random_raw(n)
+    bits = np.random.Philox(np.random.SeedSequence([seed, purpose, epoch])).random_raw(n)
     order = np.argsort(bits, kind="stable")
     order.setflags(write=False)
     return order
@@ -37,10 +37,10 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
-def batch_ids(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
-    """The example ids [B] of a training step, counted from 0 over all epochs."""
+def batch_ids(seed: int, step: int, n: int, batch_size: int, purpose: int = _PURPOSE) -> np.ndarray:
+    """The example ids [B] of a training step, counted from 0 over all epochs; each `purpose` has orders of its own."""
     epoch, position = divmod(step, steps_per_epoch(n, batch_size))
-    return epoch_order(seed, epoch, n)[position * batch_size : (position + 1) * batch_size]
+    return epoch_order(seed, epoch, n, purpose)[position * batch_size : (position + 1) * batch_size]
 
 
 def padded_chunks(ids: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""NumPy archives (.npz) with the images and labels of both splits."""
+"""NumPy archives (.npz) with the images and labels of both splits, or of generated images to train on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from llrflow.data.writer import Progress
 NAMES = (
     {"train": ("train_images", "train_labels"), "test": ("test_images", "test_labels")},
     {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")},
+    {"train": ("image", "label")},
 )
-"""Names of the arrays, in either of two conventions: that of MedMNIST, and that of Keras."""
+"""Names of the arrays, in any of three conventions: MedMNIST's, Keras', and that of published generated images (Wang et
+al. 2023), which are for training alone."""
 
 
 def import_npz(name: str, source: Path, data_dir: Path, progress: Progress | None = None) -> ImportReport:
@@ -29,7 +31,8 @@ def import_npz(name: str, source: Path, data_dir: Path, progress: Progress | Non
     check_name(name)
     path = _locate(source)
     splits = _read(path)
-    (train, train_labels), (test, test_labels) = splits["train"], splits["test"]
+    train, train_labels = splits["train"]
+    test, test_labels = splits.get("test", (train, train_labels))
     if train.shape[1:] != test.shape[1:]:
         got = f"images to test are {list(test.shape[1:])}, those to train on {list(train.shape[1:])}"
         raise DataError(str(path), got, "make them the same size")
@@ -82,6 +85,9 @@ def _split(
     path: Path, archive: np.lib.npyio.NpzFile, images_name: str, labels_name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     images, labels = _array(path, archive, images_name), _array(path, archive, labels_name)
+    if images.dtype == np.uint8 and images.size and images.max() <= 1:
+        fix = "store pixels as uint8, 0 to 255, before they are rounded"
+        raise DataError(str(path), f"{images_name} has no pixel above 1, as if scaled to [0, 1]", fix)
     if images.dtype != np.uint8:
         got, fix = f"{images_name} is {images.dtype}", "store pixels as uint8, 0 to 255"
         raise DataError(str(path), got, fix)

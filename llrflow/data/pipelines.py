@@ -8,6 +8,7 @@ import numpy as np
 
 from llrflow.base.errors import DataError
 from llrflow.base.memory_size import amount
+from llrflow.data.extra import WithExtra
 from llrflow.data.facts import DatasetFacts, describe
 from llrflow.data.held_back import held_back
 from llrflow.data.reader import fingerprint, open_dataset
@@ -59,6 +60,9 @@ def open_split(data: Data, role: Role, seed: int) -> Split:
 
     The spec's seed chooses which are held back.
     """
+    if role == "train" and data.extra is not None and (block := data.extra_block) is not None:
+        main = open_split(data.model_copy(update={"extra": None}), role, seed)
+        return WithExtra(main, open_split(block, role, seed), data.extra.share)
     facts, dataset = describe(data), open_dataset(data)
     split, n = _read_from(data, facts, role)
     if choose(data, facts, role).pipeline == "resident":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, ValidationError, model_validator
+from pydantic import Field, PlainValidator, ValidationError, field_validator, model_validator
 
 from llrflow.base.memory_size import Bytes
 from llrflow.base.validation import invalid, listing, raise_at
@@ -27,6 +27,49 @@ def _held_back(raw: Any) -> Any:
         return raw
     fix = "a share between 0 and 1, a number of images, or a split expression"
     raise invalid("validation", f"holds back no part of the training images; write {fix}")
+
+
+class Extra(Component):
+    """Images of another dataset of the same shape and classes that every training batch holds a share of.
+
+    Generated images (Wang et al. 2023, arXiv:2302.04638), or ones from elsewhere that a model has labelled (Carmon et
+    al. 2019, arXiv:1905.13736).
+    """
+
+    name: str
+    """A dataset prepared under `data.dir`, or a built-in one."""
+
+    config: str | None = None
+    """TFDS config; None takes the only one that is prepared."""
+
+    version: str | None = None
+    """TFDS version; None takes the newest one that is prepared."""
+
+    options: dict[str, Any] = {}
+    """Fields of a built-in dataset."""
+
+    split: str = "train"
+    """TFDS split expression of the extra images."""
+
+    share: float
+    """Share of a batch: round(share x batch_size) of its images are extra ones, halves to the even number."""
+
+    labels: Literal["given", "pseudo"] = "given"
+    """What the labels stored with the images are: those that they were made or collected for, or a model's predictions.
+    Training takes both alike; `plan` and the stored spec tell which they are."""
+
+    @field_validator("share")
+    @classmethod
+    def _both_in_a_batch(cls, share: float) -> float:
+        if not 0 < share < 1:
+            raise invalid("share", "leaves no room for both kinds of images; write a number between 0 and 1, as 0.7")
+        return share
+
+    @model_validator(mode="after")
+    def _options_of_the_dataset(self) -> Extra:
+        if self.options:
+            built_in(self.name, self.options)
+        return self
 
 
 class Data(Component):
@@ -81,6 +124,9 @@ class Data(Component):
     mix: dict[str, Annotated[Any, Chosen("mixing", MixEntry)]] = {}
     """Ways of mixing training examples with each other, labels and all, by name; at most one acts on an example."""
 
+    extra: Annotated[Extra | None, Field(exclude_if=lambda extra: extra is None)] = None
+    """Images of another dataset that each training batch holds a share of; epochs count those of `train` alone."""
+
     @model_validator(mode="after")
     def _options_of_the_dataset(self) -> Data:
         if self.options:
@@ -90,20 +136,35 @@ class Data(Component):
     @property
     def built_in(self) -> Any:
         """The built-in dataset that this names, with its options; None for any other."""
-        known = entries("dataset")
-        if self.name not in known:
-            if self.options:
-                message = f"does not apply to {self.name}; only {listing(known)} take options"
-                raise_at(("options",), self.options, "no_options", message)
+        return built_in(self.name, self.options)
+
+    @property
+    def extra_block(self) -> Data | None:
+        """The block of the extra images, which are read as the training images are; None without any."""
+        extra = self.extra
+        if extra is None:
             return None
-        try:
-            return validate("dataset", {**self.options, "type": self.name})
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            message = str(problem["msg"]).replace("Input should", "should", 1)
-            raise_at(("options", *problem["loc"]), problem["input"], "options", message)
+        named = {"name": extra.name, "config": extra.config, "version": extra.version, "options": extra.options}
+        read = {name: getattr(self, name) for name in ("dir", "image_size", "pipeline", "memory", "corrupt", "augment")}
+        return Data(train=extra.split, test=extra.split, **named, **read)
 
     @property
     def directory(self) -> Path:
         """`dir` with `~` replaced by the home directory."""
         return Path(self.dir).expanduser()
+
+
+def built_in(name: str, options: dict[str, Any]) -> Any:
+    """The built-in dataset of a name with its options; None for any other name. Raises a ValidationError."""
+    known = entries("dataset")
+    if name not in known:
+        if options:
+            message = f"does not apply to {name}; only {listing(known)} take options"
+            raise_at(("options",), options, "no_options", message)
+        return None
+    try:
+        return validate("dataset", {**options, "type": name})
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        message = str(problem["msg"]).replace("Input should", "should", 1)
+        raise_at(("options", *problem["loc"]), problem["input"], "options", message)

@@ -36,6 +36,8 @@ class Request(NamedTuple):
     """The training step, whose crops are random and in which other examples take the place of corrupt ones."""
     among: np.ndarray | None = None
     """Ids, ascending, of the examples that may do so; None for all."""
+    first_id: int = 0
+    """Added to a row where it keys a random crop."""
 
 
 class Split(ABC):
@@ -77,7 +79,11 @@ class Split(ABC):
             got = f"= {batch_size} does not divide over {process_count} processes"
             raise DataError("train.batch_size", got, f"try {(part + 1) * process_count}")
         mine = slice(process_index * part, (process_index + 1) * part)
-        return self.load(Request(batch_ids(seed, s, len(self), batch_size)[mine], seed, s) for s in steps)
+        return self.load(Request(self.batch_ids(seed, s, batch_size)[mine], seed, s) for s in steps)
+
+    def batch_ids(self, seed: int, step: int, batch_size: int) -> np.ndarray:
+        """The example ids [B] of a training step, counted from 0 over all epochs."""
+        return batch_ids(seed, step, len(self), batch_size)
 
     def corrupt_names(self) -> list[str]:
         """The corrupt images met so far: `train/12: what is wrong`."""

@@ -100,7 +100,7 @@ class Streaming(Split):
             elif self._crop is None or request.step is None:
                 decode_window(content, out, centre)
             else:
-                decode_window(content, out, self._crop.window(request.seed, request.step, example))
+                decode_window(content, out, self._crop.window(request.seed, request.step, request.first_id + example))
         except CorruptImage as error:
             self._note(example, str(error))
             return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from llrflow.data.catalog import prepared
-from llrflow.data.facts import DatasetFacts, describe
+from llrflow.data.facts import DatasetFacts, describe, with_extra
 from llrflow.data.held_back import sizes
 from llrflow.data.overlap import overlap
 from llrflow.data.reader import check_size, selected, side_of
@@ -43,6 +43,8 @@ def describe_or_known(data: Data) -> DatasetFacts:
 
     Raises DataError as `describe` does, and when an unprepared dataset's images vary in size and none is asked for.
     """
+    if data.extra is not None:
+        return with_extra(data, describe_or_known(data.model_copy(update={"extra": None})), describe_or_known)
     known = KNOWN.get(data.name)
     if known is None or not (data.config or known.configs).endswith(known.configs):
         return describe(data)

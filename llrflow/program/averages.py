@@ -29,7 +29,8 @@ def with_batch(pieces: Pieces, state: TrainState, batch: Batch, seed: jax.Array)
         batch = batch._replace(partners=neighbours(batch))
     again = state._replace(model_state=restarted(state.model_state))
     _, (_, found) = objective_at(pieces, state.params, again, batch, seed, None, lambda probe: None)
-    return mean_with(state.model_state, found.model_state, state.step)
+    mean = mean_with(state.model_state, found.model_state, state.step)
+    return pieces.frozen.kept_statistics(state.params, state.model_state, mean)
 
 
 def short_average(spec: Spec, inputs: Inputs) -> str | None:

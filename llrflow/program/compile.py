@@ -27,7 +27,9 @@ from llrflow.method.probe import LogitsFn, Probe
 from llrflow.method.term import lacking_classes
 from llrflow.program.compiled import Key, functions_of
 from llrflow.program.devices import Devices
+from llrflow.program.freeze import check_frozen
 from llrflow.program.inputs import Inputs, optax_errors
+from llrflow.program.memory import fitting_parts
 from llrflow.program.state import Batch, TrainState
 from llrflow.program.step import predict, stand_in, updating_pass
 from llrflow.spec.load import at
@@ -37,6 +39,9 @@ from llrflow.spec.schema import Spec
 
 class Program:
     """Everything that a run computes on devices. Made by `compile_spec`."""
+
+    why_parts: str | None = None
+    """Why `train.accumulate` has its value; None unless the spec left it to be found."""
 
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices) -> None:
         self.spec, self.facts, self.devices = spec, facts, devices
@@ -194,6 +199,8 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
             choose(spec.data, facts, role)  # which raises where it cannot
         if training and facts.held and facts.source == "prepared":
             check_classes(spec.data, spec.seed)
+        if facts.extra is not None and (block := spec.data.extra_block) is not None:
+            choose(block, facts.extra, "train")
         resolved = resolve(spec, facts)
         devices = Devices(spec.devices.count, together=training)
     size, count = spec.train.batch_size, len(devices)
@@ -204,7 +211,11 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
             devices, count = Devices(fitting, together=True), fitting * processes
     if training and size % count:
         raise undivided(spec, count)
-    if training and (size // count) % (parts := spec.train.accumulate):
+    why_parts = None
+    if training and spec.train.accumulate == "auto":
+        with located(spec):
+            resolved, why_parts = _in_parts(resolved, facts, devices)
+    if training and (size // count) % (parts := resolved.train.parts):
         got = f"= {parts} parts do not divide the {size // count} examples of a device"
         fitting = max(n for n in range(1, parts + 1) if (size // count) % n == 0)
         raise at(spec, "train.accumulate", got, f"try {fitting}")
@@ -219,9 +230,21 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
             )
     with located(spec):
         program = Program(resolved, facts, devices)
+        program.why_parts = why_parts
+        if spec.train.freeze:
+            state = program.abstract_state()
+            check_frozen(spec, state.params, state.model_state)
         if training:
             _check_objective(program)
     return program
+
+
+def _in_parts(spec: Spec, facts: DatasetFacts, devices: Devices) -> tuple[Spec, str]:
+    """The spec with the number of parts that `train.accumulate: auto` stands for, and why it is that one."""
+    assert spec.devices.memory is not None
+    parts = fitting_parts(Program(spec, facts, devices), spec.devices.memory)
+    train = spec.train.model_copy(update={"accumulate": parts.count})
+    return spec.model_copy(update={"train": train}), parts.why
 
 
 def undivided(spec: Spec, count: int) -> SpecError:

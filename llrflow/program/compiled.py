@@ -20,6 +20,7 @@ from llrflow.method.ascent import plan_steps
 from llrflow.models.repeated import Tracing
 from llrflow.program.averages import with_batch
 from llrflow.program.devices import Devices
+from llrflow.program.freeze import Frozen
 from llrflow.program.inputs import BLOCKS
 from llrflow.program.state import Batch, TrainState
 from llrflow.program.step import Pieces, Statistics, initialise, network_of, predict, train_step
@@ -30,7 +31,7 @@ def static_parts(spec: Spec) -> dict[str, Any]:
     """What a spec says that decides its compiled programs, as plain data."""
     # Model, augmentations and mixing are compiled in whole: their numbers are constants, marked Traced or not.
     parts: dict[str, Any] = {name: static_key(getattr(spec, name)) for name in BLOCKS}
-    parts["model"] = spec.model.model_dump()
+    parts["model"] = spec.model.model_copy(update={"start": None}).model_dump()  # arrays are no part of a program
     unscaled = {"scale_for_batch": None, "base_batch": None}  # they change a traced number
     parts["optimizer"] = static_key(spec.optimizer.model_copy(update=unscaled))
     parts["train"] = static_key(spec.train.model_copy(update={"steps": None, "log_every": None}))
@@ -64,7 +65,8 @@ class Compiled:
         copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
         self.placement = Placement(*copies, devices.platform, (len(devices.own),))
         tracing = Tracing(spec.train.remat, in_parts=devices.platform == "cpu")
-        trained = network_of(spec.model, facts.classes, spec.train.precision, tracing)
+        frozen = Frozen(spec.train.freeze, spec.train.freeze_statistics)
+        trained = frozen.normalising(network_of(spec.model, facts.classes, spec.train.precision, tracing))
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)
         plan = plan_steps(longest, devices.platform, inside=True)
         policy = spec.train.batch_norm
@@ -80,11 +82,12 @@ class Compiled:
                 classes=facts.classes,
                 objective=bound.objective,
                 threat=bound.threat,
-                optimizer=optimizer,
+                optimizer=frozen.updating(optimizer),
+                frozen=frozen,
                 ema=bound.train.ema,
                 augment=on_device(bound.data.augment, facts.varies),
                 statistics=Statistics(policy.terms, searching, policy.update),
-                accumulate=spec.train.accumulate,
+                accumulate=spec.train.parts,
                 by=plan.inside,
                 recompute=spec.train.remat != "none",
                 mix=partial(mix, mixings=bound.data.mix, classes=facts.classes) if spec.data.mix else None,
@@ -97,7 +100,7 @@ class Compiled:
             return train_step(pieces(values, network or trained), state, batch, seed, **options)
 
         def statistics(state: TrainState, batch: Batch, seed: jax.Array, values: jax.Array) -> Any:
-            return with_batch(pieces(values, self.network), state, batch, seed)
+            return with_batch(pieces(values, frozen.normalising(self.network)), state, batch, seed)
 
         def counted(*arguments: Any) -> Any:
             self.traced_steps += 1

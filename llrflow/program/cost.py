@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from llrflow.base.memory_size import amount
+from llrflow.data.batches import steps_per_epoch
+from llrflow.data.extra import divided
 from llrflow.data.pipelines import choose, roles
 from llrflow.data.well_known import describe_or_known
 from llrflow.method.objective import Objective
@@ -17,7 +20,7 @@ from llrflow.method.probe import Pass, Probe
 from llrflow.models.network import has_statistics
 from llrflow.program.averages import short_average
 from llrflow.program.compile import Program, compile_spec
-from llrflow.program.estimate import memory
+from llrflow.program.memory import memory
 from llrflow.program.state import Batch
 from llrflow.spec.schema import Spec
 
@@ -142,7 +145,7 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         compiled = total * len(jax.tree.leaves(state.params)) <= COMPILED_UP_TO
     data, share = program.spec.data, program.spec.train.batch_size // len(program.devices)
     lowered = program.lowered_forward()
-    forward = _flops(lowered)
+    forward, needed = _flops(lowered), memory(program)
     result = {
         "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(state.params))),
         "image_shape": list(program.image_shape),
@@ -153,6 +156,7 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "test_images": program.facts.test,
         "facts": program.facts.source,
         "pipelines": {role: choose(data, program.facts, role)._asdict() for role in roles(data)},
+        "extra": _extra(program, share * count),
         "steps": program.steps,
         "batch_size": share * count,
         "devices": count,
@@ -166,17 +170,39 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "forward_flops_per_image": forward / share,
         "estimated_flops_per_step_and_device": forward * total,
         "estimated_flops_of_training": forward * total * count * program.steps,
-        "estimated_memory_bytes_per_device": memory(program, _kept(program))._asdict(),
-        "warnings": warnings_of(program),
+        "estimated_memory_bytes_per_device": needed._asdict(),
+        "accumulate": program.spec.train.accumulate,
+        "accumulate_why": program.why_parts,
+        "warnings": [*warnings_of(program), *filter(None, (_too_much(program, sum(needed)),))],
         **(_by_xla(program, lowered) if compiled else {}),
     }
     return {**result, "measured": measure(program, plain_program(program.spec))} if timed else result
 
 
-def _kept(program: Program) -> int:
-    """Passes whose residuals an objective keeps at once: those differentiated, and those along input gradients."""
-    computed = [sum(made.differentiated + made.derivative for made in p.passes.values()) for p in probes_of(program)]
-    return max(computed)
+def _too_much(program: Program, needed: int) -> str | None:
+    """That a step needs more memory than its devices are said to have, or None."""
+    limit = program.spec.devices.memory
+    if limit is None or needed <= limit:
+        return None
+    return f"{amount(needed)} a device are estimated, more than devices.memory = {amount(limit)}: accumulate, or remat"
+
+
+def _extra(program: Program, batch_size: int) -> dict[str, Any] | None:
+    """What `data.extra` puts into a batch, and how many steps make an epoch of the training images."""
+    extra, facts, block = program.spec.data.extra, program.facts.extra, program.spec.data.extra_block
+    if extra is None or facts is None or block is None:
+        return None
+    training, added = divided(batch_size, extra.share)
+    return {
+        "name": extra.name,
+        "labels": extra.labels,
+        "images": facts.train,
+        "facts": facts.source,
+        "share": extra.share,
+        "steps_per_epoch": steps_per_epoch(program.facts.train, training),
+        "steps_per_extra_epoch": steps_per_epoch(facts.train, added),
+        **choose(block, facts, "train")._asdict(),
+    }
 
 
 def _by_xla(program: Program, lowered_forward: Any) -> dict[str, Any]:

@@ -1,45 +1,12 @@
-"""What a training step needs, estimated from one forward pass: for steps too large to compile just to look at them."""
+"""The program to plan with: of one device's share of a batch where a spec is for more devices than there are here."""
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
-
-import jax
-import numpy as np
 
 from llrflow.data.well_known import describe_or_known
 from llrflow.program.compile import Program, compile_spec, located, undivided
 from llrflow.program.devices import Devices
 from llrflow.spec.resolve import resolve
 from llrflow.spec.schema import Spec
-
-
-class Memory(NamedTuple):
-    """Bytes on one device."""
-
-    parameters: int
-    """Parameters, their gradient and their moving average."""
-    optimizer: int
-    """State of the optimizer."""
-    images: int
-    activations: int
-    """What the passes of the objective keep for their derivatives; the largest part, and the least certain."""
-
-
-def memory(program: Program, kept: int) -> Memory:
-    """Memory of a step whose objective keeps what `kept` passes need for their derivatives.
-
-    A slope keeps as much again as its pass. Against XLA's own figure for four small networks and four objectives the
-    whole is between 0.7 and 1.25 of it (CPU).
-    """
-    state = program.abstract_state()
-    parameters = _bytes(state.params)
-    _, residuals = program.training_pass()
-    # Weights are among the residuals; they are counted once, as parameters.
-    activations = max(0, _bytes(residuals) // len(program.devices) - parameters)
-    share = program.spec.train.batch_size // len(program.devices)
-    images = share * int(np.prod(program.image_shape)) * 4
-    return Memory(2 * parameters + _bytes(state.ema), _bytes(state.optimizer_state), images, kept * activations)
 
 
 def program_of_share(spec: Spec, count: int | None) -> tuple[Program, int]:
@@ -72,7 +39,3 @@ def _on(spec: Spec, count: int, batch_size: int) -> Spec:
     train = spec.train.model_copy(update={"batch_size": batch_size})
     devices = spec.devices.model_copy(update={"count": count, "hosts": 1})
     return spec.model_copy(update={"train": train, "devices": devices})
-
-
-def _bytes(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -26,6 +26,7 @@ from llrflow.models.convolution import in_parts
 from llrflow.models.network import AXIS, absorbed, norm_layer, restarted, starting
 from llrflow.models.precision import Precision, in_precision
 from llrflow.models.repeated import PLAIN, Tracing, traced_as
+from llrflow.program.freeze import Frozen
 from llrflow.program.state import Batch, TrainState
 
 Kind = Literal["batch", "clean", "moving"]
@@ -54,6 +55,7 @@ class Pieces(NamedTuple):
     statistics: Statistics
     accumulate: int
     by: Literal["unroll", "scan"]
+    frozen: Frozen = Frozen()
     recompute: bool = False
     """Whether derivatives of the network compute its blocks anew."""
     mix: Callable[..., tuple[jax.Array, jax.Array]] | None = None
@@ -130,7 +132,7 @@ def objective_at(
         return example_keys(jax.random.fold_in(purpose_key(seed, purpose), state.step), ids)
 
     images, labels = examples_of(pieces, batch, keys)
-    policy = pieces.statistics
+    policy, params = pieces.statistics, pieces.frozen.apart(params)
     loss, terms, search = views(pieces, params, state.model_state, images, labels, keys("terms"))
     objectives.foresee(pieces.objective, loss, terms, state.terms, pieces.classes)
     if perturbations is None:
@@ -142,6 +144,7 @@ def objective_at(
     per_example = {"objective": found.value, "accuracy": correct, **found.metrics}
     metrics = {name: jnp.mean(part) for name, part in per_example.items()}
     model_state = updated_statistics(loss, policy.update, state.model_state)
+    model_state = pieces.frozen.kept_statistics(params, state.model_state, model_state)
     return metrics["objective"], (perturbations, StepOutcome(model_state, found.states, metrics))
 
 
@@ -235,7 +238,9 @@ def train_step(
     outcome: StepOutcome = computed.outcome
     updates, optimizer_state = pieces.optimizer.update(computed.value, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = () if pieces.ema is None else optax.incremental_update(params, state.ema, 1.0 - pieces.ema)
+    ema = ()
+    if pieces.ema is not None:
+        ema = pieces.frozen.kept(state.ema, optax.incremental_update(params, state.ema, 1.0 - pieces.ema))
     metrics = {**outcome.metrics, "gradient_norm": optax.tree.norm(computed.value)}
     return TrainState(params, outcome.model_state, optimizer_state, ema, outcome.terms, state.step + 1), metrics
 

@@ -75,7 +75,7 @@ def estimated(
     """
     split = images()
     train, devices = program.spec.train, len(program.devices)
-    share = train.batch_size // (train.accumulate * program.spec.devices.hosts)
+    share = train.batch_size // (train.parts * program.spec.devices.hosts)
     size = max(devices, share // devices * devices)
     count = max(1, min(len(split), SAMPLES) // size)
     batches = (Batch(*batch) for batch in split.batches(program.spec.seed, range(count), size))

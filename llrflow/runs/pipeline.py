@@ -30,11 +30,12 @@ from llrflow.runs.ledger import Ledger, earlier, new_record
 from llrflow.runs.looks import PREFIX, Chosen, chosen, ended_early, look_block, look_steps, measured
 from llrflow.runs.predictions import spread
 from llrflow.runs.records import DataRecord, EvaluationRecord, Images, RunRecord, versions
+from llrflow.runs.start import Begun, start_of
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.runs.trackers import RunShower, require_trackers, run_shown
 from llrflow.runs.train import Log, Trainer, begin, receive
-from llrflow.spec.load import at
-from llrflow.spec.resolve import spec_hash
+from llrflow.spec.load import at, load_spec
+from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Best, Checks, Evaluate, Spec
 from llrflow.spec.source import dump_yaml
 
@@ -76,6 +77,7 @@ class Session:
         ledger: Ledger,
         stop: StopRequest,
         quiet: bool,
+        start: Begun | None = None,
     ) -> None:
         self.program, self.group, self.folder = program, group, folder
         self._splits = splits
@@ -83,7 +85,7 @@ class Session:
         self._surrogates = surrogates_of(program)
         self._log = Log(folder, checkpoints, ledger.record.spec_hash)
         self._trainer = Trainer(program, group, splits["train"], self._log, quiet)
-        self._state = begin(program, group, folder, checkpoints, say)
+        self._state = begin(program, group, folder, checkpoints, say, start)
         self._keep_best()
 
     @property
@@ -217,22 +219,31 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
         train=len(train),
         test=len(splits["test"]),
         validation=program.facts.validation,
+        extra=0 if program.facts.extra is None else program.facts.extra.train,
     )
-    digest = spec_hash(program.spec)
+    digest = spec_hash(resolve(spec, program.facts))
     group.agree(agreed(digest, train))
     if program.facts.warning is not None:
         say(f"warning: {program.facts.warning}")
     folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
+    # A run that cannot begin leaves no folder.
+    start = None if folder.run.exists() and not fresh else start_of(program, before=None, trained=False)
     with folder.owned(), stop_requests() as stop:
         before = None if fresh else earlier(folder, digest, data)
         if fresh:
             folder.clear()
+        program = _in_parts(spec, program, group, folder)
         checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep)
+        if before is not None:
+            start = start_of(program, before, trained=bool(checkpoints.steps()))
+        record = new_record(program, spec, data, digest, before)
+        if start is not None:
+            record = record.model_copy(update={"start": start.record})
         # run.json is the first file: it marks the folder as a run's.
-        ledger = Ledger(folder, checkpoints, new_record(program, spec, data, digest, before))
+        ledger = Ledger(folder, checkpoints, record)
         write_atomic(folder.spec, dump_yaml(_storable(program.spec)).encode())
         with ledger.keeping():
-            yield Session(program, group, splits, folder, checkpoints, ledger, stop, quiet)
+            yield Session(program, group, splits, folder, checkpoints, ledger, stop, quiet, start)
             if ledger.record.state != "finished":
                 left = f"left at step {ledger.record.step} of {program.steps}; run the same spec to continue"
                 ledger.update(state="interrupted", error=left)
@@ -247,7 +258,8 @@ def assist(spec: Spec) -> None:
     group = _group(program)
     with located(spec):
         split = open_split(spec.data, "train", spec.seed)
-    group.agree(agreed(spec_hash(program.spec), split))
+    group.agree(agreed(spec_hash(resolve(spec, program.facts)), split))
+    program = _in_parts(spec, program, group, None)
     with stop_requests() as stop:
         trainer, state = Trainer(program, group, split, None, quiet=True), receive(program, group)
         looks = look_steps(program.spec.checkpoint.best, program.steps)
@@ -273,6 +285,20 @@ def _group(program: Program) -> Group:
         fix = "start it with --address local|auto|HOST:PORT, or as many processes with --coordinator"
         raise at(spec, "devices.hosts", got, fix)
     return group
+
+
+def _in_parts(spec: Spec, program: Program, group: Group, folder: RunFolder | None) -> Program:
+    """The program with the parts of a batch that the run in `folder` began with, in all processes of the group.
+
+    What `train.accumulate: auto` stands for may differ on other devices; with BatchNorm it changes numbers.
+    """
+    if spec.train.accumulate != "auto":
+        return program
+    begun = load_spec(folder.spec) if folder is not None and folder.spec.exists() else program.spec
+    parts = int(group.share(np.int32(begun.train.parts)))
+    if parts == program.spec.train.parts:
+        return program
+    return compile_spec(spec.model_copy(update={"train": spec.train.model_copy(update={"accumulate": parts})}))
 
 
 def agreed(digest: str, split: Split) -> dict[str, str]:

@@ -46,6 +46,8 @@ class DataRecord(Record):
     test: int
     validation: int = 0
     """Images held back from training; they do not count in `train`."""
+    extra: int = 0
+    """Images of `data.extra`."""
 
 
 class ForkRecord(Record):
@@ -54,6 +56,19 @@ class ForkRecord(Record):
     run: str
     """Name of the other folder."""
     step: int
+
+
+class StartRecord(Record):
+    """run.json, `start`: what the network began with in place of fresh arrays (`model.start`)."""
+
+    path: str
+    """Of the other run, or of the file."""
+    step: int | None
+    """Of the other run."""
+    head: str | None
+    """Module that was initialised freshly all the same."""
+    sha256: str
+    """Over names, types, shapes and values of all arrays of the source."""
 
 
 class LossRecord(Record):
@@ -96,6 +111,8 @@ class RunRecord(Record):
     """Training images that could not be decoded, with what is wrong with each; others took their place."""
     forked: ForkRecord | None = None
     """Where it begins, unless at step 0."""
+    start: StartRecord | None = None
+    """What its network began with; None for fresh arrays."""
     losses: list[LossRecord] = []
     """What `llrflow run --address` started again from."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llrflow.base.errors import NonFiniteError
+from llrflow.base.errors import CheckpointError, NonFiniteError
 from llrflow.base.files import sync
 from llrflow.base.progress import progress
 from llrflow.data.split import Split
@@ -24,21 +24,31 @@ from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.looks import PREFIX, is_look
+from llrflow.runs.start import Begun
 
 
 def begin(
-    program: Program, group: Group, folder: RunFolder, checkpoints: Checkpoints, report: Callable[[str], None]
+    program: Program,
+    group: Group,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    report: Callable[[str], None],
+    start: Begun | None = None,
 ) -> TrainState:
     """The state to train on from: the newest intact checkpoint, or a fresh one. Undoes whatever came after it.
 
-    The other processes of the group get it by `receive`.
+    A fresh one has the arrays of `start`. The other processes of the group get it by `receive`. Raises CheckpointError
+    where the run needs its start once more, and it is gone.
     """
     step = checkpoints.newest_intact(report)
+    if step is None and program.spec.model.start is not None and start is None:
+        got = "has no intact checkpoint any more, and its `model.start` is gone"
+        raise CheckpointError(str(folder.path), got, "put it back, or start over with --fresh --out")
     checkpoints.discard_after(-1 if step is None else step)
     folder.rewind_metrics(step or 0)
     group.share(np.bool_(step is not None))
     if step is None:
-        return program.init()
+        return _fresh(program, group, start)
     report(f"continuing from step {step} of {program.steps}")
     return program.devices.replicate(group.share(checkpoints.restore(program.abstract_state(), step)))
 
@@ -46,8 +56,17 @@ def begin(
 def receive(program: Program, group: Group) -> TrainState:
     """The state that process 0 begins with."""
     if not group.share(np.bool_(False)):
-        return program.init()
+        return _fresh(program, group, None)
     return program.devices.replicate(group.share(program.abstract_state()))
+
+
+def _fresh(program: Program, group: Group, start: Begun | None) -> TrainState:
+    """A fresh state, with the arrays of process 0's `start` where the spec names some."""
+    state = program.init()
+    if program.spec.model.start is None:
+        return state
+    fresh = program.devices.fetch(state)
+    return program.devices.replicate(group.share(fresh if start is None else start.into(fresh)))
 
 
 class Log:

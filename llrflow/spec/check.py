@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from llrflow.base.validation import first_problem, suggest
 from llrflow.components.registry import Component
 from llrflow.components.traced import components, numbers
+from llrflow.data.extra import divided
 from llrflow.method.objective import CLEAN
 from llrflow.method.term import is_stateful
 from llrflow.method.threat import Threat
@@ -40,6 +41,7 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
     if (spec.train.epochs is None) == (spec.train.steps is None):
         both = "has both `epochs` and `steps`" if spec.train.epochs else "has neither `epochs` nor `steps`"
         yield Problem("train", both, "give exactly one of them")
+    yield from _extra(spec)
     yield from _training(spec)
     yield from _mixing(spec)
     yield from _terms(spec)
@@ -52,14 +54,25 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
     yield from _sweep(spec)
 
 
+def _extra(spec: Spec) -> Iterator[Problem]:
+    extra, size = spec.data.extra, spec.train.batch_size
+    if extra is not None and 0 in (parts := divided(size, extra.share)):
+        got = f"= {extra.share:g} of a batch of {size} leaves {parts[0]} training images and {parts[1]} extra ones"
+        yield Problem("data.extra.share", got, "change it, or take a larger batch")
+
+
 def _training(spec: Spec) -> Iterator[Problem]:
     stateful = [name for name, term in spec.objective.entries().items() if is_stateful(term)]
-    if spec.train.accumulate > 1 and stateful:
-        got = f"= {spec.train.accumulate}, but {stateful[0]!r} keeps a running state over whole batches"
+    if spec.train.accumulate == "auto" and spec.devices.memory is None:
+        yield Problem("train.accumulate", "= 'auto' needs the memory of a device", "set devices.memory, e.g. to 16 GiB")
+    if spec.train.accumulate != 1 and stateful:
+        got = f"= {spec.train.accumulate!r}, but {stateful[0]!r} keeps a running state over whole batches"
         yield Problem("train.accumulate", got, "set it to 1")
     if spec.train.remat == "blocks" and not getattr(spec.model, "has_blocks", False):
         got = f"= 'blocks', but {spec.model.registered_as[1]} is not made of repeated blocks"
         yield Problem("train.remat", got, "set it to none, or choose a published network")
+    if spec.train.freeze_statistics and not spec.train.freeze:
+        yield Problem("train.freeze_statistics", "= True, but nothing is frozen", "say what in train.freeze")
     yield from _decay(spec.optimizer)
 
 

@@ -11,16 +11,17 @@ from llrflow.base.errors import DataError
 from llrflow.components.optimizers import Duration, has_duration_keys, resolve_duration
 from llrflow.components.registry import Component
 from llrflow.data.batches import steps_per_epoch
+from llrflow.data.extra import divided
 from llrflow.data.facts import DatasetFacts
 from llrflow.spec.schema import Spec
 
 
 def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
-    """A copy with `train.steps` and every Duration in steps.
+    """A copy with `train.steps` and every Duration in steps, and an absolute path of `model.start`.
 
-    Raises DataError when the batch is larger than the training split.
+    Raises DataError as `steps_of_epoch`.
     """
-    epoch = steps_per_epoch(facts.train, spec.train.batch_size)
+    epoch = steps_of_epoch(spec, facts)
     steps = spec.train.steps or max(1, round(epoch * (spec.train.epochs or 0)))
     resolved = _durations(spec, epoch, steps)
     train = resolved.train.model_copy(
@@ -29,16 +30,36 @@ def resolve(spec: Spec, facts: DatasetFacts) -> Spec:
     checkpoint = resolved.checkpoint.model_copy(update={"every": max(1, resolved.checkpoint.every)})
     if (best := checkpoint.best) is not None:
         checkpoint = checkpoint.model_copy(update={"best": best.model_copy(update={"every": max(1, best.every)})})
-    return resolved.model_copy(update={"train": train, "checkpoint": checkpoint})
+    update: dict[str, Any] = {"train": train, "checkpoint": checkpoint}
+    if resolved.model.start is not None:
+        update["model"] = resolved.model.model_copy(update={"start": resolved.model.start.absolute()})
+    return resolved.model_copy(update=update)
+
+
+def steps_of_epoch(spec: Spec, facts: DatasetFacts) -> int:
+    """Steps of one pass over the training images; extra ones do not count.
+
+    Raises DataError when a batch is larger than the training split, or its extra part than theirs.
+    """
+    size, extra = spec.train.batch_size, spec.data.extra
+    if extra is not None:
+        size, added = divided(size, extra.share)
+        if facts.extra is not None and added > facts.extra.train:
+            got = f"= {extra.share:g} of a batch is {added} images, and {extra.name} has {facts.extra.train}"
+            raise DataError("data.extra.share", got, "lower it, or choose a larger dataset")
+    return steps_per_epoch(facts.train, max(1, size))  # none in the share of a device, where a plan is for many
 
 
 def spec_hash(spec: Spec) -> str:
     """Identity of an experiment: sha256 of the resolved spec, 12 hex digits.
 
-    Name, devices, sweep, trackers, the data's place and pipeline and the corrupt images allowed do not count: they
-    change no number of a run that ends. Plugin files count by their content.
+    Name, devices, sweep, trackers, the data's place and pipeline, the corrupt images allowed and what the labels of
+    extra images are do not count: they change no number of a run that ends. Plugin files count by their content.
     """
-    uncounted = {"data": {"dir", "pipeline", "memory", "corrupt"}, "train": {"trackers"}}
+    of_data: dict[str, Any] = dict.fromkeys(("dir", "pipeline", "memory", "corrupt"), True)
+    if spec.data.extra is not None:
+        of_data["extra"] = {"labels"}
+    uncounted = {"data": of_data, "train": {"trackers"}}
     data = spec.model_dump(exclude={"name": True, "devices": True, "sweep": True, **uncounted})
     data["plugins"] = spec.plugin_identities()
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, PrivateAttr, model_validator
 
 from llrflow.attacks.studies import Linearity, Strength, Surface
-from llrflow.base.memory_size import parse_bytes
-from llrflow.base.validation import raise_at
+from llrflow.base.memory_size import Bytes, parse_bytes
+from llrflow.base.validation import invalid, raise_at
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.optimizers import Duration
 from llrflow.components.plugins import plugin_identity
@@ -21,11 +21,18 @@ from llrflow.models.precision import Precision
 from llrflow.models.repeated import Remat
 from llrflow.spec.plugins import plugin_path
 from llrflow.spec.source import Source
+from llrflow.spec.start import ModelEntry
 from llrflow.spec.sweep_schema import RunTrackers, Sweep
 
 
 def _check_memory(raw: Any) -> Any:
     return raw if raw == "auto" else parse_bytes(raw)
+
+
+def _check_parts(raw: Any) -> Any:
+    if raw == "auto" or (type(raw) is int and raw >= 1):
+        return raw
+    raise invalid("parts", "is no number of parts; write 1, 2, 4 ..., or auto")
 
 
 class OptimizerEntry(Component):
@@ -91,6 +98,14 @@ class Train(Component):
     log_every: Annotated[Any, Duration()] = 10
     """Distance of two lines of metrics.jsonl: steps, `1 epoch`, `5%`."""
 
+    freeze: Annotated[tuple[str, ...], Field(strict=False, exclude_if=lambda patterns: not patterns)] = ()
+    """Patterns of parameters to leave as they are, by `MODULE/NAME` (`stem/*`, `*/b`; `*` stands for any text): neither
+    steps nor weight decay nor the moving average change them."""
+
+    freeze_statistics: Annotated[bool, Field(exclude_if=lambda frozen: not frozen)] = False
+    """Whether BatchNorm layers all of whose parameters are frozen keep their moving statistics as well, and normalise
+    by them in every pass of training."""
+
     batch_norm: BatchNormPolicy = BatchNormPolicy()
     """BatchNorm statistics by pass."""
 
@@ -102,9 +117,17 @@ class Train(Component):
     """What derivatives compute anew instead of keeping it, to save memory: nothing, or the inside of every repeated
     block of a published network."""
 
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: Annotated[
+        int | Literal["auto"], PlainValidator(_check_parts, json_schema_input_type=int | Literal["auto"])
+    ] = 1
     """Parts that each device's share of a batch is cut into, one after the other, to save memory. Without BatchNorm the
-    gradient is that of the whole batch; with it each part has its own statistics."""
+    gradient is that of the whole batch; with it each part has its own statistics. `auto` is the smallest number with
+    which a step is estimated to fit in `devices.memory`; a run keeps the number that it began with."""
+
+    @property
+    def parts(self) -> int:
+        """`accumulate`, and 1 while its number is not known yet."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
     trackers: RunTrackers = RunTrackers()
     """Where a run is shown besides its folder, which has TensorBoard's files anyway. Trials of a sweep are shown by its
@@ -207,6 +230,9 @@ class DevicesBlock(Component):
     hosts: int = Field(default=1, ge=1)
     """Hosts that train the model together; more than one are started by `llrflow run --address`."""
 
+    memory: Annotated[Bytes | None, Field(exclude_if=lambda memory: memory is None)] = None
+    """Memory of one device that training may take (`80 GiB`), for `train.accumulate: auto` and for `plan` to warn."""
+
     resources: HostResources = HostResources()
     """Of each host, with `--address`."""
 
@@ -234,7 +260,7 @@ class Spec(Component):
     """All randomness follows from it."""
 
     data: Data
-    model: Annotated[Any, Chosen("model")]
+    model: Annotated[Any, Chosen("model", ModelEntry)]
     """The network, chosen by `type`."""
     threat: Threat
     objective: Objective = Objective()

@@ -177,6 +177,23 @@ SPECS = {
         {"data.validation": 1.0},
         [r"data\.validation = 1\.0 holds back no part", "write a share between 0 and 1, a number"],
     ),
+    "parts": ({"train.accumulate": 0}, [r"train\.accumulate = 0 is no number of parts", "or auto"]),
+    "parts without a limit": (
+        {"train.accumulate": "auto"},
+        [r"train\.accumulate = 'auto' needs the memory of a device", "set devices.memory, e.g. to 16 GiB"],
+    ),
+    "all of a batch from elsewhere": (
+        {"data.extra": {"name": "synthetic", "share": 1}},
+        [r"data\.extra\.share = 1", "leaves no room for both", "between 0 and 1"],
+    ),
+    "a frozen layer that is not there": (
+        {"train.freeze": ["linaer/*"]},
+        [r"train\.freeze", r"'linaer/\*' matches no parameter", r"did you mean 'linear/\*'"],
+    ),
+    "a start that is no run": (
+        {"model.start": {"run": "absent"}},
+        [r"model\.start\.run = '.*absent' is not a run folder", "name one that `llrflow run` made"],
+    ),
     "hosts that ask for nothing": (
         {"devices.resources.cpu": 0},
         [r"devices\.resources asks for nothing", "`cpu`, `gpu` or `custom`"],

@@ -6,6 +6,7 @@ import time
 import pytest
 
 import llrflow
+from llrflow.base.memory_size import amount
 from llrflow.program.cost import plan
 from llrflow.program.estimate import program_of_share
 
@@ -44,6 +45,26 @@ def test_parts_of_the_memory(tiny):
     assert share["estimated_memory_bytes_per_device"]["activations"] * 8 == pytest.approx(
         memory["activations"], rel=0.05
     )
+
+
+def test_auto_takes_the_fewest_parts_that_fit(tiny, load):
+    def planned(parts, memory=None):
+        changes = {"train.accumulate": parts, "devices.memory": memory, "model": MODELS["resnet"]}
+        return plan(llrflow.compile(load(changes)), 1, timed=False, compiled=False)
+
+    needed = {parts: sum(planned(parts)["estimated_memory_bytes_per_device"].values()) for parts in (1, 2, 4)}
+    assert needed[1] > needed[2] > needed[4]
+    for parts, limit in ((1, needed[1]), (2, needed[1] - 1), (2, needed[2]), (4, needed[2] - 1)):
+        found = planned("auto", limit)
+        assert found["accumulate"] == parts and not found["warnings"]
+        assert f"devices.memory = {amount(limit)}" in found["accumulate_why"]
+        assert ("part(s) would take" in found["accumulate_why"]) == (parts > 1)
+    (warning,) = planned(1, needed[1] - 1)["warnings"]
+    assert "more than devices.memory" in warning
+    with pytest.raises(
+        llrflow.SpecError, match=r"devices\.memory = 1000 bytes is less than .* for one image at a time"
+    ):
+        planned("auto", 1000)
 
 
 def test_more_devices_than_there_are_share_the_batch(tiny):

@@ -17,6 +17,7 @@ LONG = {
     "train.log_every": 7,
     "checkpoint.every": 60,
     "devices.count": 2,
+    "data.extra": {"name": "synthetic", "options": {"height": 8, "width": 8, "channels": 1}, "share": 0.3},
     "evaluate.batch_size": 60,
     # Terms of two plugins, one of which keeps a state.
     "objective.terms.lin": {"type": "elle_a", "sensitivity": 0.5, "decay": 0.9, "weight": 10.0},

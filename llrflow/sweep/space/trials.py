@@ -22,7 +22,7 @@ from llrflow.runs import looks
 from llrflow.runs.folder import label_of
 from llrflow.runs.pipeline import run_name
 from llrflow.spec.load import load_spec
-from llrflow.spec.resolve import resolve, spec_hash
+from llrflow.spec.resolve import resolve, spec_hash, steps_of_epoch
 from llrflow.spec.schema import Checks, Evaluate, Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.space.configurations import all_configurations
@@ -182,7 +182,7 @@ def shown(values: Mapping[str, Any]) -> str:
 def _resolved(spec: Spec, trial: Spec, facts: DatasetFacts, overrides: Mapping[str, Any]) -> tuple[Spec, int]:
     """A trial's spec with durations in steps, and the steps of an epoch."""
     try:
-        return resolve(trial, facts), facts.train // trial.train.batch_size
+        return resolve(trial, facts), steps_of_epoch(trial, facts)
     except DataError as error:
         raise _at_fault(spec, error.where, f"{error.where} {error.got}", error.fix, overrides) from None
 
