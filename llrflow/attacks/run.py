@@ -106,26 +106,25 @@ def attack(
 
 def _ball(threat: Threat | Mapping[str, Any], n: int) -> tuple[Threat, np.ndarray | None]:
     """The threat model, and epsilon [n] where every image has its own; then the threat's is the largest. SpecError."""
-    radii = None
-    given = threat.get("epsilon") if isinstance(threat, Mapping) else None
-    if given is not None and np.ndim(given):
-        try:
-            radii = np.asarray(given, np.float32)
-        except ValueError:
-            raise SpecError("threat", "epsilon is an array that does not hold numbers", "give floats [B]") from None
-        if radii.shape != (n,):
-            got = f"epsilon has the shape {list(radii.shape)}, for {n} images"
-            raise SpecError("threat", got, f"give one number, or one for each image [{n}]")
+    fields = dict(threat) if isinstance(threat, Mapping) else {}
+    radii = _radii(fields["epsilon"], n) if np.ndim(fields.get("epsilon", 0.0)) else None
+    ends = [threat] if radii is None else [{**fields, "epsilon": float(r)} for r in (radii.min(), radii.max())]
     try:
-        if radii is None:
-            return Threat.model_validate(threat), None
-        extremes = [
-            Threat.model_validate({**dict(threat), "epsilon": float(end)}) for end in (radii.min(), radii.max())
-        ]
+        return [Threat.model_validate(end) for end in ends][-1], radii
     except ValidationError as error:
         _, got, fix = first_problem(error)
         raise SpecError("threat", got, fix) from None
-    return extremes[1], radii
+
+
+def _radii(epsilon: Any, n: int) -> np.ndarray:
+    try:
+        radii = np.asarray(epsilon, np.float32)
+    except ValueError:
+        raise SpecError("threat", "epsilon is an array that does not hold numbers", "give floats [B]") from None
+    if radii.shape != (n,):
+        got = f"epsilon has the shape {list(radii.shape)}, for {n} images"
+        raise SpecError("threat", got, f"give one number, or one for each image [{n}]")
+    return radii
 
 
 def _judge_anew(
