@@ -29,7 +29,8 @@ SHORTER = {
     },
     "trades_awp_wrn34": {"objective.gradient.gamma": 0.005},
     "rice2020_preact18": {"optimizer.learning_rate": 0.1},
-    "llr_preact18": {"optimizer.learning_rate": 0.1},
+    "llr_preact18": {"optimizer.learning_rate": 0.1, "objective.perturbations.llr.epsilon": "8/255"},
+    "llr_wrn40": {"objective.perturbations.llr.epsilon": "8/255"},
 }
 """In place of schedules that three steps are too few for."""
 
