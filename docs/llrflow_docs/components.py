@@ -149,6 +149,10 @@ def _of_optax(name: str) -> tuple[str, dict[str, str]]:
     return doc.split("\n\n")[0], {field: " ".join(text.split()) for field, text in texts}
 
 
+HELD_BACK = {"data": {"validation": 0.1}}
+"""What a sweep chooses by."""
+
+
 def example(kind: str, name: str) -> dict[str, Any]:
     """A part of a spec that has the component, with its plain fields written out."""
     cls = entries(kind)[name].cls
@@ -191,10 +195,11 @@ def _in_place(kind: str, name: str, fields: dict[str, Any]) -> dict[str, Any]:
     if kind == "domain":
         path = "model.dense" if name == "integer" else "objective.terms.slope.weight"
         draws = {"search": {"type": "grid"}} if name == "grid" else {"trials": 4}
-        return {"sweep": {"parameters": {"mine": {**fields, "path": path}}, **draws}}
+        return {**HELD_BACK, "sweep": {"parameters": {"mine": {**fields, "path": path}}, **draws}}
     if kind == "scheduler":
         weights = {"type": "loguniform", "low": 0.1, "high": 10}
-        return {"sweep": {"parameters": {"objective.terms.gamma.weight": weights}, "trials": 8, "scheduler": fields}}
+        found = {"parameters": {"objective.terms.gamma.weight": weights}, "trials": 8, "scheduler": fields}
+        return {**HELD_BACK, "sweep": found}
     places = {
         "model": {"model": fields},
         "augmentation": {"data": {"augment": {"mine": fields}}},

@@ -90,10 +90,7 @@ def _of_run(program: Program, path: Path) -> tuple[Arrays, Arrays, int]:
     if record.state != "finished":
         got = f"= {str(path)!r} is a run that is {record.state}, at step {record.step} of {record.steps}"
         raise at(spec, "model.start.run", got, "finish it with `llrflow run`, or name another")
-    if start.checkpoint == "best":
-        got = f"= 'best', but {path} looked for no best checkpoint"
-        raise at(spec, "model.start.checkpoint", got, "use last, or a step")
-    model = load_model(path, None if start.checkpoint == "last" else start.checkpoint)
+    model = load_model(path, start.checkpoint)
     params, state = model.variables
     return params, state, model.step
 

@@ -178,9 +178,8 @@ def test_wrong_parameters_are_refused_at_their_line(case, write_spec, tiny, tmp_
     path = write_spec(tmp_path / "spec.yaml", tiny())
     before = len(path.read_text().splitlines())
     lines = [f"    {name}: {domain}" for name, domain in parameters.items()]
-    path.write_text(
-        path.read_text() + "\n".join(["sweep:", "  trials: 2", "  decide_on: test", "  parameters:", *lines, ""])
-    )
+    head = ["sweep:", "  trials: 2", "  decide_on: test", "  parameters:"]
+    path.write_text(path.read_text() + "\n".join([*head, *lines, ""]))
     with pytest.raises(SpecError, match=says) as error:
         spec = llrflow.load_spec(path)
         check_trials(spec, trials_of(spec, describe), describe)
