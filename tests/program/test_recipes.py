@@ -39,7 +39,7 @@ pytestmark = pytest.mark.long
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_planned_and_valid_as_it_stands(path, command, tmp_path):
-    where = ("--set", f"data.dir={tmp_path}")
+    where = ("--set", f"data.dir={tmp_path}", "--set", "data.extra=null")  # images of no well-known dataset
     code, out, err = command("plan", path, "--devices", 8, "--json", *where)
     assert code == 0, err
     made = json.loads(out)
@@ -70,6 +70,8 @@ def test_three_steps_of_a_recipe(path, tmp_path):
     small |= SHORTER.get(path.stem, {})
     if recipe.data.validation is not None:
         small["data.validation"] = 8
+    if recipe.data.extra is not None:
+        small |= {"data.extra.name": "synthetic", "data.extra.options": {**options, "train": 256}}
     result = llrflow.run(llrflow.load_spec(path, small), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "objective" in line] == [1, 2, 3]
