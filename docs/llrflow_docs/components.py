@@ -191,7 +191,8 @@ def _in_place(kind: str, name: str, fields: dict[str, Any]) -> dict[str, Any]:
         place = {"train": {"ema": fields}} if name == "equal_average" else None
         return place or {"optimizer": {"type": "sgd", "learning_rate": fields}}
     if kind in ("step", "start"):
-        return {"objective": {"perturbations": {"llr": {"maximize": {"type": "local_linearity"}, kind: fields}}}}
+        term = "cross_entropy" if name == "zero" else "local_linearity"  # which is flat there
+        return {"objective": {"perturbations": {"llr": {"maximize": {"type": term}, kind: fields}}}}
     if kind == "domain":
         path = "model.dense" if name == "integer" else "objective.terms.slope.weight"
         draws = {"search": {"type": "grid"}} if name == "grid" else {"trials": 4}

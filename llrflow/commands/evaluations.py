@@ -74,7 +74,7 @@ def _by_class(found: Any) -> str:
     named = {-1: "not finite", **dict(enumerate(found.names))}
     taken = ", ".join(f"{named[true]} for {named[other]} ({-n})" for n, true, other in pairs)
     classes = ", ".join(f"{named[at]} {share:.2%}" for share, at in lowest)
-    return f"lowest worst case by class: {classes}" + (f"; most often taken: {taken}" if taken else "")
+    return f"lowest worst case by class: {classes}" + (f"\nmost often taken: {taken}" if taken else "")
 
 
 def show_several(results: Sequence[Any], seconds: Mapping[str, float], as_json: bool) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from llrflow.base.errors import PluginError, SpecError
@@ -56,6 +57,10 @@ PLACE_FIELDS = {
 """Fields that the place of a component adds to it (see `Chosen`); no component of the kind may define them."""
 
 
+def _takes_fractions(field: FieldInfo) -> bool:
+    return field.annotation is float and not field.metadata
+
+
 class Component(BaseModel):
     """A frozen, strict block of a spec. Registered subclasses are chosen by `type:` and call themselves.
 
@@ -83,7 +88,7 @@ class Component(BaseModel):
             if field is None:
                 message = f"is not a field of {cls.label()}; {suggest(key, cls.model_fields)}"
                 raise_at((key,), value, "unknown_key", message)
-            if field.annotation is float and not field.metadata and isinstance(value, str):
+            if _takes_fractions(field) and isinstance(value, str):
                 try:
                     fields[key] = parse_number(value)
                 except PydanticCustomError as error:
@@ -94,6 +99,15 @@ class Component(BaseModel):
     def _with_type(self, handler: Any) -> dict[str, Any]:
         fields = handler(self)
         return {"type": self.registered_as[1], **fields} if self.registered_as else fields
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, field in cls.model_fields.items():
+            if _takes_fractions(field) and name in properties:
+                properties[name]["type"] = ["number", "string"]
+        return schema
 
     @classmethod
     def label(cls) -> str:

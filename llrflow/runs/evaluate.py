@@ -78,7 +78,7 @@ class Evaluator:
         self._statistics_images, self._data = statistics_images, data
         self._versions = versions()
         self._images: Images = images
-        self._place = folder.evaluations_of(images)
+        self.folder, self._place = folder, folder.evaluations_of(images)
         self._place.mkdir(exist_ok=True)
 
     def evaluate(self) -> EvaluationRecord:

@@ -12,6 +12,7 @@ import termios
 BAR = re.compile(r"(training|attack \w+) ━\S* +\d+/\d+ +([\d.,]+/s )? ?[\d:-]+ (.*)")
 TABLE = re.compile(
     r"360 test images, linf 0\.15, step 60|[┏┡└│┃].*|linearity error at \w+: .*|signs of gradient masking: .*"
+    r"|lowest worst case by class: .*|most often taken: .*"
 )
 
 

@@ -33,12 +33,12 @@ def made(data_dir, tmp_path_factory):
 
 
 def opened(made, **changes):
-    return open_split(Data(name="digits", dir=str(made), train="train[:61]", extra=EXTRA, **changes), "train")
+    return open_split(Data(name="digits", dir=str(made), train="train[:61]", extra=EXTRA, **changes), "train", 0)
 
 
 def test_each_batch_holds_its_share_and_both_sets_have_epochs_of_their_own(made):
     split = opened(made)
-    main, extra = open_split(Data(name="digits", dir=str(made), train="train[:61]"), "train"), GENERATED
+    main, extra = open_split(Data(name="digits", dir=str(made), train="train[:61]"), "train", 0), GENERATED
     assert len(split) == 61
     batches = list(split.batches(SEED, range(10 * 7), B))  # 10 steps are an epoch of 61 images in parts of 6
     of_extra = np.stack([batch.ids >= FIRST_ID for batch in batches])
@@ -85,7 +85,7 @@ def test_devices_share_the_batches_of_one_and_train_alike(load, monkeypatch):
         spec = load({"data.extra": EXTRA, "train.steps": None, "train.epochs": 1, "devices.count": count})
         program = llrflow.compile(spec)
         assert program.steps == 1437 // (64 - 45), "epochs count training images"
-        trainer = Trainer(program, _Alone(), open_split(spec.data, "train"), None, quiet=True)
+        trainer = Trainer(program, _Alone(), open_split(spec.data, "train", 0), None, quiet=True)
         ends.append(program.devices.fetch(trainer.train(program.init(), StopRequest()).params))
     np.testing.assert_array_equal(seen[1], seen[2])
     assert len(seen[1]) == 75 and all((ids >= FIRST_ID).sum() == 45 for ids in seen[1])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import llrflow
+from llrflow.components.registry import make
 from llrflow.method.ascent import Search, maximise
 from llrflow.method.objective import Objective, Perturbation, evaluate, perturb
 from llrflow.method.probe import Probe, Reference, SearchProbe
@@ -73,7 +74,8 @@ def test_quadratic_search_stalls_at_its_zero_start(curvatures):
         def searching(x, keys):
             still = Reference(None, None, jnp.zeros_like(x))
             probe = Quadratic(None, x, jnp.zeros(len(x), int), None, Threat(epsilon=EPSILON), still)
-            search = Search.model_validate({"maximize": "local_linearity", "start": start})
+            search = Search.model_validate({"maximize": "local_linearity"})
+            search = search.model_copy(update={"start": make("start", start)})  # a spec may not start at zero
             return maximise(search, lambda: probe, Threat(epsilon=EPSILON), keys, "scan")
 
         return jax.jit(searching)(x, jax.random.split(jax.random.key(1), len(x)))

@@ -214,7 +214,7 @@ def test_each_variant_has_a_winner_and_a_mean_is_called_one(spec, tmp_path):
     assert {c.configuration: c.excluded is None for c in made.configurations} == {0: False, 1: True, 2: True, 3: True}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_methods_by_seeds_by_weights_are_one_command(spec, llrflow_command, tmp_path):
     block = {**BLOCK, "variants": {name: BLOCK["variants"][name] for name in ("llr", "kl", "mine")}}
     path = spec(**block, rung={"every": 12}, concurrency=2)
