@@ -222,7 +222,7 @@ def laughs(width, levels, seed="lol"):
 def test_bombs_are_rejected_fast(text, got):
     start = time.process_time()
     message = error_of(read, text)
-    assert got in message and time.process_time() - start < 1
+    assert got in message and time.process_time() - start < 5  # a collection of the worker's garbage may fall in it
 
 
 def test_limits_are_not_stricter_than_they_say():
