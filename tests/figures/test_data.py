@@ -58,7 +58,7 @@ def test_a_batch_with_extra_images_takes_six_milliseconds(tmp_path: Path) -> Non
     data = Data.model_validate(
         {"name": "like_cifar", "dir": str(tmp_path), "extra": {"name": "generated", "share": 0.7}}
     )
-    batches, times = open_split(data, "train").batches(0, range(700), 256), []  # more than an epoch of each set
+    batches, times = open_split(data, "train", 0).batches(0, range(700), 256), []  # more than an epoch of each set
     for _ in range(700):
         began = time.perf_counter()
         next(batches)
