@@ -15,7 +15,7 @@ def docs(repository):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _plugins_are_forgotten():
+def _plugins_are_forgotten(docs):
     """What these tests register besides the built-in components no other test sees."""
     registry.load_builtins()
     before, modules = {kind: dict(known) for kind, known in registry._entries.items()}, set(sys.modules)
