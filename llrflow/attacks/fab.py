@@ -205,5 +205,5 @@ def _multiplier(corner: jax.Array, cap: jax.Array, rate: jax.Array, goal: jax.Ar
         still = free & (t[:, None] < corner)
         return t, still, jnp.any(still != free)
 
-    start = jnp.zeros_like(goal), corner > 0, jnp.any(goal >= 0)
+    start = jnp.zeros_like(goal), corner > 0, jnp.any(goal >= 0)  # true, and of each device as the others are
     return jax.lax.while_loop(lambda carry: carry[2], newton, start)[0]

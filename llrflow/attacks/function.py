@@ -80,7 +80,7 @@ def foreign(name: str, logits_fn: Callable[..., jax.Array], x: np.ndarray, size:
     network = Network(Foreign(call, closed, logits_fn), stochastic)
     arrays = tuple(map(jnp.asarray, closed.consts))
     if not stochastic:
-        _check_logits(refuse, network, arrays, x, size)
+        _check_logits(name, network, arrays, x, size)
     return network, arrays, shapes.shape[1]
 
 
@@ -94,7 +94,7 @@ def is_stochastic(logits_fn: Callable[..., jax.Array]) -> bool:
     return sum(p.kind in kinds and p.default is p.empty for p in parameters) == 2
 
 
-def _check_logits(refuse: Any, network: Network, arrays: Any, x: np.ndarray, size: int) -> None:
+def _check_logits(name: str, network: Network, arrays: Any, x: np.ndarray, size: int) -> None:
     """Refuse a function whose rows depend on each other, and warn of probabilities in place of logits."""
 
     def clean(rows: np.ndarray) -> np.ndarray:
@@ -108,10 +108,10 @@ def _check_logits(refuse: Any, network: Network, arrays: Any, x: np.ndarray, siz
     apart = np.abs(among - alone).max()
     if apart > ALIKE * max(np.abs(among).max(), 1e-6):
         got = f"gives an image other logits among other images (by {apart:.3g})"
-        refuse(got, "evaluate it as in prediction: BatchNorm with its moving statistics")
+        raise SpecError(name, got, "evaluate it as in prediction: BatchNorm with its moving statistics")
     if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3):
         said = "returns probabilities: losses of them are flat, and attacks look weaker than they are; return logits"
-        warnings.warn(f"logits_fn {said}", stacklevel=4)
+        warnings.warn(f"{name} {said}", stacklevel=4)
 
 
 def _traced(call: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[jex.core.ClosedJaxpr, Any]:

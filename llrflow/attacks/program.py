@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
     wrong: Any
     """Misclassified within the threat model, [B]."""
     predicted: Any
-    """The class at x + delta, [B]; -1 where a logit is not finite."""
+    """The class at x + delta, [B]; -1 where a logit is NaN or +inf."""
     value: Any
     """The attack's own objective, [B]; of a minimum-norm attack -distance."""
     loss: Any

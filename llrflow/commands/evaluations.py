@@ -69,11 +69,9 @@ def _by_class(found: Any) -> str:
     """The classes with the lowest worst case, and whom it takes for whom most often."""
     shares = found.accuracy["worst case"]
     lowest = sorted((share, at) for at, share in enumerate(shares) if share is not None)[:3]
-    wrong = [(-n, true, other) for true, row in found.taken["worst case"].items() for other, n in row.items()]
-    pairs = sorted(pair for pair in wrong if pair[1] != pair[2])[:3]
-    named = {-1: "not finite", **dict(enumerate(found.names))}
-    taken = ", ".join(f"{named[true]} for {named[other]} ({-n})" for n, true, other in pairs)
-    classes = ", ".join(f"{named[at]} {share:.2%}" for share, at in lowest)
+    most = sorted(found.mistaken("worst case").items(), key=lambda item: (-item[1], item[0]))[:3]
+    taken = ", ".join(f"{found.names[true]} for {found.name_of(other)} ({n})" for (true, other), n in most)
+    classes = ", ".join(f"{found.names[at]} {share:.2%}" for share, at in lowest)
     return f"lowest worst case by class: {classes}" + (f"\nmost often taken: {taken}" if taken else "")
 
 

@@ -60,9 +60,9 @@ def open_split(data: Data, role: Role, seed: int) -> Split:
 
     The spec's seed chooses which are held back.
     """
-    if role == "train" and data.extra is not None and (block := data.extra_block) is not None:
-        main = open_split(data.model_copy(update={"extra": None}), role, seed)
-        return WithExtra(main, open_split(block, role, seed), data.extra.share)
+    if data.extra is not None and (block := data.extra_block) is not None:
+        own = open_split(data.model_copy(update={"extra": None}), role, seed)
+        return own if role != "train" else WithExtra(own, open_split(block, role, seed), data.extra.share)
     facts, dataset = describe(data), open_dataset(data)
     split, n = _read_from(data, facts, role)
     if choose(data, facts, role).pipeline == "resident":

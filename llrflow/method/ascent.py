@@ -307,16 +307,17 @@ def outranks(wrong: Any, value: Any, than_wrong: Any, than_value: Any) -> Any:
 
 
 def misclassified(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """[B] bool: another class than y (the likeliest label) has the largest logit, or some logit is NaN or +inf.
-
-    A logit of -inf is that of a class which is never predicted.
-    """
-    return (jnp.argmax(logits, axis=-1) != likeliest(y)) | ~jnp.isfinite(jnp.max(logits, axis=-1))
+    """[B] bool: another class than y (the likeliest label) is predicted, or none is."""
+    predicted = predicted_class(logits)
+    return (predicted != likeliest(y)) | (predicted < 0)
 
 
 def predicted_class(logits: jax.Array) -> jax.Array:
-    """[B] int32: the class with the largest logit; -1 where some logit is not finite."""
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    """[B] int32: the class with the largest logit; -1 where some logit is NaN or +inf.
+
+    A logit of -inf is that of a class which is never predicted.
+    """
+    finite = jnp.isfinite(jnp.max(logits, axis=-1))
     return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)
 
 

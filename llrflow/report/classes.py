@@ -51,7 +51,7 @@ def confusions(runs: Sequence[ReadRun]) -> Iterator[Picture]:
         if found is None or len(found.names) > DRAWN:
             continue
         rows = [
-            {"situation": situation, "class": found.names[true], "taken_for": _name(found, other), "images": count}
+            {"situation": situation, "class": found.names[true], "taken_for": found.name_of(other), "images": count}
             for situation in SITUATIONS
             for true, row in found.taken[situation].items()
             for other, count in row.items()
@@ -96,7 +96,3 @@ def _matrices(found: ClassesRecord, title: str) -> Figure:
 def _share(found: ClassesRecord, situation: str, at: int) -> float:
     share: Any = found.accuracy[situation][at]
     return 1.0 if share is None else share
-
-
-def _name(found: ClassesRecord, at: int) -> str:
-    return "not finite" if at < 0 else found.names[at]

@@ -176,20 +176,12 @@ def _classes(a: EvaluationRecord, b: EvaluationRecord) -> dict[str, Any] | None:
         name: {s: {side: made.accuracy[s][at] for side, made in zip("ab", both, strict=True)} for s in situations}
         for at, name in enumerate(names)
     }
-    wrong = [
-        {
-            (true, other): n
-            for true, row in made.taken["worst case"].items()
-            for other, n in row.items()
-            if other != true
-        }
-        for made in both
-    ]
+    wrong = [made.mistaken("worst case") for made in both]
     pairs = sorted(dict.fromkeys([*wrong[0], *wrong[1]]), key=lambda pair: -max(side.get(pair, 0) for side in wrong))
     taken = [
         {
             "class": names[true],
-            "taken_for": names[other] if other >= 0 else "not finite",
+            "taken_for": a.classes.name_of(other),
             **{side: counts.get((true, other), 0) for side, counts in zip("ab", wrong, strict=True)},
         }
         for true, other in pairs

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llrflow.base.errors import CheckpointError
-from llrflow.base.shown import measured, named, telling
+from llrflow.base.shown import measured, named
 from llrflow.report.pictures import COLOURS, Picture, axes, legend
 from llrflow.report.read import MOST_OF_A_SWEEP, ReadSweep
-from llrflow.report.tables import Table, attack_list
+from llrflow.report.tables import Table, attack_list, tellers
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.records import EvaluationRecord
 from llrflow.sweep.tracking.records import ConfigurationRecord
@@ -71,13 +71,9 @@ def _method(sweep: ReadSweep, configuration: ConfigurationRecord) -> Method | No
         if made is None:
             return None
         evaluations[trial.seed] = made
-    tell = {
-        name: telling(c.parameters[name] for c in record.configurations if name in c.parameters)
-        for name in configuration.parameters
-    }
     numbers = ", ".join(map(str, configuration.trials))
     name = configuration.variant or f"trial{'s' if len(configuration.trials) > 1 else ''} {numbers}"
-    values = named(configuration.parameters, tell)
+    values = named(configuration.parameters, tellers(record))
     return Method(f"{name} ({values})" if values else name, configuration, evaluations)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llrflow.base.shown import description, measured, telling
 from llrflow.report.read import ReadRun, ReadSweep
 from llrflow.runs.records import EvaluationRecord, Proportion, RunRecord
+from llrflow.sweep.tracking.records import SweepRecord
 
 
 @dataclass(frozen=True)
@@ -216,17 +217,23 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
+def tellers(record: SweepRecord) -> dict[str, Callable[[Any], str]]:
+    """How the values of each swept parameter are named: by what differs among the configurations."""
+    given = [one.parameters for one in record.configurations]
+    names = dict.fromkeys(name for parameters in given for name in parameters)
+    return {name: telling(parameters[name] for parameters in given if name in parameters) for name in names}
+
+
 def configurations(sweep: ReadSweep, name: str) -> Table:
     """A sweep's configurations, best first; of several seeds each is a mean."""
     record = sweep.record
     seeds = max((len(one.trials) for one in record.configurations), default=1)
     variants = any(one.variant for one in record.configurations)
-    names = list(dict.fromkeys(name for one in record.configurations for name in one.parameters))
+    tell = tellers(record)
     presets = dict.fromkeys(trial.escalated.attacks for trial in record.trials if trial.escalated is not None)
-    tell = {n: telling(one.parameters[n] for one in record.configurations if n in one.parameters) for n in names}
     rows = []
     for one in record.configurations:
-        values = [tell[name](one.parameters[name]) if name in one.parameters else "" for name in names]
+        values = [text(one.parameters[name]) if name in one.parameters else "" for name, text in tell.items()]
         values = [one.variant or "", *values] if variants else values
         mean = measured(record.metric, one.mean, one.spread)
         nominal = _mean([record.trials[number].nominal for number in one.trials])
@@ -235,7 +242,7 @@ def configurations(sweep: ReadSweep, name: str) -> Table:
         rows.append([numbers, mean, *stronger, nominal, *values, one.excluded or "finished"])
     counted = ("trial", "trials")[len(record.trials) != 1]
     title = f"Sweep {record.name}: {len(record.trials)} {counted}, {record.steps_trained:,} steps, {record.state}"
-    told = [*(["variant"] if variants else []), *names]
+    told = [*(["variant"] if variants else []), *tell]
     headings = ["trial", record.metric, *([", ".join(presets)] if presets else []), "nominal", *told, "state"]
     note = f"Only what finished with every seed can win, {record.chosen_on}; nominal accuracy is that on test images."
     if seeds > 1:

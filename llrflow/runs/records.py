@@ -232,6 +232,15 @@ class ClassesRecord(Record):
     """Confusion matrices of the same, {true class: {class it is taken for: images}}, without zeros; -1: logits that are
     not finite."""
 
+    def name_of(self, at: int) -> str:
+        """A class by its name, also where none was predicted."""
+        return self.names[at] if at >= 0 else "not finite"
+
+    def mistaken(self, situation: str) -> dict[tuple[int, int], int]:
+        """Images by (class, other class that they are taken for)."""
+        rows = self.taken[situation].items()
+        return {(true, other): n for true, row in rows for other, n in row.items() if other != true}
+
 
 class FlagRecord(Record):
     """evaluation/<step>.json, one of `flags`: a sign of gradient masking."""

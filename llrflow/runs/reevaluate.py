@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from llrflow.base.progress import say
 from llrflow.data.facts import describe
@@ -21,43 +21,39 @@ from llrflow.runs.interrupt import stop_requests
 from llrflow.runs.model import chosen_step, recorded_facts, stored_run
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import evaluate_block
-from llrflow.runs.records import EvaluationRecord, Images, OtherData, RunRecord
+from llrflow.runs.records import Images, OtherData
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.spec.load import at
 
 
-def evaluate_run(
-    path: str | Path,
-    step: Step | None = None,
-    quiet: bool = True,
-    attacks: str | Mapping[str, Any] | None = None,
-    export: bool = False,
-    studies: Sequence[str] = (),
-    devices: int | None = None,
-    images: Images = "test",
-) -> Run:
-    """Evaluate a checkpoint of a run folder, with its spec's attacks or others.
+class How(TypedDict, total=False):
+    """How a checkpoint is evaluated."""
 
-    `step` chooses it as `llrflow.runs.model.chosen_step` says, by default the best if looks have chosen one.
-    `attacks` names a preset or a YAML file, or is a mapping as under `evaluate.attacks` or of a whole `evaluate`
-    block; its record is evaluation/<step>-<hash>.json. `export` writes the images that each attack found. Raises
-    CheckpointError when no intact checkpoint is there. `studies` (strength, linearity, surface) are made besides.
-    `devices` is their number, by default all. `images` held back from training are evaluated in the place of test
-    images if so wanted, and recorded in validation/. Raises SpecError where the run held none back.
+    quiet: bool
+    """Without progress; default true."""
+    attacks: str | Mapping[str, Any] | None
+    """A preset or a YAML file by name, or a mapping as under `evaluate.attacks` or of a whole `evaluate` block, instead
+    of the spec's attacks; its record is <step>-<hash>.json."""
+    export: bool
+    """Also write the images that each attack found."""
+    studies: Sequence[str]
+    """Made besides: strength, linearity, surface."""
+    devices: int | None
+    """Their number; default all."""
+
+
+def evaluate_run(path: str | Path, step: Step | None = None, images: Images = "test", **how: Unpack[How]) -> Run:
+    """Evaluate a checkpoint of a run folder, with its spec's attacks or others (`How`).
+
+    `step` chooses it as `llrflow.runs.model.chosen_step` says, by default the best if looks have chosen one. `images`
+    held back from training are evaluated in the place of test images if so wanted, and recorded in validation/. Raises
+    CheckpointError when no intact checkpoint is there, SpecError where the run held no images back.
     """
-    folder, record, found = _evaluated(path, step, quiet, attacks, export, studies, devices, images=images)
-    return Run(folder.path, record, found[None])
+    return _evaluated(path, step, images, (), **how)[0]
 
 
 def evaluate_elsewhere(
-    path: str | Path,
-    on_data: Sequence[str],
-    step: Step | None = None,
-    quiet: bool = True,
-    attacks: str | Mapping[str, Any] | None = None,
-    export: bool = False,
-    studies: Sequence[str] = (),
-    devices: int | None = None,
+    path: str | Path, on_data: Sequence[str], step: Step | None = None, **how: Unpack[How]
 ) -> list[Run]:
     """As `evaluate_run`, on other prepared datasets of the same images and classes (`named_data`), one after the other.
 
@@ -65,22 +61,21 @@ def evaluate_elsewhere(
     run's own dataset need not be here. Raises DataError, before anything is evaluated, where one is not prepared, or
     has other images or classes.
     """
-    folder, record, found = _evaluated(path, step, quiet, attacks, export, studies, devices, on_data)
-    return [Run(folder.path, record, evaluation) for evaluation in found.values()]
+    return _evaluated(path, step, "test", on_data, **how)
 
 
 def _evaluated(
     path: str | Path,
     step: Step | None,
-    quiet: bool,
-    attacks: str | Mapping[str, Any] | None,
-    export: bool,
-    studies: Sequence[str],
-    devices: int | None,
-    on_data: Sequence[str] = (),
-    images: Images = "test",
-) -> tuple[RunFolder, RunRecord, dict[OtherData | None, EvaluationRecord]]:
-    """The records of an evaluation by data, which is None where it is the spec's own."""
+    images: Images,
+    on_data: Sequence[str],
+    quiet: bool = True,
+    attacks: str | Mapping[str, Any] | None = None,
+    export: bool = False,
+    studies: Sequence[str] = (),
+    devices: int | None = None,
+) -> list[Run]:
+    """The run with its evaluation on each of `on_data`, or without any on the spec's own images."""
     folder = RunFolder(Path(path))
     overrides: dict[str, Any] = {"devices.count": devices}
     label = ""
@@ -103,16 +98,15 @@ def _evaluated(
     with folder.owned(), stop_requests() as stop:
         chosen = chosen_step(folder, checkpoints, step)
         state = checkpoints.restore(program.abstract_state(), chosen)
-        surrogates, evaluations = surrogates_of(program), {}
+        surrogates, found = surrogates_of(program), []
         estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
         state, used = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
         for other, data in blocks.items():
-            role = images if other is None else "test"
             with located(spec):
-                split = open_split(data, role, spec.seed)
+                split = open_split(data, images, spec.seed)
             if other is not None and not quiet:
                 say(f"on {other.title}")
-            kept = (label, export, surrogates, used, role, other)
+            kept = (label, export, surrogates, used, images, other)
             evaluator = Evaluator(program, state, split, folder, record.spec_hash, stop, quiet, *kept)
-            evaluations[other] = evaluator.evaluate()
-    return folder, record, evaluations
+            found.append(Run(folder.path, record, evaluator.evaluate()))
+    return found
