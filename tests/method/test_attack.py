@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import llrflow
 from llrflow.base.errors import SpecError, ThreatError
+from llrflow.method.ascent import misclassified, predicted_class
 from llrflow.method.threat import Threat
 
 KEY = jax.random.key(5)
@@ -247,3 +248,11 @@ def test_radii_that_are_none_are_one_line(net, epsilon, says):
     own = epsilon if isinstance(epsilon, list) else np.where(np.arange(len(net.y)) == 1, epsilon, 0.1)
     with pytest.raises(SpecError, match=says):
         llrflow.attack(net.logits, net.x, net.y, {"epsilon": own}, "fgsm", KEY)
+
+
+def test_verdict_and_predicted_class_are_of_one_meaning():
+    """-inf is a class that is never predicted; NaN, +inf, or -inf throughout predict nothing, which is never right."""
+    logits = jnp.array([[2.0, 1.0], [2.0, -jnp.inf], [jnp.nan, 1.0], [jnp.inf, 1.0], [-jnp.inf, -jnp.inf], [1.0, 2.0]])
+    assert predicted_class(logits).tolist() == [0, 0, -1, -1, -1, 1]
+    assert misclassified(logits, jnp.zeros(6, int)).tolist() == [False, False, True, True, True, True]
+    assert misclassified(logits, jnp.full(6, -1)).all()  # a corrupt image has no label
