@@ -78,7 +78,8 @@ class Program:
 
         `state` is given up; metrics are device arrays, equal on all devices.
         """
-        return self._compiled.train(state, self.devices.shard(batch), self._seed, self._numbers(step))
+        shards = self.devices.shard(batch)
+        return self._compiled.train(self.devices.ended(state), shards, self._seed, self._numbers(step))
 
     def averaged_statistics(
         self, state: TrainState, batches: Iterable[Batch], between: Callable[[int], None] = lambda done: None
@@ -93,7 +94,7 @@ class Program:
         for done, batch in enumerate(batches):
             found = found._replace(step=self.devices.replicate(np.int32(done)))
             statistics = self._compiled.with_batch(found, self.devices.shard(batch), self._seed, numbers)
-            found = found._replace(model_state=statistics)
+            found = found._replace(model_state=self.devices.ended(statistics))
             between(done + 1)
         return self.devices.fetch(found.model_state)
 

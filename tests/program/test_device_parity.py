@@ -51,3 +51,12 @@ def test_more_devices_than_there_are_is_an_error(load):
     says = r"devices\.count = 5 but JAX started with 4 cpu device\(s\); ask for at most 4"
     with pytest.raises(llrflow.SpecError, match=says):
         llrflow.compile(load({"devices.count": 5, "train.batch_size": 65}))
+
+
+@pytest.mark.slow
+def test_devices_of_a_cpu_do_not_wait_for_each_other_for_good(tiny, write_spec, tmp_path, llrflow_command):
+    """XLA:CPU stands still when one device is 32 steps ahead of another: between two looks there may be many."""
+    changes = {"model": {"type": "cnn", "channels": [32, 64]}, "devices.count": 2, "evaluate.attacks.pgd": None}
+    changes |= {"train.steps": 150, "train.log_every": 150, "checkpoint.every": 150}
+    code, _, err = llrflow_command("run", write_spec(tmp_path / "spec.yaml", tiny(), changes), cwd=tmp_path)
+    assert code == 0, err

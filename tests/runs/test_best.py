@@ -172,6 +172,7 @@ def test_the_earliest_of_equals_is_the_best():
 
 LONG = BEST | {"train.steps": 400, "train.log_every": 7, "optimizer.learning_rate": 0.01, "devices.count": 2}
 LONG |= {"checkpoint": {"every": 30, "keep": 2, "best": {"every": 20}}, "evaluate.attacks.pgd": {"type": "pgd"}}
+LONG["data.extra"] = {"name": "synthetic", "options": {"height": 8, "width": 8, "channels": 1}, "share": 0.3}
 
 
 @pytest.fixture(scope="module")
