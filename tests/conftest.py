@@ -11,15 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-# Tests compile a lot and compute little: unoptimised code compiles in a quarter of the time, and what one test or
-# process has compiled the others share.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1 "  # the other workers have the other cores
-    "--xla_disable_hlo_passes=cse_barrier_expander "  # XLA:CPU would undo rematerialisation
-    "--xla_cpu_collective_call_terminate_timeout_seconds=86400",
-)
+from xla_flags import FLAGS, known
+
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = " ".join(f"--{name}={value}" for name, value in known(FLAGS).items())
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llrflow-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import jax
@@ -48,6 +49,10 @@ STRONGEST = 30
 """The largest magnitude."""
 
 
+_product = partial(jnp.einsum, precision="highest")
+"""Places are sums of products, and rounded to bfloat16, which TPUs do unasked, they are pixels away."""
+
+
 def affine(image_HWC: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
     """The image whose pixel at p = (row, column) is the image's value at matrix @ p + shift; bilinear, black outside.
 
@@ -55,7 +60,7 @@ def affine(image_HWC: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Arr
     """
     height, width, _ = image_HWC.shape
     rows, columns = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-    places = jnp.einsum("ij,jhw->ihw", matrix, jnp.stack([rows, columns])) + shift[:, None, None] - 0.5
+    places = _product("ij,jhw->ihw", matrix, jnp.stack([rows, columns])) + shift[:, None, None] - 0.5
 
     def one(channel_HW: jax.Array) -> jax.Array:
         return map_coordinates(channel_HW, list(places), order=1, mode="constant", cval=0.0)
@@ -69,7 +74,7 @@ def rotate(image_HWC: jax.Array, degrees: jax.Array | float) -> jax.Array:
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     matrix = jnp.array([[cosine, sine], [-sine, cosine]])
     centre = jnp.array(image_HWC.shape[:2]) / 2
-    return affine(image_HWC, matrix, centre - matrix @ centre)
+    return affine(image_HWC, matrix, centre - _product("ij,j->i", matrix, centre))
 
 
 def shear_x(image_HWC: jax.Array, amount: jax.Array | float) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Networks in bfloat16: features in half the bits, norm layers and the logits in float32."""
+"""What a network computes in: float32 that is float32 on every device, TF32, or bfloat16 features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import jax.numpy as jnp
 
 from llrflow.models.network import Logits
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+PRODUCTS: dict[Precision, str] = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "highest"}
+"""What JAX is asked to multiply float32 numbers in. Unasked it takes TF32 on NVIDIA's GPUs and bfloat16 on TPUs."""
 
 _WHOLE = (hk.BatchNorm, hk.LayerNorm, hk.GroupNorm, hk.InstanceNorm, hk.RMSNorm, Logits)
 """Modules that compute in float32."""
@@ -21,23 +24,27 @@ _WHOLE = (hk.BatchNorm, hk.LayerNorm, hk.GroupNorm, hk.InstanceNorm, hk.RMSNorm,
 def in_precision(network: Callable[..., jax.Array], precision: Precision) -> Callable[..., jax.Array]:
     """A function for `hk.transform`, computed in that precision: parameters, moving statistics and result stay float32.
 
-    Every module's inputs and parameters are rounded to bfloat16, and with them activations, attention and the sums of
-    residual branches. Norm layers compute in float32 (as `hk.mixed_precision` and jmp advise; their policies are set
-    class by class for the whole process, and would miss a plugin's modules) and round their result. `Logits` rounds
-    nothing: a loss is a difference of logits, and the linearity error a small one of losses. A network that ends in
-    any other layer has logits rounded to bfloat16. The input is normalised before it is rounded: pixels near 1 lose
-    half as much so.
-    """
-    if precision == "float32":
-        return network
+    Every product of float32 numbers, and with it its derivatives of any order, is float32's in full (`float32`), or of
+    factors rounded to TF32 where the device has it (`tf32`; on TPUs three products of bfloat16, on CPUs nothing).
 
-    def rounded(*args: Any) -> jax.Array:
+    In `bfloat16` every module's inputs and parameters are rounded to bfloat16, and with them activations, attention and
+    the sums of residual branches. Norm layers compute in float32 (as `hk.mixed_precision` and jmp advise; their
+    policies are set class by class for the whole process, and would miss a plugin's modules) and round their result.
+    `Logits` rounds nothing: a loss is a difference of logits, and the linearity error a small one of losses. A network
+    that ends in any other layer has logits rounded to bfloat16. The input is normalised before it is rounded: pixels
+    near 1 lose half as much so.
+    """
+
+    def computed(*args: Any) -> jax.Array:
         with ExitStack() as stack:
+            stack.enter_context(jax.default_matmul_precision(PRODUCTS[precision]))
+            if precision != "bfloat16":
+                return network(*args)
             stack.enter_context(hk.custom_getter(_parameter))
             stack.enter_context(hk.intercept_methods(_call))
             return network(*args).astype(jnp.float32)
 
-    return rounded
+    return computed
 
 
 def _parameter(get: Any, value: jax.Array, context: hk.GetterContext) -> jax.Array:

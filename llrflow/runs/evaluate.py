@@ -144,6 +144,7 @@ class Evaluator:
             checkpoint=self.step,
             network_sha256=self._predicted.sha256,
             parameters=self._predicted.parameters,
+            products="float32",
             statistics_images=self._statistics_images,
             threat=threat.model_dump(),
             epsilon=written(threat.epsilon),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
+from jaxlib.mlir.dialects import stablehlo
 from pydantic import ValidationError
 
 from llrflow.base.errors import CheckpointError, SpecError, line_of
@@ -54,7 +56,9 @@ class ExportRecord(Record):
     platforms: tuple[str, ...]
     """What the program can run on."""
     versions: dict[str, str]
-    """Those of the run; the export itself follows jax.export's calling convention, which later versions read."""
+    """Those of the run."""
+    exported_by: str | None = None
+    """The version of jax that wrote the program; None in an export of an earlier llrflow."""
     files: dict[str, str]
     """SHA-256 of each file beside this one."""
 
@@ -117,6 +121,7 @@ def export_model(
         epsilon=written(model.threat.epsilon),
         platforms=PLATFORMS,
         versions=run.versions,
+        exported_by=jax.__version__,
         files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     )
     _prepare(folder)
@@ -161,10 +166,20 @@ def load_exported(path: str | Path) -> Exported:
         weights = {name: stored[name] for name in stored.files}
     try:
         program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
+        if _later_than_ours(program.mlir_module_serialized):
+            raise ValueError(f"{f'jax {record.exported_by}' if record.exported_by else 'a later one'} wrote it")
+        program.mlir_module()  # parses it, which a call would do first
     except Exception as error:  # jax promises to read what was written in the last six months
         got = f"cannot be read by jax {jax.__version__}: {line_of(error)}"
         raise CheckpointError(str(folder / PROGRAM), got, "export the run again with this version") from None
     return Exported(record, program, weights)
+
+
+def _later_than_ours(program: bytes) -> bool:
+    """Whether a StableHLO artifact needs a later version than this jaxlib's, which would say so in lines of its own."""
+    needed = re.search(rb"StableHLO_v(\d+)\.(\d+)", program)
+    ours = tuple(map(int, stablehlo.get_current_version().split(".")[:2]))
+    return needed is not None and tuple(map(int, needed.groups())) > ours
 
 
 def _differentiable(program: Any, weights: dict[str, np.ndarray]) -> Callable[[jax.Array], jax.Array]:

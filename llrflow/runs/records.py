@@ -269,6 +269,8 @@ class EvaluationRecord(Record):
     """SHA-256 over the parameters and statistics that were evaluated: two checkpoints with the same are the same."""
     parameters: Literal["raw", "ema"]
     batch_norm: Literal["moving"] = "moving"
+    products: Literal["float32"] | None = None
+    """What products of float32 numbers were computed in; None in a record of an earlier version: what JAX takes."""
     statistics_images: int | None = None
     """Training images that the moving statistics were estimated from, for averaged parameters; None: in training."""
     threat: dict[str, Any]

@@ -110,8 +110,9 @@ class Train(Component):
     """BatchNorm statistics by pass."""
 
     precision: Precision = "float32"
-    """What the network computes in while training. `bfloat16` is for accelerators: parameters, norm layers, the last
-    layer, losses and linear terms stay float32, and evaluation is always in float32."""
+    """What the network computes in while training. `float32` is that on every device; `tf32` multiplies float32 numbers
+    in TF32 on NVIDIA's GPUs, where JAX does so unless told otherwise; `bfloat16` leaves parameters, norm layers, the
+    last layer, losses and linear terms in float32. Evaluation is always in float32 in full."""
 
     remat: Remat = "none"
     """What derivatives compute anew instead of keeping it, to save memory: nothing, or the inside of every repeated

@@ -147,3 +147,12 @@ def test_results_stay_in_range_follow_the_key_and_do_not_depend_on_the_batch(con
     np.testing.assert_allclose(alone, out[rows], atol=1e-6)
     other = np.asarray(run(images, jax.random.split(jax.random.key(7), 64)))
     assert np.abs(out - other).max((1, 2, 3)).astype(bool).sum() > 32
+
+
+def test_places_are_computed_in_float32_on_every_device():
+    layer = make("augmentation", {"type": "rand_augment"})
+    program = jax.jit(lambda image, key: augment(image, key, {"own": layer})).lower(
+        SQUARE[None], jax.random.split(jax.random.key(0), 1)
+    )
+    products = [line for line in program.as_text().splitlines() if "stablehlo.dot_general" in line]
+    assert products and all("HIGHEST" in line for line in products)

@@ -1,5 +1,7 @@
 """Half precision, batches in parts, averaged parameters, and what an optimizer does besides optax's part."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,25 @@ def test_bfloat16_computes_products_in_half_the_bits_and_norms_in_all(load, mode
     half, whole = kinds("bfloat16"), kinds("float32")
     assert half["conv_general_dilated"] == {"bfloat16"} and half["rsqrt"] == {"float32"}
     assert whole["conv_general_dilated"] == {"float32"}  # traced in the other precision before
+
+
+def products(lowered):
+    """In what the products of a lowered program are computed."""
+    lines = re.findall(r"stablehlo\.(?:dot_general|convolution).*", lowered.as_text())
+    assert len(lines) > 3
+    return {tuple(re.findall("HIGHEST|HIGH|DEFAULT", line)) for line in lines}
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_products_of_float32_are_what_the_spec_says_and_whole_in_evaluations(load, precision):
+    # Unasked, JAX takes TF32 on NVIDIA's GPUs and bfloat16 on TPUs; that it was asked shows on any device.
+    program = compiled(load, **{"model": RESNET, "train.precision": precision})
+    assert products(program.lowered_step()) == {("HIGH", "HIGH") if precision == "tf32" else ("HIGHEST", "HIGHEST")}
+    state, _, _, _ = program._abstract_step()
+    variables = jax.tree.map(lambda leaf: leaf.update(shape=leaf.shape[1:]), (state.params, state.model_state))
+    images = jax.ShapeDtypeStruct((4, *program.image_shape), jnp.float32)
+    attacked = jax.jit(jax.grad(lambda x, variables: program.network.predict(variables, x).sum()))
+    assert products(attacked.lower(images, variables)) == {("HIGHEST", "HIGHEST")}
 
 
 @pytest.mark.parametrize("model", ENDS, ids=str)

@@ -1,6 +1,7 @@
 """An exported model: the same logits and gradients without Haiku, and one line for files that are something else."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -102,14 +103,21 @@ def flip(path):
     path.write_bytes(content)
 
 
-def lie(folder):
+def lie(folder, program=b"no program " * 50):
     """A program that is none, with the checksum to match."""
     from llrflow.base.files import sha256_file
 
-    (folder / "logits.stablehlo").write_bytes(b"no program " * 50)
+    (folder / "logits.stablehlo").write_bytes(program)
     record = json.loads((folder / "model.json").read_text())
     record["files"]["logits.stablehlo"] = sha256_file(folder / "logits.stablehlo")
     (folder / "model.json").write_text(json.dumps(record))
+
+
+def of_a_later_jax(folder):
+    program = (folder / "logits.stablehlo").read_bytes()
+    later = re.sub(rb"StableHLO_v1\.\d\d\.", b"StableHLO_v1.99.", program)
+    assert later != program and len(later) == len(program)
+    lie(folder, later)
 
 
 DAMAGE = {
@@ -125,6 +133,7 @@ DAMAGE = {
     ),
     "missing": (lambda f: (f / "weights.npz").unlink(), r"weights\.npz: is missing; export the run again"),
     "foreign": (lie, r"logits\.stablehlo: cannot be read by jax"),
+    "later": (of_a_later_jax, rf"cannot be read by jax .*: jax {jax.__version__} wrote it; export the run again"),
     "no export": (shutil.rmtree, r"is no exported model; name a folder that `llrflow export` made"),
 }
 
