@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from llrflow.base.errors import CheckpointError, SpecError
+from llrflow.base.progress import say
 from llrflow.program.compile import Program
 from llrflow.program.cost import parts
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted
-from llrflow.runs.records import DataRecord, RunRecord, git_state, versions
+from llrflow.runs.records import DataRecord, RunRecord, StretchRecord, git_state, versions
 from llrflow.spec.schema import Spec
 
 
@@ -54,9 +55,11 @@ class Ledger:
 
 def new_record(program: Program, spec: Spec, data: DataRecord, digest: str, before: RunRecord | None) -> RunRecord:
     """The record that a run begins with: its own, or the one `before` that it goes on from."""
+    devices = [str(device) for device in program.devices.all]
     if before is not None:  # what trained the network so far stays on record
         state = "finished" if before.state == "finished" else "training"
-        return before.model_copy(update={"name": spec.name, "state": state, "error": None})
+        stretches = before.stretches if before.state in ("finished", "trained") else _stretches(before, devices)
+        return before.model_copy(update={"name": spec.name, "state": state, "error": None, "stretches": stretches})
     return RunRecord(
         name=spec.name,
         spec_hash=digest,
@@ -65,7 +68,7 @@ def new_record(program: Program, spec: Spec, data: DataRecord, digest: str, befo
         steps=program.steps,
         seed=spec.seed,
         data=data,
-        devices=[str(device) for device in program.devices.all],
+        devices=devices,
         versions=versions(),
         git=git_state(),
         seconds={},
@@ -73,6 +76,19 @@ def new_record(program: Program, spec: Spec, data: DataRecord, digest: str, befo
         trained_on_test=program.facts.trained_on_test,
         forward_equivalents=sum(part.total for part in parts(program).values()),
     )
+
+
+def _stretches(before: RunRecord, devices: list[str]) -> list[StretchRecord]:
+    """Those of a run that goes on here; what is not as it was is said."""
+    last: RunRecord | StretchRecord = before.stretches[-1] if before.stretches else before
+    now, then = versions(), last.versions
+    changed = [f"{name} {now[name]}, before {then.get(name)}" for name in now if now[name] != then.get(name)]
+    if devices != last.devices:
+        changed.append(f"{len(devices)} device(s) ({devices[0]}...), before {len(last.devices)} ({last.devices[0]}...)")
+    if not changed:
+        return before.stretches
+    say(f"goes on from step {before.step} with {'; '.join(changed)}: numbers may differ from those of an unbroken run")
+    return [*before.stretches, StretchRecord(step=before.step, devices=devices, versions=now)]
 
 
 def earlier(folder: RunFolder, digest: str, data: DataRecord) -> RunRecord | None:

@@ -84,6 +84,14 @@ class LossRecord(Record):
     reason: str
 
 
+class StretchRecord(Record):
+    """run.json, one of `stretches`: what trained the run from a step on."""
+
+    step: int
+    devices: list[str]
+    versions: dict[str, str]
+
+
 class RunRecord(Record):
     """run.json: how far the run is, and what it was made with."""
 
@@ -113,6 +121,9 @@ class RunRecord(Record):
     """Where it begins, unless at step 0."""
     start: StartRecord | None = None
     """What its network began with; None for fresh arrays."""
+    stretches: list[StretchRecord] = []
+    """Where the run was resumed with other versions or on other devices than those before; `devices` and `versions` are
+    those that it began with."""
     losses: list[LossRecord] = []
     """What `llrflow run --address` started again from."""
 
