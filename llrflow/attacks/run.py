@@ -50,13 +50,15 @@ def attack(
     key: jax.Array,
     surrogate: Callable[..., jax.Array] | None = None,
     batch_size: int | None = None,
+    variables: Any = None,
 ) -> AttackResult:
     """Attack any JAX function [B,H,W,C] -> [B,K] within a threat model, without a spec.
 
     x [B,H,W,C] in [0,1]; y [B] integer labels; threat and config as they stand in YAML, for example
     `{"norm": "linf", "epsilon": "8/255"}` and `{"type": "pgd", "steps": 50, "restarts": 5}`.
     The threat's epsilon may be an array [B]: each image's own radius.
-    A stochastic model is a function (images, key). `surrogate` is the function that a `transfer` attack searches on.
+    A stochastic model is a function (images, key). With `variables`, a pytree of arrays, the function is one of
+    (variables, images) or (variables, images, key). `surrogate` is the function that a `transfer` attack searches on.
     At most `batch_size` images (default all) are attacked at a time. Randomness follows from `key` and the example's
     row. Programs are kept, with the arrays that the functions hold as arguments: another call with the same code and
     shapes compiles nothing, whatever has become of the weights (those of a function under `jax.jit` stay what they were
@@ -74,7 +76,7 @@ def attack(
         raise SpecError("batch_size", f"= {batch_size}", "give a positive number, or none for all images at once")
     x = _checked(x, y)
     images, labels, size = np.asarray(x), np.asarray(y), batch_size or len(y)
-    network, arrays, classes = foreign("logits_fn", logits_fn, images, size)
+    network, arrays, classes = foreign("logits_fn", logits_fn, images, size, variables)
     if not 0 <= labels.min() <= labels.max() < classes:
         got = f"got labels from {labels.min()} to {labels.max()}"
         raise SpecError("attack", got, f"a label is one of 0 to {classes - 1}")
