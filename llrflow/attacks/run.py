@@ -64,10 +64,7 @@ def attack(
     never predicted; NaN and +inf are errors of the model and count as misclassified. Raises SpecError for a wrong
     threat, config or batch, and for a function that leaves JAX or whose rows depend on each other.
     """
-    try:
-        key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32))  # whatever generator it belongs to
-    except (TypeError, ValueError):
-        raise SpecError("key", f"= {key!r} is no random key", "pass jax.random.key(0)") from None
+    key = jax.random.wrap_key_data(random_words(key))  # whatever generator it belongs to
     x, y = jnp.asarray(x), jnp.asarray(y)
     ball, radii = ball_of(threat, len(x) if x.ndim else 0)
     if batch_size is not None and batch_size < 1:
@@ -95,6 +92,14 @@ def attack(
     assert found is not None
     names = ("wrong", "distance", "loss", "queries", "gradients")
     return AttackResult(x + found.delta, *(jnp.asarray(found.arrays[name]) for name in names))
+
+
+def random_words(key: Any) -> jax.Array:
+    """Two words drawn from a key. SpecError where it is none."""
+    try:
+        return jax.random.bits(key, (2,), jnp.uint32)
+    except (TypeError, ValueError):
+        raise SpecError("key", f"= {key!r} is no random key", "pass jax.random.key(0)") from None
 
 
 def check_labels(name: str, labels: np.ndarray, classes: int) -> None:

@@ -171,6 +171,11 @@ def test_a_class_of_minus_infinity_is_never_predicted_and_no_error(problem):
     y = jnp.argmax(masked(x), axis=1)
     for config in (PGD, "apgd_ce", "fab_t"):
         result = llrflow.attack(masked, x, y, {"norm": "linf", "epsilon": 0.01}, config, KEY)
+        without = llrflow.attack(
+            lambda images: masked(images)[:, :3], x, y, {"norm": "linf", "epsilon": 0.01}, config, KEY
+        )
+        np.testing.assert_array_equal(result.success, without.success)
+        np.testing.assert_allclose(result.loss, without.loss, atol=1e-5)
         inside = jnp.abs(result.x_adv - x).max((1, 2, 3)) < 0.0101
         np.testing.assert_array_equal(result.success, (jnp.argmax(masked(result.x_adv), axis=1) != y) & inside)
         assert result.success.mean() < 0.5
