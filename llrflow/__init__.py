@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llrflow.method.probe import Probe
     from llrflow.program.compile import compile_spec as compile
     from llrflow.report.page import make_report
+    from llrflow.runs.examine import examine
     from llrflow.runs.export import load_exported
     from llrflow.runs.model import load_model
     from llrflow.runs.pipeline import run
@@ -22,6 +23,7 @@ __all__ = [
     "SpecError",
     "attack",
     "compile",
+    "examine",
     "load_exported",
     "load_model",
     "load_spec",
@@ -35,6 +37,7 @@ _HOMES = {
     "SpecError": ("llrflow.base.errors", "SpecError"),
     "attack": ("llrflow.attacks.run", "attack"),
     "compile": ("llrflow.program.compile", "compile_spec"),
+    "examine": ("llrflow.runs.examine", "examine"),
     "load_exported": ("llrflow.runs.export", "load_exported"),
     "load_model": ("llrflow.runs.model", "load_model"),
     "load_spec": ("llrflow.spec.load", "load_spec"),

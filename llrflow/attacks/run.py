@@ -11,16 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
+from llrflow.attacks.examined import Examined
 from llrflow.attacks.function import foreign
-from llrflow.attacks.kept import kept_program
-from llrflow.attacks.network import Examples, Network, looked_at, one_device
-from llrflow.attacks.search import Findings, InMemory, search
+from llrflow.attacks.search import Findings, InMemory
 from llrflow.base.errors import SpecError
 from llrflow.base.validation import first_problem
 from llrflow.components.registry import make
-from llrflow.method.ascent import misclassified
 from llrflow.method.term import lacking_classes
-from llrflow.method.threat import TOLERANCE, Threat
+from llrflow.method.threat import Threat
 
 
 class AttackResult(NamedTuple):
@@ -50,13 +48,15 @@ def attack(
     key: jax.Array,
     surrogate: Callable[..., jax.Array] | None = None,
     batch_size: int | None = None,
+    variables: Any = None,
 ) -> AttackResult:
     """Attack any JAX function [B,H,W,C] -> [B,K] within a threat model, without a spec.
 
     x [B,H,W,C] in [0,1]; y [B] integer labels; threat and config as they stand in YAML, for example
     `{"norm": "linf", "epsilon": "8/255"}` and `{"type": "pgd", "steps": 50, "restarts": 5}`.
     The threat's epsilon may be an array [B]: each image's own radius.
-    A stochastic model is a function (images, key). `surrogate` is the function that a `transfer` attack searches on.
+    A stochastic model is a function (images, key). With `variables`, a pytree of arrays, the function is one of
+    (variables, images) or (variables, images, key). `surrogate` is the function that a `transfer` attack searches on.
     At most `batch_size` images (default all) are attacked at a time. Randomness follows from `key` and the example's
     row. Programs are kept, with the arrays that the functions hold as arguments: another call with the same code and
     shapes compiles nothing, whatever has become of the weights (those of a function under `jax.jit` stay what they were
@@ -64,20 +64,15 @@ def attack(
     never predicted; NaN and +inf are errors of the model and count as misclassified. Raises SpecError for a wrong
     threat, config or batch, and for a function that leaves JAX or whose rows depend on each other.
     """
-    try:
-        key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32))  # whatever generator it belongs to
-    except (TypeError, ValueError):
-        raise SpecError("key", f"= {key!r} is no random key", "pass jax.random.key(0)") from None
+    key = jax.random.wrap_key_data(random_words(key))  # whatever generator it belongs to
     x, y = jnp.asarray(x), jnp.asarray(y)
-    ball, radii = _ball(threat, len(x) if x.ndim else 0)
+    ball, radii = ball_of(threat, len(x) if x.ndim else 0)
     if batch_size is not None and batch_size < 1:
         raise SpecError("batch_size", f"= {batch_size}", "give a positive number, or none for all images at once")
-    x = _checked(x, y)
+    x = checked("attack", x, y)
     images, labels, size = np.asarray(x), np.asarray(y), batch_size or len(y)
-    network, arrays, classes = foreign("logits_fn", logits_fn, images, size)
-    if not 0 <= labels.min() <= labels.max() < classes:
-        got = f"got labels from {labels.min()} to {labels.max()}"
-        raise SpecError("attack", got, f"a label is one of 0 to {classes - 1}")
+    network, arrays, classes = foreign("logits_fn", logits_fn, images, size, variables)
+    check_labels("attack", labels, classes)
     other, others, count = (None, None, classes) if surrogate is None else foreign("surrogate", surrogate, images, size)
     if count != classes:
         raise SpecError("surrogate", f"has {count} classes, the attacked function {classes}", "pass one with as many")
@@ -85,18 +80,13 @@ def attack(
     if whole.needs_surrogate != (surrogate is not None):
         got = "searches on another model" if whole.needs_surrogate else "searches on the attacked model itself"
         raise SpecError(whole.label(), got, "pass `surrogate` with a transfer attack, and with no other")
+    examined = Examined(network, arrays, classes, images, labels, ball, size, radii)
     standing, found = np.ones(len(y), bool), None
     for stage, part in whole.stages(ball, classes).items():
         if lacking := lacking_classes(part, classes, ("attack",)):
             raise SpecError(*lacking, "choose another term, target or attack")
-        program = kept_program(part, ball, network, one_device(), other)
-        findings = InMemory(standing, part.minimum_norm and not stage, np.zeros_like(images))
         stage_key = jax.random.fold_in(key, zlib.crc32(stage.encode())) if stage else key
-        load = lambda ids: (images[ids], labels[ids])  # noqa: E731
-        search(program, findings, load, arrays, jax.random.key_data(stage_key), classes, size, others, epsilon=radii)
-        if network.stochastic:
-            own = ball.epsilon if radii is None else radii
-            _judge_anew(findings, network, arrays, ball, own, images, labels, stage_key, part.runs(classes), size)
+        findings = examined.search(part, standing, part.minimum_norm and not stage, stage_key, other, others)
         found = findings if found is None else _later(found, findings, standing, part.minimum_norm)
         standing = standing & ~findings.arrays["wrong"]
     assert found is not None
@@ -104,7 +94,22 @@ def attack(
     return AttackResult(x + found.delta, *(jnp.asarray(found.arrays[name]) for name in names))
 
 
-def _ball(threat: Threat | Mapping[str, Any], n: int) -> tuple[Threat, np.ndarray | None]:
+def random_words(key: Any) -> jax.Array:
+    """Two words drawn from a key. SpecError where it is none."""
+    try:
+        return jax.random.bits(key, (2,), jnp.uint32)
+    except (TypeError, ValueError):
+        raise SpecError("key", f"= {key!r} is no random key", "pass jax.random.key(0)") from None
+
+
+def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
+    """SpecError unless labels [B] are of a model of so many classes."""
+    if not 0 <= labels.min() <= labels.max() < classes:
+        got = f"got labels from {labels.min()} to {labels.max()}"
+        raise SpecError(name, got, f"a label is one of 0 to {classes - 1}")
+
+
+def ball_of(threat: Threat | Mapping[str, Any], n: int) -> tuple[Threat, np.ndarray | None]:
     """The threat model, and epsilon [n] where every image has its own; then the threat's is the largest. SpecError."""
     fields = dict(threat) if isinstance(threat, Mapping) else {}
     radii = _radii(fields["epsilon"], n) if np.ndim(fields.get("epsilon", 0.0)) else None
@@ -127,26 +132,6 @@ def _radii(epsilon: Any, n: int) -> np.ndarray:
     return radii
 
 
-def _judge_anew(
-    findings: InMemory,
-    network: Network,
-    arrays: Any,
-    ball: Threat,
-    epsilon: Any,
-    x: np.ndarray,
-    y: np.ndarray,
-    key: Any,
-    runs: int,
-    size: int,
-) -> None:
-    """Verdict and loss of a draw that no search has seen (run number `runs`): the one that chose delta flatters it."""
-    examples = Examples(x + findings.delta, y, np.arange(len(y), dtype=np.int32), np.full(len(y), runs, np.uint32))
-    seen = looked_at(network, one_device(), arrays, examples, jax.random.key_data(key), size)
-    inside = np.asarray(ball.distance(jnp.asarray(findings.delta))) <= epsilon * (1 + TOLERANCE)
-    findings.arrays["wrong"] = findings.candidates & inside & np.asarray(misclassified(seen.logits, jnp.asarray(y)))
-    findings.arrays["loss"] = seen.loss
-
-
 def _later(known: InMemory, new: InMemory, attacked: np.ndarray, minimum_norm: bool) -> InMemory:
     """The findings of two stages, of which the later attacked only some examples.
 
@@ -163,14 +148,14 @@ def _later(known: InMemory, new: InMemory, attacked: np.ndarray, minimum_norm: b
     return known
 
 
-def _checked(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The images, in float32 if they came in half precision.
+def checked(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The images, in float32 if they came in half precision; `name` is what messages begin with.
 
     SpecError unless x [B,H,W,C] are float pixels in [0, 1] and y [B] whole numbers.
     """
 
     def refuse(got: str, fix: str) -> NoReturn:
-        raise SpecError("attack", got, fix)
+        raise SpecError(name, got, fix)
 
     if x.ndim != 4 or y.shape != x.shape[:1] or not len(x):
         refuse(f"got x {x.shape} and y {y.shape}", "pass x [B,H,W,C] and y [B] with at least one example")

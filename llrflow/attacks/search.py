@@ -24,6 +24,9 @@ class Findings:
     SPENT = ("queries", "gradients")
     """Fields that add up over runs."""
 
+    seconds = 0.0
+    """Wall time of the search, where somebody takes it."""
+
     def __init__(self, candidates: np.ndarray, exhaustive: bool) -> None:
         """`candidates` [N] are to be attacked, until misclassified or, when `exhaustive`, in every run."""
         n = len(candidates)

@@ -10,7 +10,12 @@ import jax
 
 def purpose_key(seed: Any, purpose: str) -> jax.Array:
     """A key for one use of randomness, independent of all others."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+    return keyed(jax.random.key(seed), purpose)
+
+
+def keyed(key: jax.Array, purpose: str) -> jax.Array:
+    """As purpose_key, of a key in place of a seed."""
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
 
 
 def example_keys(key: jax.Array, ids: jax.Array) -> jax.Array:

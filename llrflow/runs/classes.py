@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llrflow.attacks.base import Attack
+from llrflow.attacks.search import Findings
 from llrflow.runs.records import ClassesRecord
-from llrflow.runs.verdicts import Verdicts
 
 
-def taken_for(label: np.ndarray, before: np.ndarray, found: Sequence[tuple[Attack, Verdicts]]) -> np.ndarray:
+def taken_for(label: np.ndarray, before: np.ndarray, found: Sequence[tuple[Attack, Findings]]) -> np.ndarray:
     """The class that each image is taken for after an attack's stages, [N]: that at the first which changed it.
 
     What was taken for another class `before` stays so.

@@ -29,18 +29,14 @@ from llrflow.method.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
 from llrflow.runs.adversarial import write_adversarial, write_shown
-from llrflow.runs.classes import classes_record, taken_for
+from llrflow.runs.certificate import RANDOM, attacked_in_turn, certified
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
 from llrflow.runs.predictions import Predictions, spread
 from llrflow.runs.records import EvaluationRecord, FlagRecord, Images, OtherData, versions, written
-from llrflow.runs.summaries import attack_record, distances_of, distribution, last_word, proportion
 from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
-
-RANDOM = "random"
-"""Name of the control: uniform noise, whose linearity stands beside that of the attacks."""
 
 
 class Evaluator:
@@ -115,54 +111,29 @@ class Evaluator:
         return record if record.identity == identity else None
 
     def _evaluate(self, identity: str, started: str) -> EvaluationRecord:
-        block, threat, correct = self.program.spec.evaluate, self.program.spec.threat, self._predicted.correct
-        control = self._attack(RANDOM, make("attack", "noise"), correct)
-        linearity = {RANDOM: control.arrays["linearity"][correct]}
-        standing, attacks, made = correct.copy(), {}, {}
-        label, clean = self._predicted.classes["label"], self._predicted.classes["clean"]
-        taken, worst = {"nominal": clean}, clean
-        for name, attack in self._in_order(block.attacks):
-            attacked = standing if block.cascade and not attack.minimum_norm else correct
-            made[name] = found = self._attack_in_stages(name, attack, attacked)
-            wrong = np.any([attacked & stage.arrays["wrong"] for _, stage in found], axis=0)
-            standing = standing & ~wrong
-            minimum = None
-            if attack.minimum_norm:
-                minimum = distances_of(found[0][1].arrays["distance"], correct, float(threat.epsilon))
-            left = standing if block.cascade else correct & ~wrong
-            worst = taken_for(label, worst, found)
-            taken[name] = worst if block.cascade else taken_for(label, clean, found)
-            attacks[name] = attack_record(attack, found, attacked, left, minimum)
-            if attacked.any():
-                linearity[name] = last_word(found, "linearity")[attacked]
-        if correct.any():
-            write_shown(self._path("npz"), self._predicted, made)
-        flags = self._flags(list(itertools.chain(*made.values())))
+        spec, predicted, classes = self.program.spec, self._predicted, self.program.classes
+        control = self._attack(RANDOM, make("attack", "noise"), predicted.correct)
+        turns = list(attacked_in_turn(spec.evaluate, spec.threat, classes, predicted.correct, self._attack))
+        if predicted.correct.any():
+            write_shown(self._path("npz"), predicted, {turn.name: turn.found for turn in turns})
+        flags = self._flags(list(itertools.chain(*(turn.found for turn in turns))))
+        names, situations = self.split.dataset.class_names, (predicted.classes["label"], predicted.classes["clean"])
         return EvaluationRecord(
             identity=identity,
             spec_hash=self.spec_hash,
             checkpoint=self.step,
-            network_sha256=self._predicted.sha256,
-            parameters=self._predicted.parameters,
+            network_sha256=predicted.sha256,
+            parameters=predicted.parameters,
             products="float32",
             statistics_images=self._statistics_images,
-            threat=threat.model_dump(),
-            epsilon=written(threat.epsilon),
             images=self._images,
-            n=self._predicted.n,
             corrupt=self.split.corrupt_names(),
-            ids_sha256=hashlib.sha256(f"{self.split.fingerprint} {self._predicted.n}".encode()).hexdigest(),
-            nominal=proportion(correct),
-            cascade=block.cascade,
-            attacks=attacks,
-            worst_case=proportion(standing),
+            ids_sha256=hashlib.sha256(f"{self.split.fingerprint} {predicted.n}".encode()).hexdigest(),
             data=self._data,
-            classes=classes_record(self.split.dataset.class_names, label, {**taken, "worst case": worst}),
-            gamma={name: distribution(values) for name, values in linearity.items() if len(values)},
-            checked=min(block.checks.examples, int(correct.sum())),
             flags={flag.name: FlagRecord(**flag._asdict()) for flag in flags},
             started=started,
             versions=self._versions,
+            **certified(spec.evaluate, spec.threat, names, *situations, control, turns),
         )
 
     def _study(self, study: Study) -> None:
@@ -191,25 +162,6 @@ class Evaluator:
                 self._stop()
 
         return between
-
-    def _in_order(self, attacks: Mapping[str, Attack]) -> list[tuple[str, Attack]]:
-        """Those that see the model's gradients first, and the cheaper before the dearer."""
-        threat, classes = self.program.spec.threat, self.program.classes
-
-        def place(item: tuple[str, Attack]) -> tuple[bool, int]:
-            stages = item[1].stages(threat, classes).values()
-            return not any(part.white_box for part in stages), item[1].forwards(threat, classes)
-
-        return sorted(attacks.items(), key=place)
-
-    def _attack_in_stages(self, name: str, attack: Attack, attacked: np.ndarray) -> list[tuple[Attack, Verdicts]]:
-        """An attack's stages with their verdicts, each on what the earlier ones left correct."""
-        found, left = [], attacked
-        for stage, part in attack.stages(self.program.spec.threat, self.program.classes).items():
-            verdicts = self._attack(f"{name}.{stage}" if stage else name, part, left, within=bool(stage))
-            found.append((part, verdicts))
-            left = left & ~verdicts.arrays["wrong"]
-        return found
 
     def _attack(self, name: str, attack: Attack, attacked: np.ndarray, within: bool = False) -> Verdicts:
         """The verdicts of one attack on the images `attacked` [N]; a stage `within` another need only find errors."""

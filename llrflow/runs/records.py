@@ -264,7 +264,40 @@ class FlagRecord(Record):
     """What the sign is, and what to do about it."""
 
 
-class EvaluationRecord(Record):
+class Certificate(Record):
+    """What an evaluation found, of a checkpoint of a run or of any function."""
+
+    threat: dict[str, Any]
+    epsilon: str
+    """The threat's epsilon as a fraction of 255 where it is one."""
+    box: tuple[float, float] = (0.0, 1.0)
+    n: int
+    """Images."""
+    nominal: Proportion
+    cascade: bool
+    """Whether each attack was run only on what the earlier ones left correct."""
+    attacks: dict[str, AttackRecord]
+    """In the order in which they were run."""
+    worst_case: Proportion
+    """Images that are correct and that no attack changed."""
+    classes: ClassesRecord | None = None
+    """The same by class; None where the evaluation was made before classes were kept."""
+    gamma: dict[str, Distribution]
+    """g(delta; x) in nats over the attacked images: where each attack ended (at its first success), and at noise."""
+    checked: int
+    """Images on which signs of masking were looked for; 0: not looked for."""
+    flags: dict[str, FlagRecord]
+    started: str
+    """UTC."""
+    versions: dict[str, str]
+
+    @property
+    def fired(self) -> list[FlagRecord]:
+        """The signs of masking that were found."""
+        return [flag for flag in self.flags.values() if flag.fired]
+
+
+class EvaluationRecord(Certificate):
     """evaluation/<step>.json: the certificate of one evaluation.
 
     One with other attacks than the spec's is evaluation/<step>-<hash>.json, one of validation images validation/ and
@@ -284,41 +317,14 @@ class EvaluationRecord(Record):
     """What products of float32 numbers were computed in; None in a record of an earlier version: what JAX takes."""
     statistics_images: int | None = None
     """Training images that the moving statistics were estimated from, for averaged parameters; None: in training."""
-    threat: dict[str, Any]
-    epsilon: str
-    """The threat's epsilon as a fraction of 255 where it is one."""
-    box: tuple[float, float] = (0.0, 1.0)
     images: Images = "test"
     """Those of `data.test`, or those held back by `data.validation`."""
-    n: int
     corrupt: list[str] = []
     """Images that cannot be decoded, with what is wrong with each; they count as misclassified."""
     ids_sha256: str
     """SHA-256 of the dataset's fingerprint and the ids that were evaluated: all of the split."""
-    nominal: Proportion
-    cascade: bool
-    """Whether each attack was run only on what the earlier ones left correct."""
-    attacks: dict[str, AttackRecord]
-    """In the order in which they were run."""
-    worst_case: Proportion
-    """Images that are correct and that no attack changed."""
     data: OtherData | None = None
     """What the images are of, if not of the test split of the run's spec."""
-    classes: ClassesRecord | None = None
-    """The same by class; None where the evaluation was made before classes were kept."""
-    gamma: dict[str, Distribution]
-    """g(delta; x) in nats over the attacked images: where each attack ended (at its first success), and at noise."""
-    checked: int
-    """Images on which signs of masking were looked for; 0: not looked for."""
-    flags: dict[str, FlagRecord]
-    started: str
-    """UTC."""
-    versions: dict[str, str]
-
-    @property
-    def fired(self) -> list[FlagRecord]:
-        """The signs of masking that were found."""
-        return [flag for flag in self.flags.values() if flag.fired]
 
 
 def written(epsilon: float) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
 from llrflow.attacks.base import Attack
+from llrflow.attacks.search import Findings
 from llrflow.attacks.studies import statistics
 from llrflow.runs.records import AttackRecord, CurvePoint, Distances, Distribution, Proportion, StageRecord
-from llrflow.runs.verdicts import Verdicts
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Multiples of epsilon at which the accuracy under a minimum-norm attack is written down."""
 
 
-def last_word(found: list[tuple[Attack, Verdicts]], field: str) -> np.ndarray:
+def last_word(found: Sequence[tuple[Attack, Findings]], field: str) -> np.ndarray:
     """What the last stage that attacked each example says of it, [N]; of a minimum-norm stage only its successes."""
     values = found[0][1].arrays[field].copy()
     for part, stage in found[1:]:
@@ -26,7 +27,7 @@ def last_word(found: list[tuple[Attack, Verdicts]], field: str) -> np.ndarray:
 
 def attack_record(
     attack: Attack,
-    found: list[tuple[Attack, Verdicts]],
+    found: Sequence[tuple[Attack, Findings]],
     attacked: np.ndarray,
     standing: np.ndarray,
     minimum: Distances | None,

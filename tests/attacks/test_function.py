@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import llrflow
+from llrflow.attacks.function import foreign
 from llrflow.base.errors import SpecError
 
 KEY = jax.random.key(3)
@@ -51,6 +52,8 @@ FORMS = {
     "bound method": lambda layer: layer.logits,
     "closure": lambda layer: lambda images: layer(images),
     "partial": lambda layer: functools.partial(lambda w, images: images.reshape(len(images), -1) @ w, layer.w),
+    "jit": lambda layer: jax.jit(lambda images, w=layer.w: images.reshape(len(images), -1) @ w),
+    "jit in a function": lambda layer: (lambda inner: lambda images: inner(images) + 1)(FORMS["jit"](layer)),
     "arrays of NumPy": lambda layer: (lambda w: lambda images: images.reshape(len(images), -1) @ w)(
         np.asarray(layer.w)
     ),
@@ -71,6 +74,37 @@ def test_changed_weights_are_seen_and_compile_nothing(form, problem, caplog):
     right = jnp.argmax(fn(after.x_adv), axis=1) == labels[1]
     np.testing.assert_array_equal(after.success, ~right)
     assert before.success.mean() > 0.6 and after.success.mean() < before.success.mean() - 0.2
+
+
+def test_variables_are_arguments_of_the_program(problem, caplog):
+    """A pytree in front of the images, numbers of Python in it included."""
+    x, weights, labels = problem
+
+    def fn(params, images):
+        return params["scale"] * (images.reshape(len(images), -1) @ params["layers"][0])
+
+    def attacked(w, scale):
+        return llrflow.attack(fn, x, labels[1], THREAT, PGD, KEY, variables={"layers": [w], "scale": scale})
+
+    before = attacked(weights[0], 1.0)
+    after, compiled = compilations(caplog, lambda: attacked(weights[1], 1.0))
+    assert compiled == [] and before.success.mean() > after.success.mean() + 0.2
+    upside_down, compiled = compilations(caplog, lambda: attacked(weights[1], -1.0))
+    assert compiled == [] and upside_down.success.mean() > 0.9
+    closed = llrflow.attack(
+        lambda images: fn({"layers": [weights[1]], "scale": 1}, images), x, labels[1], THREAT, PGD, KEY
+    )
+    np.testing.assert_allclose(after.x_adv, closed.x_adv, atol=1e-6)
+
+
+def test_variables_of_a_stochastic_function(problem):
+    x, weights, labels = problem
+
+    def fn(w, images, key):
+        return (images + 0.3 * jax.random.normal(key, images.shape)).reshape(len(images), -1) @ w
+
+    kept, lost = (llrflow.attack(fn, x, labels[0], THREAT, "noise", KEY, variables=w) for w in weights)
+    assert lost.success.mean() > kept.success.mean() + 0.2
 
 
 def test_what_is_no_array_is_seen_too(problem):
@@ -137,6 +171,11 @@ def test_a_class_of_minus_infinity_is_never_predicted_and_no_error(problem):
     y = jnp.argmax(masked(x), axis=1)
     for config in (PGD, "apgd_ce", "fab_t"):
         result = llrflow.attack(masked, x, y, {"norm": "linf", "epsilon": 0.01}, config, KEY)
+        without = llrflow.attack(
+            lambda images: masked(images)[:, :3], x, y, {"norm": "linf", "epsilon": 0.01}, config, KEY
+        )
+        np.testing.assert_array_equal(result.success, without.success)
+        np.testing.assert_allclose(result.loss, without.loss, atol=1e-5)
         inside = jnp.abs(result.x_adv - x).max((1, 2, 3)) < 0.0101
         np.testing.assert_array_equal(result.success, (jnp.argmax(masked(result.x_adv), axis=1) != y) & inside)
         assert result.success.mean() < 0.5
@@ -195,6 +234,31 @@ def test_a_function_that_cannot_be_judged_is_refused(fn, message, problem):
     with pytest.raises(SpecError, match=message) as error:
         llrflow.attack(fn, x, labels[0], THREAT, "noise", KEY)
     assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("fn", "variables", "message"),
+    [
+        (lambda w, images, key: images, None, r"takes \(w, images, key\).*variables="),
+        (lambda images: images, {}, r"takes \(images\); pass a function of \(variables, images\)"),
+        (lambda w, images: images, {"act": "relu"}, r"variables: hold a str at \['act'\]; pass a pytree of arrays"),
+    ],
+    ids=["forgotten", "unwanted", "no array"],
+)
+def test_variables_that_do_not_fit(fn, variables, message, problem):
+    x, _, labels = problem
+    with pytest.raises(SpecError, match=message):
+        llrflow.attack(fn, x, labels[0], THREAT, "noise", KEY, variables=variables)
+
+
+def test_arrays_of_a_fixed_batch_are_refused_where_other_batches_come(problem):
+    x = problem[0]
+    network, arrays, _ = foreign(
+        "logits_fn", lambda images: images.reshape(len(images), 9) - np.ones((len(images), 9)), x, 24
+    )
+    assert network.predict(arrays, x).shape == (24, 9)
+    with pytest.raises(SpecError, match="depends on the number of images"):
+        network.predict(arrays, x[:8])
 
 
 @pytest.mark.parametrize("key", [0, None, "seed"])

@@ -44,14 +44,20 @@ def fired(flags):
 def test_an_honest_model_raises_none():
     flags = flags_of(honest()[0])
     assert fired(flags) == set()
-    assert len(flags) == 9 and all(flag.meaning and flag.measured for flag in flags.values())
+    assert len(flags) == 10 and all(flag.meaning and flag.measured for flag in flags.values())
     assert all(np.isfinite(list(flag.measured.values())).all() for flag in flags.values())
 
 
 def test_quantised_inputs():
     logits = honest()[0]
     found = fired(flags_of(lambda x: logits(jnp.round(8 * x) / 8)))
-    assert {"gradients_vanish", "loss_flat", "survives_huge_epsilon", "survives_unbounded_steps"} <= found
+    assert {
+        "gradients_vanish",
+        "loss_flat",
+        "gradient_wrong",
+        "survives_huge_epsilon",
+        "survives_unbounded_steps",
+    } <= found
     assert "black_box_wins" in found
 
 

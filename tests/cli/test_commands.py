@@ -292,7 +292,7 @@ def test_a_masked_model_is_told_and_its_accuracy_is_a_bound(command, tiny, write
     assert told and float(told[1]) <= time.monotonic() - began + 0.05
     code, out, _ = command("evaluate", folder, "--json")
     flags = json.loads(out)["evaluation"]["flags"]
-    assert code == 3 and flags["gradients_vanish"]["fired"] and len(flags) == 9
+    assert code == 3 and flags["gradients_vanish"]["fired"] and len(flags) == 10
     assert "<= " in command("runs", tmp_path)[1]
 
 

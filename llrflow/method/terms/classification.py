@@ -67,10 +67,11 @@ class CrossEntropy(Targeted):
         """[B], in nats."""
         logits = probe.logits(delta)
         uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+        spread = jnp.where(self.label_smoothing == 0, 0.0, self.label_smoothing * uniform)  # a logit may be -inf
         if self.target is None:
-            return (1.0 - self.label_smoothing) * probe.loss(delta) + self.label_smoothing * uniform
+            return (1.0 - self.label_smoothing) * probe.loss(delta) + spread
         towards = cross_entropy(logits, self.target_class(probe, logits.shape[-1]))
-        return -(1.0 - self.label_smoothing) * towards - self.label_smoothing * uniform
+        return -(1.0 - self.label_smoothing) * towards - spread
 
 
 @register("term", "margin")
