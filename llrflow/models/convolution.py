@@ -53,7 +53,7 @@ def _call(method: Any, args: Any, kwargs: Any, context: hk.MethodContext) -> Any
         lhs_dilation=layer.lhs_dilation,
         rhs_dilation=layer.kernel_dilation,
         dimension_numbers=layer.dimension_numbers,
-        precision=jax.config.jax_default_matmul_precision,  # here, since it is traced later
+        precision=jax.config.jax_default_matmul_precision,  # pyright: ignore (set for each thread); traced later
     )
     return out + hk.get_parameter("b", (layer.output_channels,), images.dtype) if layer.with_bias else out
 
