@@ -15,12 +15,17 @@ from llrflow.attacks.function import foreign
 from llrflow.attacks.kept import kept_program
 from llrflow.attacks.network import Examples, Network, looked_at, one_device
 from llrflow.attacks.search import Findings, InMemory, search
+from llrflow.base.compilations import keep_compilations
 from llrflow.base.errors import SpecError
 from llrflow.base.validation import first_problem
 from llrflow.components.registry import make
 from llrflow.method.ascent import misclassified
 from llrflow.method.term import lacking_classes
 from llrflow.method.threat import TOLERANCE, Threat
+
+BATCH = 128
+"""Images attacked at a time unless the caller says otherwise. On CPU larger batches cost as much an image, and leave
+less room for packing what still stands into fewer."""
 
 
 class AttackResult(NamedTuple):
@@ -57,7 +62,7 @@ def attack(
     `{"norm": "linf", "epsilon": "8/255"}` and `{"type": "pgd", "steps": 50, "restarts": 5}`.
     The threat's epsilon may be an array [B]: each image's own radius.
     A stochastic model is a function (images, key). `surrogate` is the function that a `transfer` attack searches on.
-    At most `batch_size` images (default all) are attacked at a time. Randomness follows from `key` and the example's
+    At most `batch_size` images (default 128) are attacked at a time. Randomness follows from `key` and the example's
     row. Programs are kept, with the arrays that the functions hold as arguments: another call with the same code and
     shapes compiles nothing, whatever has become of the weights (those of a function under `jax.jit` stay what they were
     when JAX traced it). Images of half precision are attacked in float32. A class whose logit is -inf is one that is
@@ -65,15 +70,16 @@ def attack(
     threat, config or batch, and for a function that leaves JAX or whose rows depend on each other.
     """
     try:
-        key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32))  # whatever generator it belongs to
+        key = jax.random.wrap_key_data(_words(key))  # whatever generator it belongs to
     except (TypeError, ValueError):
         raise SpecError("key", f"= {key!r} is no random key", "pass jax.random.key(0)") from None
+    keep_compilations()
     x, y = jnp.asarray(x), jnp.asarray(y)
     ball, radii = _ball(threat, len(x) if x.ndim else 0)
     if batch_size is not None and batch_size < 1:
-        raise SpecError("batch_size", f"= {batch_size}", "give a positive number, or none for all images at once")
+        raise SpecError("batch_size", f"= {batch_size}", f"give a positive number, or none for {BATCH}")
     x = _checked(x, y)
-    images, labels, size = np.asarray(x), np.asarray(y), batch_size or len(y)
+    images, labels, size = np.asarray(x), np.asarray(y), batch_size or min(len(y), BATCH)
     network, arrays, classes = foreign("logits_fn", logits_fn, images, size)
     if not 0 <= labels.min() <= labels.max() < classes:
         got = f"got labels from {labels.min()} to {labels.max()}"
@@ -101,7 +107,13 @@ def attack(
         standing = standing & ~findings.arrays["wrong"]
     assert found is not None
     names = ("wrong", "distance", "loss", "queries", "gradients")
-    return AttackResult(x + found.delta, *(jnp.asarray(found.arrays[name]) for name in names))
+    return AttackResult(jnp.asarray(images + found.delta), *(jnp.asarray(found.arrays[name]) for name in names))
+
+
+@jax.jit
+def _words(key: jax.Array) -> jax.Array:
+    """Two words drawn from a key of whatever generator, in one program."""
+    return jax.random.bits(key, (2,), jnp.uint32)
 
 
 def _ball(threat: Threat | Mapping[str, Any], n: int) -> tuple[Threat, np.ndarray | None]:
@@ -176,7 +188,8 @@ def _checked(x: jax.Array, y: jax.Array) -> jax.Array:
         refuse(f"got x {x.shape} and y {y.shape}", "pass x [B,H,W,C] and y [B] with at least one example")
     if not jnp.issubdtype(x.dtype, jnp.floating) or not jnp.issubdtype(y.dtype, jnp.integer):
         refuse(f"got x {x.dtype} and y {y.dtype}", "pass float images in [0, 1] and integer labels")
-    low, high = float(x.min()), float(x.max())
+    pixels = np.asarray(x)  # NumPy compiles nothing
+    low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0.0 and high <= 1.0):
         refuse(f"got pixels in [{low:g}, {high:g}]", "pass images in [0, 1]; the model normalises")
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
