@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -24,8 +25,8 @@ def keep_compilations() -> None:
         return
     if not jax.config.values["jax_enable_compilation_cache"]:
         return
-    here = folder()
     try:
+        here = folder()
         here.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever can write there can run code here
     except (OSError, RuntimeError):
         return
@@ -37,19 +38,16 @@ def keep_compilations() -> None:
 
 
 def folder() -> Path:
-    """The user's cache folder (`XDG_CACHE_HOME` or ~/.cache), and below it one for this kind of machine and jaxlib.
+    """~/.cache/llrflow/compiled, and in it a folder for this kind of machine and jaxlib.
 
     JAX's own key holds the program, its options and the versions, but machine code for a CPU is not that of another,
     and home folders are shared. Raises RuntimeError where there is no home.
     """
-    import jaxlib
-
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     described = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    kind = "\n".join([platform.machine(), platform.processor(), jaxlib.__version__, *described])
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "llrflow" / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:12]
+    kind = "\n".join([platform.machine(), platform.processor(), importlib.metadata.version("jaxlib"), *described])
+    return Path.home() / ".cache" / "llrflow" / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:12]
 
 
 def prune(here: Path, largest: int) -> None:

@@ -35,7 +35,7 @@ def counted(tmp_path):
     def count(work, *arguments, **environment):
         script = COUNTING.replace("{work}", work)
         command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
-        env = {**mine, "XDG_CACHE_HOME": str(tmp_path / "cache"), **environment}
+        env = {**mine, "HOME": str(tmp_path / "home"), **environment}
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1]), done.stderr
@@ -54,7 +54,7 @@ def test_a_second_evaluation_compiles_nothing(finished, tmp_path, counted):
         (record,) = (json.loads(path.read_text()) for path in (run / "evaluation").glob("*-*.json"))
         part = record["attacks"]["pgd"]
         asked = f"{part['seconds']:.1f} s, {part['gradients']:,} gradients"
-        assert part["gradients"] == 2 * part["attacked"] and part["seconds"] > 0
+        assert part["attacked"] <= part["gradients"] <= 2 * part["attacked"] and part["seconds"] > 0
         assert f"attack pgd: {asked}, {part['kills']} of {part['attacked']} broken" in said.splitlines()
     first, second = events
     assert first["cache_misses"] >= 7
@@ -64,14 +64,14 @@ def test_a_second_evaluation_compiles_nothing(finished, tmp_path, counted):
 def test_an_attack_on_a_function_keeps_what_it_compiled(tmp_path, counted):
     first, second = counted(ATTACK)[0], counted(ATTACK)[0]
     assert first["cache_misses"] >= 4 and "cache_misses" not in second and second["cache_hits"] >= 4
-    (folder,) = (tmp_path / "cache/llrflow/compiled").iterdir()
+    (folder,) = (tmp_path / "home/.cache/llrflow/compiled").iterdir()
     assert folder.stat().st_mode & 0o077 == 0
 
 
 def test_the_users_own_choice_holds(tmp_path, counted):
     off, _ = counted(ATTACK, JAX_ENABLE_COMPILATION_CACHE="false")
-    assert "cache_misses" not in off and not (tmp_path / "cache").exists()
-    (tmp_path / "cache").write_text("no folder can be made here")
+    assert "cache_misses" not in off and not (tmp_path / "home").exists()
+    (tmp_path / "home").write_text("no folder can be made here")
     assert "cache_misses" not in counted(ATTACK)[0]
     own, _ = counted(ATTACK, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
     assert own["compile_requests_use_cache"] > 4
