@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llrflow.base.compilations import keep_compilations
 from llrflow.data.batches import padded_chunks
 from llrflow.method.ascent import restart_keys
 from llrflow.method.keys import example_keys
@@ -56,6 +57,7 @@ class Placement(NamedTuple):
 @functools.cache
 def one_device() -> Placement:
     """Plain `jax.jit` on the default device."""
+    keep_compilations()
 
     def to_host(tree: Any) -> Any:
         return jax.tree.map(np.asarray, tree)
@@ -109,15 +111,42 @@ def reference_of(network: Network, variables: Any, examples: Examples, keys: jax
     return Reference(loss, logits, gradient)
 
 
+def quick_options(platform: str) -> dict[str, Any] | None:
+    """Options of XLA for what runs once a batch and is compiled longer than it ever runs."""
+    return {"xla_backend_optimization_level": 0} if platform == "cpu" else None
+
+
+class Look:
+    """(variables, examples, key) -> Start, compiled once for all attacks on a network, ahead of its first call."""
+
+    def __init__(self, phase: Any, platform: str) -> None:
+        """`phase` is the function as its placement wraps it."""
+        self.phase, self._platform = phase, platform
+        self._compiled: dict[Any, Any] = {}
+
+    def prepare(self, variables: Any, examples: Examples, key: Any) -> Callable[..., Start]:
+        """The program for such arguments, of which shapes and types alone count."""
+        leaves, structure = jax.tree.flatten((variables, examples, key))
+        kind = structure, tuple((np.shape(leaf), str(leaf.dtype)) for leaf in leaves)
+        if kind not in self._compiled:
+            lowered = self.phase.lower(variables, examples, key)
+            self._compiled[kind] = lowered.compile(quick_options(self._platform))
+        return self._compiled[kind]
+
+    def __call__(self, variables: Any, examples: Examples, key: Any) -> Start:
+        """What attacks need to know of the examples."""
+        return self.prepare(variables, examples, key)(variables, examples, key)
+
+
 @functools.lru_cache(maxsize=32)
-def look_phase(network: Network, placement: Placement, eot: int) -> Callable[[Any, Examples, Any], Start]:
-    """(variables, examples, key) -> Start, compiled once for all attacks on a network."""
+def look_phase(network: Network, placement: Placement, eot: int) -> Look:
+    """The look at the clean images that all attacks on a network share."""
 
     def look(variables: Any, examples: Examples, key: jax.Array) -> Start:
         keys = restart_keys(example_keys(jax.random.wrap_key_data(key), examples.ids), examples.run)
         return Start(reference_of(network, variables, examples, keys, eot), jax.random.key_data(keys))
 
-    return placement.wrap(look)
+    return Look(placement.wrap(look), placement.platform)
 
 
 def looked_at(

@@ -20,6 +20,10 @@ from llrflow.components.registry import make
 from llrflow.method.term import lacking_classes
 from llrflow.method.threat import Threat
 
+BATCH = 128
+"""Images attacked at a time unless the caller says otherwise. On CPU larger batches cost as much an image, and leave
+less room for packing what still stands into fewer."""
+
 
 class AttackResult(NamedTuple):
     """Outcome of `llrflow.attack`."""
@@ -57,7 +61,7 @@ def attack(
     The threat's epsilon may be an array [B]: each image's own radius.
     A stochastic model is a function (images, key). With `variables`, a pytree of arrays, the function is one of
     (variables, images) or (variables, images, key). `surrogate` is the function that a `transfer` attack searches on.
-    At most `batch_size` images (default all) are attacked at a time. Randomness follows from `key` and the example's
+    At most `batch_size` images (default 128) are attacked at a time. Randomness follows from `key` and the example's
     row. Programs are kept, with the arrays that the functions hold as arguments: another call with the same code and
     shapes compiles nothing, whatever has become of the weights (those of a function under `jax.jit` stay what they were
     when JAX traced it). Images of half precision are attacked in float32. A class whose logit is -inf is one that is
@@ -68,9 +72,9 @@ def attack(
     x, y = jnp.asarray(x), jnp.asarray(y)
     ball, radii = ball_of(threat, len(x) if x.ndim else 0)
     if batch_size is not None and batch_size < 1:
-        raise SpecError("batch_size", f"= {batch_size}", "give a positive number, or none for all images at once")
+        raise SpecError("batch_size", f"= {batch_size}", f"give a positive number, or none for {BATCH}")
     x = checked("attack", x, y)
-    images, labels, size = np.asarray(x), np.asarray(y), batch_size or len(y)
+    images, labels, size = np.asarray(x), np.asarray(y), batch_size or min(len(y), BATCH)
     network, arrays, classes = foreign("logits_fn", logits_fn, images, size, variables)
     check_labels("attack", labels, classes)
     other, others, count = (None, None, classes) if surrogate is None else foreign("surrogate", surrogate, images, size)
@@ -91,13 +95,19 @@ def attack(
         standing = standing & ~findings.arrays["wrong"]
     assert found is not None
     names = ("wrong", "distance", "loss", "queries", "gradients")
-    return AttackResult(x + found.delta, *(jnp.asarray(found.arrays[name]) for name in names))
+    return AttackResult(jnp.asarray(images + found.delta), *(jnp.asarray(found.arrays[name]) for name in names))
+
+
+@jax.jit
+def _words(key: jax.Array) -> jax.Array:
+    """Two words drawn from a key of whatever generator, in one program."""
+    return jax.random.bits(key, (2,), jnp.uint32)
 
 
 def random_words(key: Any) -> jax.Array:
     """Two words drawn from a key. SpecError where it is none."""
     try:
-        return jax.random.bits(key, (2,), jnp.uint32)
+        return _words(key)
     except (TypeError, ValueError):
         raise SpecError("key", f"= {key!r} is no random key", "pass jax.random.key(0)") from None
 
@@ -161,7 +171,8 @@ def checked(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
         refuse(f"got x {x.shape} and y {y.shape}", "pass x [B,H,W,C] and y [B] with at least one example")
     if not jnp.issubdtype(x.dtype, jnp.floating) or not jnp.issubdtype(y.dtype, jnp.integer):
         refuse(f"got x {x.dtype} and y {y.dtype}", "pass float images in [0, 1] and integer labels")
-    low, high = float(x.min()), float(x.max())
+    pixels = np.asarray(x)  # NumPy compiles nothing
+    low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0.0 and high <= 1.0):
         refuse(f"got pixels in [{low:g}, {high:g}]", "pass images in [0, 1]; the model normalises")
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from llrflow.base.compilations import keep_compilations
 from llrflow.base.errors import SpecError
 from llrflow.models.network import AXIS
 
@@ -29,6 +30,7 @@ class Devices:
         `together` takes as many from every process that `jax.distributed` knows, which must have equally many.
         Raises SpecError when fewer devices exist.
         """
+        keep_compilations()
         with contextlib.suppress(RuntimeError):  # raised once a backend runs: then its devices are what there is
             jax.config.update("jax_num_cpu_devices", max(count or 1, len(os.sched_getaffinity(0))))
         available = jax.local_devices()

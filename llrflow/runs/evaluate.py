@@ -22,7 +22,7 @@ from llrflow.attacks.search import search
 from llrflow.attacks.studies import Study
 from llrflow.attacks.trial_attacks import Subject
 from llrflow.base.files import write_atomic
-from llrflow.base.progress import progress
+from llrflow.base.progress import progress, say
 from llrflow.components.registry import make
 from llrflow.data.split import Split
 from llrflow.method.keys import purpose_key
@@ -35,6 +35,7 @@ from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
 from llrflow.runs.predictions import Predictions, spread
 from llrflow.runs.records import EvaluationRecord, FlagRecord, Images, OtherData, versions, written
+from llrflow.runs.summaries import cost_and_yield, stage_record
 from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
 
@@ -200,6 +201,8 @@ class Evaluator:
             )
             between()
         verdicts.save()
+        if not self.quiet and name != RANDOM:
+            say(f"attack {name}: {cost_and_yield(stage_record(verdicts))}")
         if self.export and name != RANDOM:
             write_adversarial(self._path(f"{name}.adversarial.npz"), predicted, verdicts)
         return verdicts

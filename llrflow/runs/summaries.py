@@ -25,6 +25,24 @@ def last_word(found: Sequence[tuple[Attack, Findings]], field: str) -> np.ndarra
     return values
 
 
+def stage_record(stage: Findings) -> StageRecord:
+    """The work of one attack that is not composed, and what came of it."""
+    there = stage.candidates
+    return StageRecord(
+        attacked=int(there.sum()),
+        kills=int((there & stage.arrays["wrong"]).sum()),
+        queries=int(stage.arrays["queries"][there].sum(dtype=np.int64)),
+        gradients=int(stage.arrays["gradients"][there].sum(dtype=np.int64)),
+        seconds=round(stage.seconds, 3),
+    )
+
+
+def cost_and_yield(part: StageRecord) -> str:
+    """A stage in words: `12.3 s, 51,000 gradients, 312 of 848 broken`; its queries where it takes no gradients."""
+    asked = f"{part.gradients:,} gradients" if part.gradients else f"{part.queries:,} queries"
+    return f"{part.seconds:.1f} s, {asked}, {part.kills} of {part.attacked} broken"
+
+
 def attack_record(
     attack: Attack,
     found: Sequence[tuple[Attack, Findings]],
@@ -35,14 +53,7 @@ def attack_record(
     """An attack's part of the certificate, from the verdicts of its stages; [N] who was attacked, who still stands."""
     stages, share = {}, proportion(standing)
     for part, stage in found:
-        there = stage.candidates
-        stages[part.label().removeprefix("attack ")] = StageRecord(
-            attacked=int(there.sum()),
-            kills=int((there & stage.arrays["wrong"]).sum()),
-            queries=int(stage.arrays["queries"][there].sum(dtype=np.int64)),
-            gradients=int(stage.arrays["gradients"][there].sum(dtype=np.int64)),
-            seconds=round(stage.seconds, 3),
-        )
+        stages[part.label().removeprefix("attack ")] = stage_record(stage)
     parts = stages.values()
     return AttackRecord(
         accuracy=share.accuracy,
