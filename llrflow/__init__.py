@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llrflow.attacks.run import attack
+    from llrflow.attacks.torch_module import from_torch
     from llrflow.base.errors import SpecError
     from llrflow.components.registry import make
     from llrflow.method.probe import Probe
@@ -22,6 +23,7 @@ __all__ = [
     "SpecError",
     "attack",
     "compile",
+    "from_torch",
     "load_exported",
     "load_model",
     "load_spec",
@@ -35,6 +37,7 @@ _HOMES = {
     "SpecError": ("llrflow.base.errors", "SpecError"),
     "attack": ("llrflow.attacks.run", "attack"),
     "compile": ("llrflow.program.compile", "compile_spec"),
+    "from_torch": ("llrflow.attacks.torch_module", "from_torch"),
     "load_exported": ("llrflow.runs.export", "load_exported"),
     "load_model": ("llrflow.runs.model", "load_model"),
     "load_spec": ("llrflow.spec.load", "load_spec"),
