@@ -121,7 +121,7 @@ def test_linear_classifiers_are_solved(kind, norm):
     config = {"type": kind, "steps": 200}
     result = llrflow.attack(logits, x, jnp.asarray(y), {"norm": norm, "epsilon": 0.5}, config, KEY)
     ratio = np.asarray(result.distance) / exact
-    # The last changes of the norm are by 0.1 % in FMN, by 5 % in DDN. The likeliest rival's boundary need not be nearest.
+    # The norm's last changes are by 0.1 % in FMN, by 5 % in DDN. The likeliest rival's boundary need not be nearest.
     limit = 1.005 if kind == "fmn" else 1.05
     assert ratio.min() > 1 - 1e-4 and np.median(ratio) < limit and np.mean(ratio < limit) > 0.9
 
