@@ -9,6 +9,7 @@ import llrflow
 from llrflow.attacks.hop_skip_jump import shrunk
 from llrflow.base.errors import SpecError
 from llrflow.components.registry import make
+from llrflow.method.probe import SearchProbe
 from llrflow.method.threat import Threat
 
 KEY = jax.random.key(3)
@@ -86,6 +87,46 @@ def test_the_way_to_the_clean_image_is_a_segment_or_a_ball():
     for norm, wanted in (("l2", [0.2, -0.05, 0.1]), ("linf", [0.2, -0.1, 0.2])):
         found = shrunk(Threat(norm=norm, epsilon=0.1), delta, jnp.array([0.5]))
         np.testing.assert_allclose(found.ravel(), wanted, rtol=1e-6)
+
+
+def one_example(attack, threat, **fields):
+    """The state of one grey image of two pixels, from which `fields` differ; a perturbation is a pair."""
+    probe = SearchProbe(
+        lambda x: (jnp.zeros((1, 2)), None), jnp.full((1, 1, 2, 1), 0.5), jnp.zeros(1, int), None, threat, None
+    )
+    state = attack.begin(lambda: probe, threat, jax.random.split(KEY, 1), jnp.zeros(1, int))
+    return state._replace(
+        **{name: jnp.asarray(value).reshape(getattr(state, name).shape) for name, value in fields.items()}
+    )
+
+
+def test_an_estimate_is_the_sum_of_the_directions_times_their_answers_less_the_mean():
+    attack, threat = make("attack", {"type": "hop_skip_jump", "initial_directions": 3}), Threat(norm="l2", epsilon=0.5)
+    directions, answers = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, -1.0]]), np.array([1, 1, -1])
+    for signs in (answers, np.array([-1, -1, -1])):
+        state = one_example(attack, threat, phase=2, at=[0.2, 0.0], round=1, size=0.1)
+        for direction, sign in zip(directions, signs, strict=True):
+            assert state.phase == 2
+            delta = jnp.asarray([0.2, 0.0]) + 0.1 * direction
+            state = attack._estimated(threat, state, delta.reshape(1, 1, 2, 1), jnp.asarray([sign > 0]))
+        mean = signs.mean() if abs(signs.mean()) < 1 else 0.0
+        normal = ((signs - mean)[:, None] * directions).sum(0)
+        np.testing.assert_allclose(state.plain.ravel(), normal / np.linalg.norm(normal), atol=1e-5)
+        assert state.phase == 3 and state.size == pytest.approx(0.2)
+
+
+def test_a_leap_lands_beyond_the_boundary_and_the_nearest_image_stays():
+    attack, threat = make("attack", "hop_skip_jump"), Threat(norm="l2", epsilon=0.5)
+    x = jnp.full((1, 1, 2, 1), 0.5)
+    logits = lambda images: jnp.stack([jnp.zeros(1), images[:, 0, 0, 0] - 0.6], 1)  # noqa: E731
+    probe = SearchProbe(lambda images: (logits(images), None), x, jnp.zeros(1, int), None, threat, None)
+    start = {"phase": 3, "at": [0.2, 0.0], "round": 1, "best": [0.15, 0.0], "distance": 0.15, "size": 0.1}
+    for to, phase, at in (([1.0, 0.0], 1, [0.3, 0.0]), ([-1.1, 0.0], 3, [0.2, 0.0])):
+        state = one_example(attack, threat, plain=to, **start)
+        after = attack.advance(lambda: probe, threat, state, jnp.int32(7))
+        assert after.phase == phase and after.size == pytest.approx(0.1 if phase == 1 else 0.05)
+        np.testing.assert_allclose(after.at.ravel(), at, rtol=1e-6)
+        np.testing.assert_allclose(after.best.ravel(), [0.15, 0.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("field", [{"queries": 0}, {"initial_directions": 0}, {"gamma": 0.0}], ids=str)
