@@ -88,6 +88,8 @@ def test_values_and_derivatives_are_pytorchs_under_jit_and_vmap(images):
         np.testing.assert_allclose(found, right, **close)
     one = lambda image, c: jax.grad(lambda image: jnp.vdot(c, function(image[None])[0]))(image)  # noqa: E731
     np.testing.assert_allclose(jax.vmap(one)(images, cotangents[0]), wanted[0], **close)
+    alike = jax.vmap(jax.grad(lambda image: function(image[None]).sum()))(images)  # one cotangent for all
+    np.testing.assert_allclose(alike, in_torch(net, images, np.ones((6, 5), np.float32)), **close)
     assert function(images.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     assert all(p.grad is None for p in net.parameters())
 

@@ -1,6 +1,6 @@
 """Attack the model of a run with llrflow and with foolbox, on the same JAX function; prints one line of JSON each.
 
-python against_foolbox.py strength|decisions|throughput RUN [N]
+python against_foolbox.py strength|decisions|throughput RUN [N [STEPS]]; HopSkipJump takes so many STEPS (decisions).
 """
 
 import json
@@ -93,8 +93,8 @@ class HopSkipJump(foolbox.attacks.HopSkipJumpAttack):
         return found / (found.flatten(1).norms.l2(axis=1).reshape((-1, 1, 1, 1)) + 1e-12)
 
 
-def decisions(model: Any, n: int, steps: int = 16) -> None:
-    """Median distance of HopSkipJump in as many queries of each image as theirs takes.
+def decisions(model: Any, n: int, steps: int) -> None:
+    """Median distance of HopSkipJump in as many queries of each image as theirs takes in so many steps.
 
     On the images for which noise is misclassified: elsewhere both find nothing, and theirs raises an error.
     """
@@ -166,12 +166,14 @@ def throughput(run: str, model: Any, n: int) -> None:
     print(json.dumps({"images": n, **{k: round(v, 3) for k, v in found.items()}}))
 
 
-def main(what: str, run: str, n: str = "10000") -> None:
+def main(what: str, run: str, n: str = "10000", steps: str = "16") -> None:
     model = llrflow.load_model(run)
     if what == "throughput":
         throughput(run, model, int(n))
+    elif what == "decisions":
+        decisions(model, int(n), int(steps))
     else:
-        {"strength": strength, "decisions": decisions}[what](model, int(n))
+        strength(model, int(n))
 
 
 if __name__ == "__main__":
