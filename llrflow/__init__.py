@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llrflow.attacks.run import attack
+    from llrflow.attacks.torch_module import from_torch
     from llrflow.base.errors import SpecError
     from llrflow.components.registry import make
     from llrflow.method.probe import Probe
@@ -24,6 +25,7 @@ __all__ = [
     "attack",
     "compile",
     "examine",
+    "from_torch",
     "load_exported",
     "load_model",
     "load_spec",
@@ -38,6 +40,7 @@ _HOMES = {
     "attack": ("llrflow.attacks.run", "attack"),
     "compile": ("llrflow.program.compile", "compile_spec"),
     "examine": ("llrflow.runs.examine", "examine"),
+    "from_torch": ("llrflow.attacks.torch_module", "from_torch"),
     "load_exported": ("llrflow.runs.export", "load_exported"),
     "load_model": ("llrflow.runs.model", "load_model"),
     "load_spec": ("llrflow.spec.load", "load_spec"),

@@ -7,7 +7,9 @@ from llrflow.attacks import (
     carlini_wagner_linf,
     deepfool,
     fab,
+    fast_minimum_norm,
     gradient,
+    hop_skip_jump,
     square,
     transfer,
 )
@@ -19,7 +21,9 @@ __all__ = [
     "carlini_wagner_linf",
     "deepfool",
     "fab",
+    "fast_minimum_norm",
     "gradient",
+    "hop_skip_jump",
     "square",
     "transfer",
 ]

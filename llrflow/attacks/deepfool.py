@@ -108,8 +108,8 @@ def nearest_boundary(gaps: jax.Array, normals: jax.Array, threat: Threat, push: 
 
 def dual_norm(flat: jax.Array, threat: Threat) -> jax.Array:
     """The norm [...] of vectors [...,D] by which the threat's distance to a hyperplane is measured."""
-    if threat.norm == "linf":
-        return jnp.sum(jnp.abs(flat), axis=-1)
+    if threat.norm in ("linf", "l1"):
+        return (jnp.sum if threat.norm == "linf" else jnp.max)(jnp.abs(flat), axis=-1)
     # Scaled first: squares of tiny gradients leave float32, and a boundary in reach would seem out of it.
     largest = jnp.max(jnp.abs(flat), axis=-1)
     scale = jnp.where(largest > 0, largest, 1.0)

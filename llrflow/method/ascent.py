@@ -18,7 +18,7 @@ from llrflow.base.validation import raise_at
 from llrflow.components.calls import guarded, shaped
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.registry import Component, register
-from llrflow.method.batched import choose
+from llrflow.method.batched import choose, spread
 from llrflow.method.labels import likeliest
 from llrflow.method.probe import SearchProbe
 from llrflow.method.term import ask
@@ -66,13 +66,13 @@ class _SizedStep(Component):
     size: StepSize = "auto"
     """Length of a step in pixel units; `auto` is the search's `reach` times epsilon / steps."""
 
-    def init(self, delta: jax.Array) -> tuple[()]:
-        """These steps keep no state."""
+    def init(self, delta: jax.Array) -> Any:
+        """Most steps keep no state."""
         return ()
 
     def move(
-        self, gradient: jax.Array, delta: jax.Array, state: tuple[()], threat: Threat, auto: Any
-    ) -> tuple[jax.Array, tuple[()]]:
+        self, gradient: jax.Array, delta: jax.Array, state: Any, threat: Threat, auto: Any
+    ) -> tuple[jax.Array, Any]:
         """(increment of delta [B,H,W,C], state); `auto` is the search's own step size."""
         size = auto if self.size == "auto" else self.size
         return size * self.direction(gradient, threat), state
@@ -107,6 +107,33 @@ class NormalizedStep(_SizedStep):
     def direction(self, gradient: jax.Array, threat: Threat) -> jax.Array:
         """[B,H,W,C], unit length in l2."""
         return unit(gradient)
+
+
+@register("step", "momentum")
+class MomentumStep(_SizedStep):
+    """The steepest direction of m, where m = decay m + g / ||g||_1 gathers the gradients of all steps so far.
+
+    That of MI-FGSM (Dong et al. 2018, arXiv:1710.06081): sign(m) for linf, m / ||m||_2 for l2.
+    """
+
+    decay: Annotated[float, Traced(ge=0)] = 1.0
+    """What is kept of m from step to step."""
+
+    def init(self, delta: jax.Array) -> jax.Array:
+        """m, zero [B,H,W,C]."""
+        return jnp.zeros_like(delta)
+
+    def move(
+        self, gradient: jax.Array, delta: jax.Array, state: jax.Array, threat: Threat, auto: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """(increment of delta, m), [B,H,W,C] each."""
+        total = spread(jnp.sum(jnp.abs(gradient), axis=(1, 2, 3)))
+        gathered = self.decay * state + gradient / jnp.where(total > 0, total, 1.0)
+        return super().move(gathered, delta, (), threat, auto)[0], gathered
+
+    def direction(self, gradient: jax.Array, threat: Threat) -> jax.Array:
+        """[B,H,W,C], unit length in the threat's norm."""
+        return threat.steepest(gradient)
 
 
 @register("step", "optax")

@@ -112,3 +112,21 @@ def test_transfer_is_judged_on_the_attacked_model():
     np.testing.assert_array_equal(result.success, jnp.argmax(logits(result.x_adv), axis=-1) != Y)
     itself = attacked(THREATS[0], config, surrogate=logits)
     assert 0 < int(result.success.sum()) < int(itself.success.sum())
+
+
+@pytest.mark.parametrize(("norm", "decay"), [("linf", 1.0), ("l2", 0.5)])
+def test_a_momentum_step_makes_the_mi_fgsm_of_dong_et_al(norm, decay, trained_like):
+    """Algorithm 1: g' = mu g + grad J / ||grad J||_1, x' = x + epsilon / T sign(g'); of l2 g' / ||g'||_2 (eq. 7)."""
+    logits, x, y = trained_like
+    x, epsilon, steps = jnp.clip(x, 0.2, 0.8), 0.1, 5  # the box does not bind
+    config = {"type": "pgd", "maximize": "cross_entropy", "start": "zero", "steps": steps, "reach": 1.0, "keep": "last",
+              "step": {"type": "momentum", "decay": decay}}  # fmt: skip
+    result = llrflow.attack(logits, x, y, {"norm": norm, "epsilon": epsilon}, config, jax.random.key(0))
+    loss = lambda images: -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits(images)), y[:, None], 1))  # noqa: E731
+    delta, g = np.zeros_like(x), 0.0
+    for _ in range(steps):
+        gradient = np.asarray(jax.grad(loss)(x + delta))
+        g = decay * g + gradient / np.abs(gradient).sum(axis=(1, 2, 3), keepdims=True)
+        step = np.sign(g) if norm == "linf" else g / np.sqrt((g**2).sum(axis=(1, 2, 3), keepdims=True))
+        delta = delta + epsilon / steps * step
+    np.testing.assert_allclose(result.x_adv, x + delta, atol=1e-5)

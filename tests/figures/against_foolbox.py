@@ -1,6 +1,6 @@
 """Attack the model of a run with llrflow and with foolbox, on the same JAX function; prints one line of JSON each.
 
-python against_foolbox.py strength|throughput RUN [N]; test_foolbox.py runs the first on a small network.
+python against_foolbox.py strength|decisions|throughput RUN [N [STEPS]]; HopSkipJump takes so many STEPS (decisions).
 """
 
 import json
@@ -56,6 +56,9 @@ def strength(model: Any, n: int) -> None:
     minimum = {
         "LinfDeepFool": (linf, foolbox.attacks.LinfDeepFoolAttack(steps=50, candidates=rows), {"type": "deepfool"}),
         "L2DeepFool": (l2, foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=rows), {"type": "deepfool"}),
+        "LInfFMN": (linf, foolbox.attacks.LInfFMNAttack(steps=100), {"type": "fmn"}),
+        "L2FMN": (l2, foolbox.attacks.L2FMNAttack(steps=100), {"type": "fmn"}),
+        "DDN": (l2, foolbox.attacks.DDNAttack(steps=100), {"type": "ddn"}),
         "L2CarliniWagner": (
             l2,
             foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=CW["search_steps"], steps=CW["steps"]),
@@ -64,9 +67,8 @@ def strength(model: Any, n: int) -> None:
     }
     for name, (threat, attack, config) in minimum.items():
         raw, _ = theirs(model, attack, x, y, None)
-        delta = (raw - x).reshape(len(x), -1)
         wrong = np.asarray(model.logits(raw)).argmax(-1) != y
-        length = np.abs(delta).max(1) if threat["norm"] == "linf" else np.sqrt((delta**2).sum(1))
+        length = lengths(raw - x, threat["norm"])
         # Where its search finds nothing, foolbox returns a black image, which counts as found if that is misclassified.
         blank = wrong & (raw.reshape(len(raw), -1) == 0).all(1)
         their_distance = np.where(wrong & ~blank, length, np.inf)
@@ -76,10 +78,50 @@ def strength(model: Any, n: int) -> None:
         radii = np.quantile(their_distance[both], (0.1, 0.3, 0.5, 0.7, 0.9))
         weaker = max(int((distance > r).sum()) - int((their_distance > r).sum()) for r in radii)
         found = {"ours": float(distance[both].mean()), "foolbox": float(their_distance[both].mean())}
+        found["ratio of medians"] = float(np.median(distance[both]) / np.median(their_distance[both]))
         counts = {"found": int(np.isfinite(distance).sum()), "found by foolbox": int(np.isfinite(their_distance).sum())}
         counts |= {"by foolbox alone": int((np.isfinite(their_distance) & ~np.isfinite(distance)).sum())}
         counts |= {"black images of foolbox left out": int(blank.sum())}
         print(json.dumps({"attack": name, **found, **counts, "weaker by": weaker, "n": len(y)}), flush=True)
+
+
+class HopSkipJump(foolbox.attacks.HopSkipJumpAttack):
+    """Theirs, but for one fault: it divides every image's estimate of the normal by the norm over the whole batch."""
+
+    def approximate_gradients(self, *arguments: Any) -> Any:
+        found = super().approximate_gradients(*arguments)
+        return found / (found.flatten(1).norms.l2(axis=1).reshape((-1, 1, 1, 1)) + 1e-12)
+
+
+def decisions(model: Any, n: int, steps: int) -> None:
+    """Median distance of HopSkipJump in as many queries of each image as theirs takes in so many steps.
+
+    On the images for which noise is misclassified: elsewhere both find nothing, and theirs raises an error.
+    """
+    x, y = images_of(model, n)
+    for norm in ("linf", "l2"):
+        threat = {"norm": norm, "epsilon": model.spec.threat.epsilon if norm == "linf" else 1.0}
+        few = llrflow.attack(model.logits, x, y, threat, {"type": "hop_skip_jump", "queries": 30}, jax.random.key(1))
+        rows = np.flatnonzero(np.isfinite(few.distance) & (few.distance > 0))
+        calls, logits = [0], jax.jit(model.logits)
+
+        def counted(images: Any, calls: list[int] = calls, logits: Any = logits) -> Any:
+            calls[0] += 1
+            return logits(images)
+
+        attack = HopSkipJump(steps=steps, constraint=norm)
+        wrapped = foolbox.JAXModel(counted, bounds=(0, 1))
+        their = np.asarray(attack(wrapped, *map(jax.numpy.asarray, (x[rows], y[rows])), epsilons=None)[0])
+        config = {"type": "hop_skip_jump", "queries": calls[0]}
+        ours = llrflow.attack(model.logits, x[rows], y[rows], threat, config, jax.random.key(0))
+        found = {"ours": float(np.median(ours.distance)), "foolbox": float(np.median(lengths(their - x[rows], norm)))}
+        found["ratio of medians"] = found["ours"] / found["foolbox"]
+        print(json.dumps({"attack": f"{norm} HopSkipJump", **found, "queries": calls[0], "n": len(rows)}), flush=True)
+
+
+def lengths(delta: np.ndarray, norm: str) -> np.ndarray:
+    """Norms of perturbations [B,H,W,C], [B]."""
+    return np.linalg.norm(delta.reshape(len(delta), -1), np.inf if norm == "linf" else 2, axis=1)
 
 
 def throughput(run: str, model: Any, n: int) -> None:
@@ -124,9 +166,14 @@ def throughput(run: str, model: Any, n: int) -> None:
     print(json.dumps({"images": n, **{k: round(v, 3) for k, v in found.items()}}))
 
 
-def main(what: str, run: str, n: str = "10000") -> None:
+def main(what: str, run: str, n: str = "10000", steps: str = "16") -> None:
     model = llrflow.load_model(run)
-    strength(model, int(n)) if what == "strength" else throughput(run, model, int(n))
+    if what == "throughput":
+        throughput(run, model, int(n))
+    elif what == "decisions":
+        decisions(model, int(n), int(steps))
+    else:
+        strength(model, int(n))
 
 
 if __name__ == "__main__":
