@@ -21,8 +21,7 @@ def show(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
 
     evaluation = result.evaluation
     mark = "<= " if evaluation.fired else ""
-    images = "test images" if evaluation.data is None else f"images of {evaluation.data.title}"
-    title = f"{evaluation.n} {images}, {evaluation.threat['norm']} {evaluation.epsilon}, step {evaluation.checkpoint}"
+    title = f"{evaluation.described}, {evaluation.threat['norm']} {evaluation.epsilon}, step {evaluation.checkpoint}"
     table = Table(title=title, title_justify="left")
     robust = "still correct" if evaluation.cascade else "accuracy"
     for heading in ("", robust, "95 % interval", "attacked", "changed"):
@@ -101,7 +100,7 @@ def show_several(results: Sequence[Any], seconds: Mapping[str, float], as_json: 
         table.add_row(title, n, *(f"{bound}{value:.2%}" for bound, value in zip(bounds, values, strict=True)))
 
     for record in records:
-        row(record.data.title, str(record.n), shares(record), bool(record.fired))
+        row(record.data.title, record.counted, shares(record), bool(record.fired))
     means = [sum(column) / len(records) for column in zip(*map(shares, records), strict=True)]
     row(f"mean of {len(records)}", "", means, any(record.fired for record in records))
     out = console()
