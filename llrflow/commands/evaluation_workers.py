@@ -21,11 +21,11 @@ from llrflow.base.progress import progress, say
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder, Step
 from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests
-from llrflow.runs.model import chosen_step, stored_run
+from llrflow.runs.model import chosen_step
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import evaluate_block
 from llrflow.runs.records import EvaluationRecord
-from llrflow.runs.reevaluate import attack_share, evaluate_elsewhere, evaluate_run
+from llrflow.runs.reevaluate import attack_share, changed_run, evaluate_elsewhere, evaluate_run
 from llrflow.spec.schema import Spec
 from llrflow.sweep.running.cluster import check_room, patience, ray_at
 
@@ -42,6 +42,7 @@ def evaluate_on_workers(
     retries: int,
     quiet: bool,
     attacks: str | None,
+    stop_after: int | None,
     **how: Any,
 ) -> list[Run]:
     """As `evaluate_run`, or `evaluate_elsewhere` with `on_data`, by `workers` (default one a node) of the Ray at
@@ -51,8 +52,8 @@ def evaluate_on_workers(
     room for a worker or sees the run folder, Interrupted after Ctrl-C or SIGTERM, LlrflowError when too much was lost.
     """
     folder = RunFolder(path.absolute())
-    record, spec = stored_run(folder)
-    how |= {"step": chosen_step(folder, Checkpoints(folder.checkpoints), step)}
+    record, spec, _ = changed_run(folder, attacks, stop_after)
+    how |= {"step": chosen_step(folder, Checkpoints(folder.checkpoints), step), "stop_after": stop_after}
     how |= {"attacks": attacks and evaluate_block(attacks)}  # from here: workers may lack the file
     cpus = max(os.cpu_count() or 1, math.ceil(spec.devices.wanted.get("CPU", 0) * (workers or 1)))
     # What Ray prints of dying workers are pages; what was lost is said here.

@@ -23,9 +23,10 @@ from llrflow.runs.interrupt import stop_requests
 from llrflow.runs.model import chosen_step, recorded_facts, stored_run
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import changed_block
-from llrflow.runs.records import Images, OtherData
+from llrflow.runs.records import Images, OtherData, RunRecord
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.spec.load import at
+from llrflow.spec.schema import Spec
 
 
 class How(TypedDict, total=False):
@@ -78,6 +79,30 @@ def attack_share(
     _evaluated(path, step, "test", on_data, share=share, **how)
 
 
+def changed_run(
+    folder: RunFolder,
+    attacks: str | Mapping[str, Any] | None,
+    stop_after: int | None,
+    studies: Sequence[str] = (),
+    devices: int | None = None,
+) -> tuple[RunRecord, Spec, str]:
+    """A run's record, its spec with what another evaluation changes, and that evaluation's label.
+
+    Raises CheckpointError and SpecError.
+    """
+    overrides: dict[str, Any] = {"devices.count": devices}
+    block = changed_block(attacks, stop_after)
+    label = label_of(block) if block else ""
+    if "attacks" in block:
+        overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{n}": a for n, a in block.pop("attacks").items()}}
+    overrides |= {f"evaluate.{name}": value for name, value in block.items()}
+    record, spec = stored_run(folder, overrides)
+    wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
+    if wanted:
+        _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
+    return record, spec, label
+
+
 def _evaluated(
     path: str | Path,
     step: Step | None,
@@ -93,16 +118,7 @@ def _evaluated(
 ) -> list[Run]:
     """The run with its evaluation on each of `on_data`, or without any on the spec's own images; none of a share."""
     folder = RunFolder(Path(path))
-    overrides: dict[str, Any] = {"devices.count": devices}
-    block = changed_block(attacks, stop_after)
-    label = label_of(block) if block else ""
-    if "attacks" in block:
-        overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{n}": a for n, a in block.pop("attacks").items()}}
-    overrides |= {f"evaluate.{name}": value for name, value in block.items()}
-    record, spec = stored_run(folder, overrides)
-    wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
-    if wanted:
-        _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
+    record, spec, label = changed_run(folder, attacks, stop_after, studies, devices)
     if images == "validation" and spec.data.validation is None:
         raise at(spec, "data.validation", "holds back no images to evaluate", "train again with it, such as 0.1")
     facts_of = (lambda data: recorded_facts(record, spec)) if on_data else describe
