@@ -170,6 +170,7 @@ class StageRecord(Record):
     gradients: int
     """Backward passes, summed over images."""
     seconds: float
+    """Of all workers together."""
 
 
 class AttackRecord(Proportion):
