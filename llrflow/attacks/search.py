@@ -78,10 +78,12 @@ def search(
     surrogate: Any = None,
     report: Callable[[], None] = lambda: None,
     epsilon: np.ndarray | None = None,
+    names: np.ndarray | None = None,
 ) -> None:
     """Every run of an attack that is still needed, in batches of `size`, with `load(ids)` -> (images, labels).
 
-    `epsilon` [N] is the radius of each example's ball, where it is not the threat's.
+    `epsilon` [N] is the radius of each example's ball, where it is not the threat's. `names` [N] are the numbers that
+    key each example's randomness, by default its row.
 
     When fewer examples are left than fill a batch, several of their runs share one: they are recorded in the order
     of the runs, as if one had followed the other, so that the outcome does not depend on `size`.
@@ -98,7 +100,8 @@ def search(
             x, y = load(ids)
             run = first + np.arange(len(ids), dtype=np.uint32) // np.uint32(len(now))  # one window, where together > 1
             runs_of = run if together > 1 else np.full_like(run, first)
-            examples = Examples(x, y, ids.astype(np.int32), runs_of, None if epsilon is None else epsilon[ids])
+            keyed = ids if names is None else names[ids]
+            examples = Examples(x, y, keyed.astype(np.int32), runs_of, None if epsilon is None else epsilon[ids])
             for rows, verdict in program.run(variables, examples, key, size, surrogate, report):
                 if together == 1:
                     findings.record(ids[rows], verdict)

@@ -53,7 +53,7 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 
 def _evaluation(found: dict[str, Any]) -> Iterator[Any]:
     results = found["results"]
-    sides = ", ".join(f"{side.upper()} {found['n'][side]} images, {found['threat'][side]}" for side in "ab")
+    sides = ", ".join(f"{side.upper()} {found['images'][side]}, {found['threat'][side]}" for side in "ab")
     yield f"evaluation {found['label']}: {sides}" if found["label"] else f"evaluation: {sides}"
     headings = ["accuracy", "A", "B", "B - A", "only A", "only B", "p (McNemar)"]
     yield _table(headings, (_result(name, result, found["masked"]) for name, result in results.items()))

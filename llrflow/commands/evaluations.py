@@ -20,8 +20,7 @@ def show(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
     from llrflow.runs.printed import print_certificate
 
     evaluation = result.evaluation
-    images = "test images" if evaluation.data is None else f"images of {evaluation.data.title}"
-    title = f"{evaluation.n} {images}, {evaluation.threat['norm']} {evaluation.epsilon}, step {evaluation.checkpoint}"
+    title = f"{evaluation.described}, {evaluation.threat['norm']} {evaluation.epsilon}, step {evaluation.checkpoint}"
     out = console()
     print_certificate(evaluation, title, out)
     if evaluation.data is None and (known := trained_on_test(result.record.trained_on_test, result.record.data.test)):
@@ -56,7 +55,7 @@ def show_several(results: Sequence[Any], seconds: Mapping[str, float], as_json: 
         table.add_row(title, n, *(f"{bound}{value:.2%}" for bound, value in zip(bounds, values, strict=True)))
 
     for record in records:
-        row(record.data.title, str(record.n), shares(record), bool(record.fired))
+        row(record.data.title, record.counted, shares(record), bool(record.fired))
     means = [sum(column) / len(records) for column in zip(*map(shares, records), strict=True)]
     row(f"mean of {len(records)}", "", means, any(record.fired for record in records))
     out = console()

@@ -119,6 +119,19 @@ def _on_hosts(
     metavar="NAME[/CONFIG][:SPLIT]",
     help="Instead of the test split: prepared data of the same images and classes; * for all; repeatable.",
 )
+@click.option(
+    "--stop-after",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most N of the images, drawn at random: the record says so. More images later take up what is known.",
+)
+@click.option("--address", metavar="local|auto|HOST:PORT", help="Divide the images among workers of a Ray cluster.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="With --address; default one a node.")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    help="With --address, how often in a row a worker that is lost is replaced; default 3.",
+)
 @click.option("--export", is_flag=True, help="Also write the adversarial images of each attack (npz, float32).")
 @json_option
 def evaluate(
@@ -127,6 +140,10 @@ def evaluate(
     attacks: str | None,
     studies: tuple[str, ...],
     on_data: tuple[str, ...],
+    stop_after: int | None,
+    address: str | None,
+    workers: int | None,
+    retries: int | None,
     export: bool,
     as_json: bool,
 ) -> None:
@@ -137,6 +154,9 @@ def evaluate(
     RUN/evaluation/STEP@DATA.json. SPLIT is `test` where it is left out, or the only one. A * in CONFIG or SPLIT stands
     for any text in the names of prepared configs or splits; NAME:* is every split of every config.
 
+    With --address workers under Ray each attack a share of the images, to the verdicts of a single process; one that is
+    lost is replaced. RUN and the data must be on every node.
+
     Exit status 3: done, but signs of gradient masking were found, so that the accuracy is no more than an upper bound.
 
     \b
@@ -145,17 +165,19 @@ def evaluate(
       llrflow evaluate runs/quickstart-1a2b3c4d5e6f --attacks strong.yaml --checkpoint best --export
       llrflow evaluate runs/quickstart-1a2b3c4d5e6f --study strength --study surface
       llrflow evaluate runs/cifar10-1a2b3c4d5e6f --on-data 'cifar10_c:*' --attacks none
+      llrflow evaluate runs/cifar10-1a2b3c4d5e6f --attacks auto_attack --stop-after 1000
+      llrflow evaluate runs/cifar10-1a2b3c4d5e6f --attacks auto_attack --address auto
     where strong.yaml holds, for instance,
       pgd: {type: pgd, steps: 200, restarts: 10}
     """
-    from llrflow.runs.reevaluate import evaluate_elsewhere, evaluate_run
-
     began = time.monotonic()
-    how: dict[str, Any] = {"quiet": as_json, "attacks": attacks, "export": export, "studies": studies}
-    if on_data:
-        results = evaluate_elsewhere(run_folder, on_data, checkpoint, **how)
+    how: dict[str, Any] = {"attacks": attacks, "export": export, "studies": studies, "stop_after": stop_after}
+    if address is not None:
+        results = _on_workers(run_folder, checkpoint, on_data, address, workers, retries, as_json, how)
+    elif workers is not None or retries is not None:
+        raise SpecError("--workers" if workers else "--retries", "has no effect without --address", "give both")
     else:
-        results = [evaluate_run(run_folder, checkpoint, **how)]
+        results = _evaluated(run_folder, checkpoint, on_data, quiet=as_json, **how)
     seconds = {"evaluate": time.monotonic() - began}
     if len(results) > 1:
         show_several(results, seconds, as_json)
@@ -163,3 +185,29 @@ def evaluate(
         show(results[0], seconds, as_json)
     if any(result.evaluation.fired for result in results):
         raise SystemExit(MASKED)
+
+
+def _evaluated(run_folder: Path, checkpoint: Any, on_data: tuple[str, ...], **how: Any) -> list[Any]:
+    from llrflow.runs.reevaluate import evaluate_elsewhere, evaluate_run
+
+    if on_data:
+        return evaluate_elsewhere(run_folder, on_data, checkpoint, **how)
+    return [evaluate_run(run_folder, checkpoint, **how)]
+
+
+def _on_workers(
+    run_folder: Path,
+    checkpoint: Any,
+    on_data: tuple[str, ...],
+    address: str,
+    workers: int | None,
+    retries: int | None,
+    quiet: bool,
+    how: dict[str, Any],
+) -> list[Any]:
+    ray_environment()
+    from llrflow.commands.evaluation_workers import evaluate_on_workers
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what was lost is said
+    many = 3 if retries is None else retries
+    return evaluate_on_workers(run_folder, checkpoint, on_data, address, workers, many, quiet, **how)

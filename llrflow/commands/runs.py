@@ -84,7 +84,7 @@ def _markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield f"| {' | '.join(['run', 'nominal', *attacks, 'worst case', 'time'])} |"
     yield f"|{' --- |' * (len(attacks) + 4)}"
     for row in rows:
-        yield f"| {' | '.join([row['name'], *_percents(row, attacks), _time(row)])} |"
+        yield f"| {' | '.join([row['name'] + _drawn(row), *_percents(row, attacks), _time(row)])} |"
 
 
 def _table(rows: list[dict[str, Any]], directory: Path) -> Any:
@@ -104,6 +104,7 @@ def _table(rows: list[dict[str, Any]], directory: Path) -> Any:
             Text(text, style="bold" if share is not None and share == top and len(rows) > 1 else "")
             for text, share, top in zip(_percents(row, attacks), _shares(row, attacks), best, strict=True)
         ]
+        cells[0].append(_drawn(row))
         if row["trained_on_test"]:
             cells[0].append(" (trained on test images)")
         if row["evaluated"] not in (None, row["step"]):
@@ -117,6 +118,11 @@ def _percents(row: dict[str, Any], attacks: list[str]) -> list[str]:
     shares = _shares(row, attacks)
     bound = "<= " if row["masked"] else ""
     return ["" if s is None else f"{bound if i else ''}{s:.2%}" for i, s in enumerate(shares)]
+
+
+def _drawn(row: dict[str, Any]) -> str:
+    """Which images, where they are not all."""
+    return f" ({row['subset']})" if row["subset"] else ""
 
 
 def _time(row: dict[str, Any]) -> str:
@@ -138,6 +144,7 @@ def _row(folder: Any) -> dict[str, Any]:
         "progress": 0.0,
         "evaluated": None,
         "n": None,
+        "subset": None,
         "trained_on_test": None,
     }
     row |= {"seconds": 0.0, "nominal": None, "attacks": {}, "worst_case": None, "masked": [], "error": None}
@@ -151,6 +158,7 @@ def _row(folder: Any) -> dict[str, Any]:
     if evaluations:
         row["evaluated"], found = max(evaluations.items())
         shares = {name: attack.accuracy for name, attack in found.attacks.items()}
-        row |= {"n": found.n, "nominal": found.nominal.accuracy, "attacks": shares}
+        row |= {"n": found.n, "subset": found.subset and found.described}
+        row |= {"nominal": found.nominal.accuracy, "attacks": shares}
         row |= {"worst_case": found.worst_case.accuracy, "masked": [flag.name for flag in found.fired]}
     return row

@@ -200,6 +200,7 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
             choose(spec.data, facts, role)  # which raises where it cannot
         if training and facts.held and facts.source == "prepared":
             check_classes(spec.data, spec.seed)
+        _check_drawn(spec, facts, training)
         if facts.extra is not None and (block := spec.data.extra_block) is not None:
             choose(block, facts.extra, "train")
         resolved = resolve(spec, facts)
@@ -238,6 +239,14 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
         if training:
             _check_objective(program)
     return program
+
+
+def _check_drawn(spec: Spec, facts: DatasetFacts, training: bool) -> None:
+    """Raise SpecError where a run is to be evaluated on more test images than there are."""
+    drawn = spec.evaluate.images
+    if training and drawn is not None and drawn.count > facts.test:
+        got = f"= {drawn.count:,}, but there are {facts.test:,} test images"
+        raise SpecError("evaluate.images", got, "ask for fewer, or delete it to evaluate all")
 
 
 def _in_parts(spec: Spec, facts: DatasetFacts, devices: Devices) -> tuple[Spec, str]:

@@ -27,9 +27,12 @@ SITUATIONS = ("nominal", "worst case")
 def by_class(runs: Sequence[ReadRun]) -> Iterator[Table]:
     """Nominal and worst-case accuracy of each class, a table for runs with the same classes."""
     groups: dict[tuple[str, ...], list[tuple[str, ClassesRecord]]] = {}
+    drawn = {}
     for run in runs:
         if run.main is not None and run.main.record.classes is not None:
             found = run.main.record.classes
+            if run.main.record.subset is not None:
+                drawn[run.name] = f" {run.name}: {run.main.record.described}."
             groups.setdefault(tuple(found.names), []).append((run.name, found))
     for number, (names, group) in enumerate(groups.items()):
         worst = [min(_share(found, "worst case", at) for _, found in group) for at in range(len(names))]
@@ -41,6 +44,7 @@ def by_class(runs: Sequence[ReadRun]) -> Iterator[Table]:
         headings = ["class", "images", *(f"{name}, {situation}" for name, _ in group for situation in SITUATIONS)]
         cut = f" The {MOST} of {len(names)} classes with the lowest worst case." if len(shown) < len(names) else ""
         note = f"The worst case is under the attacks of each run's own evaluation.{cut}"
+        note += "".join(drawn.get(name, "") for name, _ in group)
         yield Table(f"classes-{number + 1}", "Accuracy by class", headings, rows, note)
 
 

@@ -12,7 +12,7 @@ from llrflow.base.errors import CheckpointError
 from llrflow.base.files import NOT_NPZ
 from llrflow.report.tables import attack_list, differing_paths, leaves
 from llrflow.runs.folder import RunFolder, label_of
-from llrflow.runs.presets import PRESETS, evaluate_block
+from llrflow.runs.presets import PRESETS, changed_block
 from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunRecord
 from llrflow.spec.source import read_source
 
@@ -156,6 +156,7 @@ def _evaluation(
     return {
         "label": label,
         "n": {"a": a.n, "b": b.n},
+        "images": {"a": a.described, "b": b.described},
         "threat": {"a": f"{a.threat['norm']} {a.epsilon}", "b": f"{b.threat['norm']} {b.epsilon}"},
         "masked": {"a": [flag.name for flag in a.fired], "b": [flag.name for flag in b.fired]},
         "results": results,
@@ -215,8 +216,12 @@ def _missing(
         yield f"{where}: llrflow run {folder.spec} --out {folder.path}"
     for label in sorted(there.keys() - here - {""}):
         lacking = f"{folder.path} has no evaluation {label} ({', '.join(there[label].attacks)})"
-        preset = next((name for name in PRESETS if label_of(evaluate_block(name)) == label), "FILE-WITH-THESE.yaml")
-        yield f"{lacking}: llrflow evaluate {folder.path} --attacks {preset}"
+        drawn = there[label].n if there[label].subset else None
+        known = {label_of(changed_block(name, drawn)): f" --attacks {name}" for name in PRESETS}
+        if drawn:
+            known[label_of(changed_block(None, drawn))] = ""
+        stop = f" --stop-after {drawn}" if drawn else ""
+        yield f"{lacking}: {_again(folder)}{known.get(label, ' --attacks FILE-WITH-THESE.yaml')}{stop}"
 
 
 def _again(folder: RunFolder) -> str:

@@ -25,7 +25,7 @@ def elsewhere(runs: Sequence[ReadRun]) -> Iterator[Table]:
         situations = ("nominal", "worst case") if first.attacks else ("nominal",)
         rows = []
         for title, records in by_data.items():
-            counts = {f"{record.n:,}" for record in records.values()}
+            counts = {record.counted for record in records.values()}
             cells = (_cell(records.get(name), situation) for name in names for situation in situations)
             rows.append([title, " or ".join(sorted(counts)), *cells])
         if len(by_data) > 1:

@@ -100,7 +100,7 @@ def table(sweep: ReadSweep, name: str, found: Sequence[Method]) -> Table:
         cells = [("≤ " if fired and attack != "nominal" else "") + method.text(attack) for attack in attacks]
         chosen = measured(record.metric, method.configuration.mean, method.configuration.spread)
         rows.append([method.name, str(len(method.evaluations)), *cells, chosen])
-    title = f"Accuracy on {first.n:,} test images, {first.threat['norm']} {first.epsilon}, over seeds"
+    title = f"Accuracy on {first.described}, {first.threat['norm']} {first.epsilon}, over seeds"
     note = "Means over n seeds, ± the standard deviation (n - 1) in percentage points."
     if record.winners:
         note += f" Each method with the values that won among its own, {record.chosen_on} (last column)."

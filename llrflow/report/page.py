@@ -173,7 +173,7 @@ def _answer(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[str
         if not run.fired and (alone or lowest is not run.main.record):  # pyright: ignore[reportOptionalMemberAccess]
             yield (
                 f"{run.name}: {lowest.nominal.accuracy:.2%} nominal, at the lowest {lowest.worst_case.accuracy:.2%} "
-                f"in the worst case, under {', '.join(lowest.attacks)}."
+                f"in the worst case, under {', '.join(lowest.attacks)}{_drawn(lowest)}."
             )
     for run in runs:
         if words := trained_on_test(run.record.trained_on_test, run.record.data.test):
@@ -182,14 +182,20 @@ def _answer(runs: Sequence[ReadRun], swept: Sequence[ReadSweep]) -> Iterator[str
         yield f"Left out for signs of gradient masking: {', '.join(masked)}."
 
 
+def _drawn(record: EvaluationRecord) -> str:
+    """Which images, where they are not all."""
+    return f", on {record.described}" if record.subset else ""
+
+
 def _best(group: list[tuple[ReadRun, EvaluationRecord]]) -> str:
     """The most robust of runs that compare, and the next."""
     (run, best), (second, other), *_ = sorted(group, key=lambda pair: -pair[1].worst_case.accuracy)
     overlap = best.worst_case.interval[0] <= other.worst_case.interval[1]
     apart = "the intervals overlap; llrflow compare makes a paired test" if overlap else "the intervals do not overlap"
     return (
-        f"Most robust under {', '.join(best.attacks)}: {run.name}, {best.worst_case.accuracy:.2%} in the worst case at "
-        f"{best.nominal.accuracy:.2%} nominal; next {second.name}, {other.worst_case.accuracy:.2%} ({apart})."
+        f"Most robust under {', '.join(best.attacks)}{_drawn(best)}: {run.name}, {best.worst_case.accuracy:.2%} in the "
+        f"worst case at {best.nominal.accuracy:.2%} nominal; next {second.name}, {other.worst_case.accuracy:.2%} "
+        f"({apart})."
     )
 
 

@@ -206,7 +206,7 @@ def minimum_norm(runs: Sequence[ReadRun]) -> Iterator[Picture]:
                     points = [(point.epsilon, point.accuracy) for point in made.minimum.curve]
                     found.setdefault(name, {})[run.name] = points
     for name, series in found.items():
-        caption = "Share of all test images for which the attack found nothing within the radius."
+        caption = "Share of the evaluated images for which the attack found nothing within the radius."
         title = f"accuracy by radius, {name}"
         yield curves(f"radius-{_file(name)}", title, caption, series, "radius", "accuracy", ylim=(-0.02, 1.02))
 

@@ -105,7 +105,7 @@ def results(runs: Sequence[ReadRun]) -> Iterator[Table]:
     """Methods x attacks with 95 % intervals: a table for each group of evaluations that compare."""
     for number, group in enumerate(alike(runs)):
         first = group[0][1]
-        title = f"Accuracy on {first.n:,} test images, {first.threat['norm']} {first.epsilon}"
+        title = f"Accuracy on {first.described}, {first.threat['norm']} {first.epsilon}"
         how = "Each attack saw every image that is classified correctly."
         if first.cascade:
             how = "A column is what still stood after its attack: each saw only what those to its left had left correct"

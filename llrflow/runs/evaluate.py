@@ -1,8 +1,9 @@
-"""Evaluation: nominal and robust accuracy of one checkpoint on every test image, attack after attack."""
+"""Evaluation: nominal and robust accuracy of one checkpoint, on every test image or a random part of them."""
 
 from __future__ import annotations
 
 import datetime
+import glob
 import hashlib
 import itertools
 import json
@@ -24,7 +25,7 @@ from llrflow.attacks.trial_attacks import Subject
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import progress, say
 from llrflow.components.registry import make
-from llrflow.data.split import Split
+from llrflow.data.split import Part, Split
 from llrflow.method.keys import purpose_key
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
@@ -34,10 +35,13 @@ from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
 from llrflow.runs.predictions import Predictions, spread
-from llrflow.runs.records import EvaluationRecord, FlagRecord, Images, OtherData, versions, written
+from llrflow.runs.records import EvaluationRecord, FlagRecord, Images, OtherData, SubsetRecord, versions, written
 from llrflow.runs.summaries import cost_and_yield, stage_record
 from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
+
+SHARES = "shares"
+"""Folder, beside the verdicts, of those that workers found for their shares of the images."""
 
 
 class Evaluator:
@@ -67,6 +71,10 @@ class Evaluator:
         on, by its name. `statistics_images` is on record: what `state` has statistics from, if they are no longer those
         of training. `images` says which those of `split` are.
         """
+        subset = program.spec.evaluate.images
+        self._ids = np.arange(len(split)) if subset is None else subset.ids(split)
+        self._whole, self._share = split, None  # of a worker: which images are its own [N]
+        split = split if len(self._ids) == len(split) else Part(split, self._ids)
         self.program, self.split, self.spec_hash = program, split, spec_hash
         self.label, self.export, self._surrogates = label + (data.label if data else ""), export, surrogates or {}
         self.stop, self.quiet, self.step = stop, quiet, int(state.step)
@@ -91,15 +99,32 @@ class Evaluator:
                 self._study(study)
         return record
 
+    def attack_share(self, index: int, of: int) -> None:
+        """Only make the attacks, on every `of`-th correct image from number `index` on, for `evaluate` to take up.
+
+        Their verdicts lie in evaluation/shares/<index>-of-<of>/. Raises Interrupted between batches.
+        """
+        share = np.zeros(self._predicted.n, bool)
+        share[np.flatnonzero(self._predicted.correct)[index::of]] = True
+        self._share, self._place = share, self._place / SHARES / f"{index}-of-{of}"
+        self._place.mkdir(parents=True, exist_ok=True)
+        self._attack(RANDOM, make("attack", "noise"), share)
+        spec, classes = self.program.spec, self.program.classes
+        for _ in attacked_in_turn(spec.evaluate, spec.threat, classes, share, self._attack):
+            pass
+
     def _path(self, name: str) -> Path:
         """evaluation/<step><label>.<name>."""
         return self._place / f"{self.step}{self.label}.{name}"
 
-    def _identity(self, *parts: Any) -> str:
-        """A hash over `parts` and all else that decides what an attack finds: on disk, what has it is taken over."""
-        spec = self.program.spec
+    def _identity(self, *parts: Any, of: Split | None = None) -> str:
+        """A hash over `parts` and all else that decides what an attack finds: on disk, what has it is taken over.
+
+        It is of the images of a split, by default of those that are evaluated.
+        """
+        spec, split = self.program.spec, of or self.split
         packages = [self._versions[package] for package in ("llrflow", "jax", "jaxlib")]
-        shared = [spec.threat.model_dump(), spec.seed, self._predicted.sha256, self.split.fingerprint]
+        shared = [spec.threat.model_dump(), spec.seed, self._predicted.sha256, split.fingerprint]
         text = json.dumps([*parts, *shared, *spec.plugin_identities(), *packages], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -129,6 +154,7 @@ class Evaluator:
             statistics_images=self._statistics_images,
             images=self._images,
             corrupt=self.split.corrupt_names(),
+            subset=self._subset(),
             ids_sha256=hashlib.sha256(f"{self.split.fingerprint} {predicted.n}".encode()).hexdigest(),
             data=self._data,
             flags={flag.name: FlagRecord(**flag._asdict()) for flag in flags},
@@ -136,6 +162,13 @@ class Evaluator:
             versions=self._versions,
             **certified(spec.evaluate, spec.threat, names, *situations, control, turns),
         )
+
+    def _subset(self) -> SubsetRecord | None:
+        """How the images were drawn, unless they are all."""
+        drawn, of = self.program.spec.evaluate.images, len(self._whole)
+        if drawn is None or self._predicted.n == of:
+            return None
+        return SubsetRecord(of=of, seed=drawn.seed, stratified=drawn.stratified)
 
     def _study(self, study: Study) -> None:
         """Write evaluation/<step>.<study>.json, unless it is there from the same study."""
@@ -166,16 +199,29 @@ class Evaluator:
 
     def _attack(self, name: str, attack: Attack, attacked: np.ndarray, within: bool = False) -> Verdicts:
         """The verdicts of one attack on the images `attacked` [N]; a stage `within` another need only find errors."""
-        devices, spec, predicted = self.program.devices, self.program.spec, self._predicted
-        surrogate = self._surrogates.get(name)
+        predicted, surrogate = self._predicted, self._surrogates.get(name)
         others = surrogate and surrogate.identity
-        identity = self._identity(attack.model_dump(), others, hashlib.sha256(attacked.tobytes()).hexdigest())
-        kept = np.arange(predicted.n) if self.export and name != RANDOM else predicted.shown
         exhaustive = attack.minimum_norm and not within
-        path = self._path(f"{name}.npz")
-        verdicts = Verdicts(path, attacked, exhaustive, identity, kept, self.split.image_shape, predicted.classes)
-        if not len(verdicts.pending(attack.runs(self.program.classes))):
-            return verdicts
+        identity = self._identity(name, attack.model_dump(), others, exhaustive, of=self._whole)
+        kept = np.arange(predicted.n) if self.export and name != RANDOM else predicted.shown
+        kept = kept if self._share is None else kept[self._share[kept]]
+        path, known = self._path(f"{name}.npz"), {"ids": self._ids, **predicted.classes}
+        of, like = (attacked, exhaustive, identity), self._like(path, name)
+        verdicts = Verdicts(path, *of, kept, self.split.image_shape, known, like)
+        if len(verdicts.pending(attack.runs(self.program.classes))):
+            self._search(name, attack, verdicts)
+            if not self.quiet and name != RANDOM:
+                say(f"attack {name}: {cost_and_yield(stage_record(verdicts))}")
+        if attacked.any() and not verdicts.on_disk:
+            verdicts.save()
+            if self.export and name != RANDOM and self._share is None:
+                write_adversarial(self._path(f"{name}.adversarial.npz"), predicted, verdicts)
+        return verdicts
+
+    def _search(self, name: str, attack: Attack, verdicts: Verdicts) -> None:
+        """Make an attack where it is still needed."""
+        devices, spec, predicted = self.program.devices, self.program.spec, self._predicted
+        surrogate, attacked = self._surrogates.get(name), verdicts.candidates
         program = self.program.attack(attack, surrogate and surrogate.network)
         key = jax.random.key_data(purpose_key(spec.seed, f"attack {name}"))
         other = None if surrogate is None else devices.replicate(surrogate.variables)
@@ -198,14 +244,15 @@ class Evaluator:
                 size,
                 other,
                 between,
+                names=self._ids,
             )
             between()
-        verdicts.save()
-        if not self.quiet and name != RANDOM:
-            say(f"attack {name}: {cost_and_yield(stage_record(verdicts))}")
-        if self.export and name != RANDOM:
-            write_adversarial(self._path(f"{name}.adversarial.npz"), predicted, verdicts)
-        return verdicts
+
+    def _like(self, path: Path, name: str) -> list[Path]:
+        """Files besides `path` that may hold verdicts of an attack of that name, on this network: of other evaluations,
+        and of workers."""
+        top, file = self.folder.evaluations_of(self._images), f"{self.step}*.{glob.escape(name)}.npz"
+        return sorted({*top.glob(file), *top.glob(f"{SHARES}/*/{file}")} - {path})
 
     def _report(self, report: Any, verdicts: Verdicts, attack: Attack) -> None:
         pending = len(verdicts.pending(attack.runs(self.program.classes)))
@@ -245,5 +292,5 @@ class Evaluator:
             key,
             program.classes,
             size,
-            ids,
+            self._ids[ids],
         )

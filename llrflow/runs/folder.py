@@ -7,7 +7,8 @@
     checkpoints/     Orbax steps, and manifests/<step>.json with the sha256 of every file of a step; in a step's folder
                      statistics.npz, BatchNorm statistics of averaged parameters
     evaluation/      <step>.json (EvaluationRecord), <step>.<attack>.npz (verdicts), <step>.npz (images to look at);
-                     <step>-<hash> with other attacks than the spec's, <step>@<data> on other data than its test split
+                     <step>-<hash> with other attacks than the spec's, <step>@<data> on other data than its test split;
+                     <step>.<attack>.seconds, what verdicts took; shares/, verdicts of workers while they attack
     validation/      evaluations likewise, of images held back from training: looks by which something was chosen
     events/          TensorBoard
 

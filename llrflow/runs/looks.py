@@ -23,7 +23,7 @@ WORST = f"{PREFIX}worst_case.accuracy"
 
 def look_block(evaluate: Evaluate, attacks: Mapping[str, Any], checks: Checks) -> Evaluate:
     """What a look evaluates: cheap attacks on every image, and nothing that a spec's evaluation has besides."""
-    nothing = {"strength": None, "linearity": None, "surface": None, "cascade": False}
+    nothing = {"images": None, "strength": None, "linearity": None, "surface": None, "cascade": False}
     return evaluate.model_copy(update={"attacks": attacks, "checks": checks, **nothing})
 
 

@@ -24,6 +24,15 @@ def preset_attacks(preset: str) -> dict[str, Attack]:
     return {name: make("attack", config) for name, config in evaluate_block(preset)["attacks"].items()}
 
 
+def changed_block(attacks: str | Mapping[str, Any] | None, stop_after: int | None) -> dict[str, Any]:
+    """What of the `evaluate` block another evaluation changes, by path: its attacks, how many images. Raises SpecError.
+
+    Empty where it changes nothing.
+    """
+    block = {} if attacks is None else evaluate_block(attacks)
+    return block if stop_after is None else {**block, "images.count": stop_after}
+
+
 def evaluate_block(attacks: str | Mapping[str, Any]) -> dict[str, Any]:
     """What an `evaluate` block says: of a preset by name, of a YAML file by path, or of a mapping as it stands there.
 

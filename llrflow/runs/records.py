@@ -181,6 +181,7 @@ class StageRecord(Record):
     gradients: int
     """Backward passes, summed over images."""
     seconds: float
+    """Of all workers together."""
 
 
 class AttackRecord(Proportion):
@@ -253,6 +254,16 @@ class ClassesRecord(Record):
         return {(true, other): n for true, row in rows for other, n in row.items() if other != true}
 
 
+class SubsetRecord(Record):
+    """evaluation/<step>.json, `subset`: how the images were drawn, where they are not all (`evaluate.images`)."""
+
+    of: int
+    """Images there are."""
+    seed: int
+    stratified: bool
+    """Whether each class has its share of them."""
+
+
 class FlagRecord(Record):
     """evaluation/<step>.json, one of `flags`: a sign of gradient masking."""
 
@@ -321,10 +332,26 @@ class EvaluationRecord(Certificate):
     """Those of `data.test`, or those held back by `data.validation`."""
     corrupt: list[str] = []
     """Images that cannot be decoded, with what is wrong with each; they count as misclassified."""
+    subset: SubsetRecord | None = None
+    """Of a random part of the images; None: all of them were evaluated."""
     ids_sha256: str
-    """SHA-256 of the dataset's fingerprint and the ids that were evaluated: all of the split."""
+    """SHA-256 of the dataset's fingerprint and the ids that were evaluated: equal only for the same images."""
     data: OtherData | None = None
     """What the images are of, if not of the test split of the run's spec."""
+
+    @property
+    def counted(self) -> str:
+        """How many images: `360`, or `100 of 360`."""
+        return f"{self.n:,}" if self.subset is None else f"{self.n:,} of {self.subset.of:,}"
+
+    @property
+    def described(self) -> str:
+        """Which images, in words: `360 test images`, or `100 of 360 test images, random, seed 0`."""
+        what = f"{self.images} images" if self.data is None else f"images of {self.data.title}"
+        if self.subset is None:
+            return f"{self.counted} {what}"
+        drawn = "random by class" if self.subset.stratified else "random"
+        return f"{self.counted} {what}, {drawn}, seed {self.subset.seed}"
 
 
 def written(epsilon: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -15,15 +17,16 @@ from llrflow.program.compile import compile_spec, located
 from llrflow.runs.averages import estimated, training_images, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.elsewhere import fitting_block, named_data
-from llrflow.runs.evaluate import Evaluator
+from llrflow.runs.evaluate import SHARES, Evaluator
 from llrflow.runs.folder import RunFolder, Step, label_of
 from llrflow.runs.interrupt import stop_requests
 from llrflow.runs.model import chosen_step, recorded_facts, stored_run
 from llrflow.runs.pipeline import Run
-from llrflow.runs.presets import evaluate_block
-from llrflow.runs.records import Images, OtherData
+from llrflow.runs.presets import changed_block
+from llrflow.runs.records import Images, OtherData, RunRecord
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.spec.load import at
+from llrflow.spec.schema import Spec
 
 
 class How(TypedDict, total=False):
@@ -40,6 +43,9 @@ class How(TypedDict, total=False):
     """Made besides: strength, linearity, surface."""
     devices: int | None
     """Their number; default all."""
+    stop_after: int | None
+    """At most so many images, drawn as `evaluate.images` draws them, in the place of the spec's number; its record is
+    <step>-<hash>.json. What fewer images have shown is taken up by more."""
 
 
 def evaluate_run(path: str | Path, step: Step | None = None, images: Images = "test", **how: Unpack[How]) -> Run:
@@ -64,6 +70,39 @@ def evaluate_elsewhere(
     return _evaluated(path, step, "test", on_data, **how)
 
 
+def attack_share(
+    path: str | Path, share: tuple[int, int], on_data: Sequence[str] = (), step: Step | None = None, **how: Unpack[How]
+) -> None:
+    """Only make the attacks of `evaluate_run` (of `evaluate_elsewhere` with `on_data`) on a share (index, of) of the
+    images, for these to take up. The caller sees to it that nobody else has the folder. Raises as these do.
+    """
+    _evaluated(path, step, "test", on_data, share=share, **how)
+
+
+def changed_run(
+    folder: RunFolder,
+    attacks: str | Mapping[str, Any] | None,
+    stop_after: int | None,
+    studies: Sequence[str] = (),
+    devices: int | None = None,
+) -> tuple[RunRecord, Spec, str]:
+    """A run's record, its spec with what another evaluation changes, and that evaluation's label.
+
+    Raises CheckpointError and SpecError.
+    """
+    overrides: dict[str, Any] = {"devices.count": devices}
+    block = changed_block(attacks, stop_after)
+    label = label_of(block) if block else ""
+    if "attacks" in block:
+        overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{n}": a for n, a in block.pop("attacks").items()}}
+    overrides |= {f"evaluate.{name}": value for name, value in block.items()}
+    record, spec = stored_run(folder, overrides)
+    wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
+    if wanted:
+        _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
+    return record, spec, label
+
+
 def _evaluated(
     path: str | Path,
     step: Step | None,
@@ -74,20 +113,12 @@ def _evaluated(
     export: bool = False,
     studies: Sequence[str] = (),
     devices: int | None = None,
+    stop_after: int | None = None,
+    share: tuple[int, int] | None = None,
 ) -> list[Run]:
-    """The run with its evaluation on each of `on_data`, or without any on the spec's own images."""
+    """The run with its evaluation on each of `on_data`, or without any on the spec's own images; none of a share."""
     folder = RunFolder(Path(path))
-    overrides: dict[str, Any] = {"devices.count": devices}
-    label = ""
-    if attacks is not None:
-        block = evaluate_block(attacks)
-        label = label_of(block)
-        overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{n}": a for n, a in block.pop("attacks").items()}}
-        overrides |= {f"evaluate.{name}": value for name, value in block.items()}
-    record, spec = stored_run(folder, overrides)
-    wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
-    if wanted:
-        _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
+    record, spec, label = changed_run(folder, attacks, stop_after, studies, devices)
     if images == "validation" and spec.data.validation is None:
         raise at(spec, "data.validation", "holds back no images to evaluate", "train again with it, such as 0.1")
     facts_of = (lambda data: recorded_facts(record, spec)) if on_data else describe
@@ -95,7 +126,7 @@ def _evaluated(
     checkpoints = Checkpoints(folder.checkpoints)
     others = {other: fitting_block(other, spec, record) for other in named_data(on_data, spec.data)}
     blocks: dict[OtherData | None, Data] = {**others} if on_data else {None: spec.data}
-    with folder.owned(), stop_requests() as stop:
+    with folder.owned() if share is None else nullcontext(), stop_requests() as stop:
         chosen = chosen_step(folder, checkpoints, step)
         state = checkpoints.restore(program.abstract_state(), chosen)
         surrogates, found = surrogates_of(program), []
@@ -108,5 +139,10 @@ def _evaluated(
                 say(f"on {other.title}")
             kept = (label, export, surrogates, used, images, other)
             evaluator = Evaluator(program, state, split, folder, record.spec_hash, stop, quiet, *kept)
-            found.append(Run(folder.path, record, evaluator.evaluate()))
+            if share is not None:
+                evaluator.attack_share(*share)
+            else:
+                found.append(Run(folder.path, record, evaluator.evaluate()))
+        if share is None:
+            shutil.rmtree(folder.evaluations_of(images) / SHARES, ignore_errors=True)
     return found

@@ -119,10 +119,12 @@ class RunShower:
             tracker.log(self._shown, {"step": step, **values})
 
     def evaluation(self, record: EvaluationRecord) -> None:
-        """Nominal accuracy, that under each attack and the worst case."""
+        """Nominal accuracy, that under each attack and the worst case; and of how many images, if not of all."""
         shares = {"nominal": record.nominal, "worst_case": record.worst_case}
         shares |= {f"attacks.{name}": made for name, made in record.attacks.items()}
-        self.metrics(record.checkpoint, {f"evaluation.{name}.accuracy": s.accuracy for name, s in shares.items()})
+        drawn = {} if record.subset is None else {"evaluation.images": record.n}
+        accuracies = {f"evaluation.{name}.accuracy": share.accuracy for name, share in shares.items()}
+        self.metrics(record.checkpoint, {**accuracies, **drawn})
 
 
 @contextmanager

@@ -1,24 +1,29 @@
-"""Per-example verdicts of one attack on disk, from which an interrupted evaluation resumes."""
+"""Per-example verdicts of one attack on disk, from which an interrupted evaluation resumes.
+
+A verdict depends on the attack, the network and the image alone, so that whatever holds verdicts of the same attack is
+taken up row by row: of an evaluation that was interrupted, of a worker's share, of fewer or more images. The file holds
+no times; they lie beside it, so that whoever finds the same verdicts writes the same bytes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llrflow.attacks.search import Findings
-from llrflow.base.files import NOT_NPZ, open_atomic
+from llrflow.base.files import NOT_NPZ, open_atomic, write_atomic
 
 SAVE_SECONDS = 2.0
 """Longest stretch of finished work that a kill can lose."""
 
 
 class Verdicts(Findings):
-    """What one attack found for each of the N test images, on disk after every few batches."""
+    """What one attack found for each of N images, on disk after every few batches."""
 
     def __init__(
         self,
@@ -29,26 +34,52 @@ class Verdicts(Findings):
         kept: np.ndarray,
         shape: tuple[int, ...],
         known: Mapping[str, np.ndarray],
+        others: Iterable[Path] = (),
     ) -> None:
-        """Picks up what `path` holds if it was found by the same attack: `identity` says which that is.
+        """Takes up what `path` and `others` hold of `candidates` [N] if it was found by the same attack.
 
-        `known` [N] of the images without any attack, such as their labels, is stored beside. `kept` are the ids,
-        ascending, of images [H,W,C] of the `shape` whose perturbations are kept too.
+        `identity` says which attack that is. `known` [N] of the images without any attack is stored beside: their `ids`
+        in the split, ascending, and such things as labels. `kept` are the rows, ascending, of images [H,W,C] of the
+        `shape` whose perturbations are kept too.
         """
         super().__init__(candidates, exhaustive)
         self._path, self._identity, self._saved = path, identity, time.monotonic()
-        self.seconds, self._saving, self._began = 0.0, 0.0, None
+        self.seconds, self._saving, self._began, self.on_disk = 0.0, 0.0, None, False
         self.arrays |= known
         self.arrays["kept"] = kept
         self.arrays["delta"] = np.zeros((len(kept), *shape), np.float32)
-        absent_or_damaged = contextlib.suppress(*NOT_NPZ)  # then begin anew
-        with absent_or_damaged, path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored["identity"]) == identity and np.array_equal(stored["kept"], kept):
-                self.arrays, self.seconds = {name: stored[name] for name in self.arrays}, float(stored["seconds"])
+        self.on_disk = self._take_up(path)  # whether the file holds what is here, and nothing else
+        for source in others:
+            self._take_up(source)
+
+    def _take_up(self, source: Path) -> bool:
+        """The verdicts in a file that are of the same attack, of candidates, and further on than those known so far.
+
+        Returns whether the file has these, of these images, and no others.
+        """
+        absent_or_damaged = contextlib.suppress(*NOT_NPZ)
+        with absent_or_damaged, source.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored["identity"]) != self._identity:
+                return False
+            found = {name: stored[name] for name in self.arrays}
+            _, mine, theirs = np.intersect1d(self.arrays["ids"], found["ids"], True, return_indices=True)
+            wanted = self.candidates[mine] & (found["tried"][theirs] > self.arrays["tried"][mine])
+            wanted &= ~np.isin(mine, self.arrays["kept"]) | np.isin(theirs, found["kept"])
+            mine, theirs = mine[wanted], theirs[wanted]
+            for name in (*self.FIELDS, "tried"):
+                self.arrays[name][mine] = found[name][theirs]
+            kept = np.isin(mine, self.arrays["kept"])
+            self.keep(mine[kept], found["delta"][np.searchsorted(found["kept"], theirs[kept])])
+            self.on_disk = self.on_disk and not len(mine)
+            share = len(mine) / max(1, np.count_nonzero(found["tried"]))
+            self.seconds += share * _seconds_of(source)
+            return share == 1.0 and all(np.array_equal(found[name], self.arrays[name]) for name in ("ids", "kept"))
+        return False
 
     def record(self, ids: np.ndarray, verdict: Any) -> None:
         """As Findings, and now and then to disk."""
         super().record(ids, verdict)
+        self.on_disk = False
         if time.monotonic() - self._saved > max(SAVE_SECONDS, 10 * self._saving):
             self.save()
 
@@ -71,13 +102,24 @@ class Verdicts(Findings):
             self._began, self.seconds = None, self._elapsed()
 
     def save(self) -> None:
-        """Write the verdicts to disk."""
+        """Write the verdicts to disk, and what they took."""
         before = time.monotonic()
+        write_atomic(_clock(self._path), f"{self._elapsed():.3f}\n".encode())
         with open_atomic(self._path) as file:
-            seconds = np.float64(self._elapsed())
-            np.savez(file, allow_pickle=False, identity=self._identity, seconds=seconds, **self.arrays)
-        self._saved = time.monotonic()
+            np.savez(file, allow_pickle=False, identity=self._identity, **self.arrays)
+        self._saved, self.on_disk = time.monotonic(), True
         self._saving = self._saved - before
 
     def _elapsed(self) -> float:
         return self.seconds + (0.0 if self._began is None else time.monotonic() - self._began)
+
+
+def _clock(path: Path) -> Path:
+    """Where the seconds lie that verdicts took: of all workers together."""
+    return path.with_suffix(".seconds")
+
+
+def _seconds_of(path: Path) -> float:
+    with contextlib.suppress(OSError, ValueError):
+        return float(_clock(path).read_text())
+    return 0.0

@@ -15,6 +15,7 @@ from llrflow.components.optimizers import Duration
 from llrflow.components.plugins import plugin_identity
 from llrflow.components.registry import Component, Name, make
 from llrflow.data.schema import Data
+from llrflow.data.subset import SubsetOrCount
 from llrflow.method.objective import Objective
 from llrflow.method.threat import Threat
 from llrflow.models.precision import Precision
@@ -143,7 +144,11 @@ class Checks(Component):
 
 
 class Evaluate(Component):
-    """What is measured after training, on every test image."""
+    """What is measured after training, on every test image unless `images` says otherwise."""
+
+    images: SubsetOrCount = None
+    """Evaluate a random part of the images: a number of them, or `{count: 1000, stratified: true, seed: 0}`. What is
+    printed and recorded says so."""
 
     batch_size: int = Field(default=250, ge=1)
     """Examples per attacked batch, over all devices; results do not depend on it."""
@@ -173,6 +178,10 @@ class Evaluate(Component):
 
     parameters: Literal["auto", "raw", "ema"] = "auto"
     """Parameters to evaluate; `auto` takes the moving average if training kept one."""
+
+    def drawn_of(self, n: int) -> int:
+        """How many of n images are evaluated."""
+        return n if self.images is None else min(self.images.count, n)
 
 
 class Best(Component):

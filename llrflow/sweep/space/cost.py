@@ -36,8 +36,8 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
             images * (1 + sum(a.forwards(trial.spec.threat, program.classes) for a in attacks.values()))
             for images, attacks in (
                 (deciding, block.attacks),
-                (program.facts.test, trial.spec.evaluate.attacks),
-                (deciding, escalated),
+                (trial.spec.evaluate.drawn_of(program.facts.test), trial.spec.evaluate.attacks),
+                (trial.spec.evaluate.drawn_of(deciding), escalated),
             )
         )
         stronger += [finalist] * len(same)
