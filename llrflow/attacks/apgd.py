@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,53 +12,30 @@ import numpy as np
 from pydantic import Field
 
 from llrflow.attacks.base import Attack, aimed_class
+from llrflow.attacks.schemes import SCHEMES, Ascent, Scheme
 from llrflow.components.fields import Traced
 from llrflow.components.registry import register
 from llrflow.method.ascent import ProbeFactory, gradient_over_draws, misclassified
-from llrflow.method.batched import choose, spread
+from llrflow.method.batched import choose
 from llrflow.method.probe import SearchProbe
 from llrflow.method.terms.classification import dlr, targeted_dlr
 from llrflow.method.threat import Threat
 
-# Croce & Hein 2020, section 3.1 and appendix C.
-FIRST_SIZE = 2.0
-"""The first step size, in epsilons."""
-ALPHA = 0.75
-"""Weight of the new step; the previous update keeps the rest (momentum)."""
-FIRST_SPAN, SHRINKAGE, LEAST_SPAN = 22, 3, 6
-"""Spans between checkpoints in per cent of the steps: the first, how much shorter each next one is, the shortest."""
+LARGER, SHARE = (3.0, 2.0, 1.0), 0.3
+"""Radii of the balls that `larger_balls` searches, in epsilons, and the share of the steps in each but the last."""
 
 
-class Ascent(NamedTuple):
-    """State of one run."""
+class _Iterate(NamedTuple):
+    """Where in its search an iterate stands."""
 
-    delta: jax.Array
-    """The iterate that the next step judges, [B,H,W,C]."""
-    previous: jax.Array
-    """The iterate before it, [B,H,W,C]."""
-    target: jax.Array
-    """The class aimed at, of an untargeted attack the label, [B]."""
-    size: jax.Array
-    """Step size in pixel units, [B]."""
-    best: jax.Array
-    """The iterate of the largest value, [B,H,W,C]."""
-    best_gradient: jax.Array
-    """The gradient there, [B,H,W,C]."""
-    best_value: jax.Array
-    """The value there, [B]."""
-    adversarial: jax.Array
-    """The iterate that was misclassified last, [B,H,W,C]; a search settles at the first, unless the network is drawn
-    anew in each step."""
-    wrong: jax.Array
-    """Whether there is one, [B]."""
-    value: jax.Array
-    """The value at the iterate judged last, [B]."""
-    increases: jax.Array
-    """Steps since the checkpoint that increased the value, [B]."""
-    checked_value: jax.Array
-    """The best value at the checkpoint, [B]."""
-    halved: jax.Array
-    """Whether the step size was halved there, [B]."""
+    span: Any
+    """As `Scheme.spans`."""
+    number: Any
+    """From 0, in each ball."""
+    ends: Any
+    """Whether the next search begins here, in a smaller ball."""
+    radius: Any
+    """Of the ball, in epsilons."""
 
 
 class APGD(Attack):
@@ -74,7 +52,14 @@ class APGD(Attack):
     checkpoints are fractions of the steps, which the code rounds down to whole steps early (the same for 100 steps),
     the first increase is that over f(x_0), where the code compares with an element of another step, and the second
     condition counts from step 0. Images that are misclassified as they stand are left unperturbed.
+
+    Under l1 (Croce & Hein 2021, arXiv:2103.01208) x_{k+1} = P(x_k + eta s_k), s the signs of the largest components of
+    the gradient over their number: a fifth of all at first, then 2/3 of the nonzero ones of the best point. Every 4 %
+    of the steps the search goes on from the best point with eta = epsilon if that has less than 95 % of the nonzero
+    components that it had; else eta is divided by 1.5, to epsilon / 10 at least. x_0 is normal noise, projected.
     """
+
+    norms: ClassVar[tuple[str, ...]] = tuple(SCHEMES)
 
     steps: int = Field(default=100, ge=1)
     """Number of ascent steps of a run."""
@@ -85,10 +70,31 @@ class APGD(Attack):
     rho: Annotated[float, Traced(ge=0, le=1, schedule=False)] = 0.75
     """Share of steps between two checkpoints that must increase the loss, else the step size is halved."""
 
+    larger_balls: Annotated[bool, Field(exclude_if=lambda larger: not larger)] = False
+    """Spend 30 % of the steps in a ball of 3 epsilon and 30 % in one of 2, each search beginning at the best point of
+    the one before, projected: what AutoAttack does under l1 (Croce & Hein 2021, section 4.3)."""
+
     @property
     def length(self) -> int:
-        """Ascent steps."""
-        return self.steps
+        """Ascent steps, and one look at where each larger ball's search ended."""
+        return sum(steps for _, steps in self._parts) + len(self._parts) - 1
+
+    @property
+    def _parts(self) -> list[tuple[float, int]]:
+        """(radius in epsilons, steps) of each search."""
+        part = math.ceil(SHARE * self.steps)
+        if not self.larger_balls or self.steps <= 2 * part:
+            return [(1.0, self.steps)]
+        return [*((radius, part) for radius in LARGER[:-1]), (1.0, self.steps - 2 * part)]
+
+    def _iterates(self, scheme: Scheme) -> _Iterate:
+        """Of all iterates of a run, [length + 1]."""
+        found = []
+        for radius, steps in self._parts:
+            number = np.arange(steps + 1)
+            ends = (number == steps) & (radius > 1)
+            found.append(_Iterate(scheme.spans(steps), number, ends, np.full(steps + 1, radius)))
+        return _Iterate(*map(np.concatenate, zip(*found, strict=True)))
 
     def runs(self, classes: int) -> int:
         """Restarts."""
@@ -103,41 +109,34 @@ class APGD(Attack):
         return probe.y
 
     def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> Ascent:
-        """At noise of norm epsilon, from `keys` [B]."""
-        probe = probes()
-        x = probe.x
-        noise = threat.uniform(keys, x)
-        start = threat.project(noise * spread(threat.epsilon / jnp.maximum(threat.distance(noise), 1e-12)), x)
-        zero, nothing, no = jnp.zeros_like(x), jnp.full(len(x), -jnp.inf, x.dtype), jnp.zeros(len(x), bool)
-        return Ascent(
-            delta=start,
-            previous=start,
-            target=self.aim(probe, run),
-            size=jnp.full(len(x), FIRST_SIZE * threat.epsilon, x.dtype),
-            best=zero,
-            best_gradient=zero,
-            best_value=nothing,
-            adversarial=zero,
-            wrong=misclassified(probe.logits(), probe.y),
-            value=-nothing,
-            increases=jnp.zeros(len(x), jnp.int32),
-            checked_value=nothing,
-            halved=no,
-        )
+        """At noise, from `keys` [B]."""
+        probe, scheme = probes(), SCHEMES[threat.norm]
+        ball = _scaled(threat, self._parts[0][0])
+        start, wrong = scheme.start(ball, probe.x, keys), misclassified(probe.logits(), probe.y)
+        return scheme.begun(ball, start, self.aim(probe, run), wrong, fresh=len(self._parts) == 1)
 
     def advance(self, probes: ProbeFactory, threat: Threat, state: Ascent, index: jax.Array) -> Ascent:
         """Judge the iterate, adapt the step size where `index` is a checkpoint, and take one step."""
+        scheme, alone = SCHEMES[threat.norm], len(self._parts) == 1
+        here = jax.tree.map(lambda of_each: jnp.asarray(of_each)[index], self._iterates(scheme))
+        ball = threat if alone else _scaled(threat, here.radius)
 
         judge = partial(self._judge, target=state.target)
         gradient, value, wrong = gradient_over_draws(probes, judge, state.delta)
         state = state._replace(value=value, increases=state.increases + (value > state.value))
-        state = _keep_better(state, gradient, value, wrong)
-        state, gradient = self._checkpoint(state, gradient, jnp.asarray(_spans(self.steps))[index])
-        x, delta = probes().x, state.delta
-        z = threat.project(delta + spread(state.size) * threat.steepest(gradient), x)
-        alpha = jnp.where(index == 0, 1.0, ALPHA)
-        moved = delta + alpha * (z - delta) + (1.0 - alpha) * (delta - state.previous)
-        return state._replace(delta=threat.project(moved, x), previous=delta)
+        state = _keep_better(state, gradient, value, wrong & (here.radius == 1))
+        x = probes().x
+
+        def stepped(state: Ascent) -> Ascent:
+            checked, along = scheme.checkpoint(state, gradient, here.span, ball, self.rho)
+            moved = scheme.moved(checked, along, ball, x, here.number == 0)
+            return checked._replace(delta=moved, previous=checked.delta)
+
+        def narrowed(state: Ascent) -> Ascent:
+            inner = _scaled(threat, here.radius - 1)
+            return scheme.begun(inner, inner.project(state.best, x), state.target, state.wrong, fresh=False)
+
+        return stepped(state) if alone else jax.lax.cond(here.ends, narrowed, stepped, state)
 
     def finish(self, probes: ProbeFactory, threat: Threat, state: Ascent) -> jax.Array:
         """A misclassified iterate, or that of the largest value, [B,H,W,C]."""
@@ -155,20 +154,6 @@ class APGD(Attack):
 
     def _judge(self, probe: SearchProbe, delta: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.value(probe, delta, target), misclassified(probe.logits(delta), probe.y)
-
-    def _checkpoint(self, state: Ascent, gradient: jax.Array, span: jax.Array) -> tuple[Ascent, jax.Array]:
-        """The state and the gradient to go on with, where the last checkpoint was `span` steps ago."""
-        oscillates = state.increases <= self.rho * span
-        stalls = ~state.halved & (state.best_value <= state.checked_value)
-        halve, here = (span > 0) & (oscillates | stalls), span >= 0
-        checked = state._replace(
-            delta=choose(halve, state.best, state.delta),
-            size=jnp.where(halve, state.size / 2, state.size),
-            increases=jnp.where(here, 0, state.increases),
-            checked_value=jnp.where(here, state.best_value, state.checked_value),
-            halved=jnp.where(here, halve, state.halved),
-        )
-        return checked, choose(halve, state.best_gradient, gradient)
 
 
 @register("attack", "apgd_ce")
@@ -231,23 +216,9 @@ class APGDT(APGD):
         return 4
 
 
-def checkpoints(steps: int) -> list[int]:
-    """Numbers of the steps, from 1, after which the step size is reconsidered."""
-    percent, span, found = 0, FIRST_SPAN, []
-    while percent + span <= 100:
-        percent += span
-        found.append(-(-percent * steps // 100))
-        span = max(span - SHRINKAGE, LEAST_SPAN)
-    return list(dict.fromkeys(found))  # few steps make some coincide
-
-
-def _spans(steps: int) -> np.ndarray:
-    """Of each iterate the steps since the last checkpoint, if it is one (the start counts as one), else -1."""
-    spans, last = np.full(steps + 1, -1, np.int32), 0
-    spans[0] = 0
-    for checkpoint in checkpoints(steps):
-        spans[checkpoint], last = checkpoint - last, checkpoint
-    return spans
+def _scaled(threat: Threat, factor: Any) -> Threat:
+    """The ball of another radius."""
+    return threat.model_copy(update={"epsilon": factor * threat.epsilon})
 
 
 def _keep_better(state: Ascent, gradient: jax.Array, value: jax.Array, wrong: jax.Array) -> Ascent:

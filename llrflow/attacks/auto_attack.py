@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from llrflow.attacks.base import Attack
 from llrflow.base.errors import SpecError
 from llrflow.components.registry import make, register
+from llrflow.method.norms import NORMS
 from llrflow.method.threat import Threat
 
 TARGETS, RESTARTS, DRAWS = 9, 5, 20
 """Targets of the targeted attacks, restarts of the untargeted ones in `plus`, draws of a gradient in `rand`."""
+L1_TARGETS = 5
+"""Targets of apgd_t under l1."""
 
 
 @register("attack", "auto_attack")
@@ -23,8 +26,11 @@ class AutoAttack(Attack):
     The profiles are those of the authors' repository. `standard`: apgd_ce, apgd_t, fab_t and square, the protocol of
     RobustBench. `plus`: apgd_ce and apgd_dlr with 5 restarts, square, apgd_t, and fab_t with 5 restarts, which stand
     for the 5 of untargeted FAB as well. `rand`, for stochastic models: apgd_ce and apgd_dlr, each gradient averaged
-    over 20 draws.
+    over 20 draws. Under l1 `standard` has 5 restarts of apgd_ce and 5 targets of apgd_t, both through larger balls
+    (Croce & Hein 2021, arXiv:2103.01208).
     """
+
+    norms: ClassVar[tuple[str, ...]] = tuple(NORMS)
 
     profile: Literal["standard", "plus", "rand"] = "standard"
     """Which attacks it consists of."""
@@ -51,8 +57,12 @@ class AutoAttack(Attack):
         targets = {"targets": min(TARGETS, classes - 1)}
         fab_t = {**targets, "final_search": 0}  # the repository has none: it counts errors, not distances
         square = {"rescale": False}  # there `resc_schedule`, which its Square alone, outside the ensemble, has on
+        apgd_ce, apgd_t = {}, targets
+        if threat.norm == "l1":
+            apgd_ce = {"restarts": RESTARTS, "larger_balls": True}
+            apgd_t = {"targets": min(L1_TARGETS, classes - 1), "larger_balls": True}
         parts: dict[str, dict[str, Any]] = {
-            "standard": {"apgd_ce": {}, "apgd_t": targets, "fab_t": fab_t, "square": square},
+            "standard": {"apgd_ce": apgd_ce, "apgd_t": apgd_t, "fab_t": fab_t, "square": square},
             "plus": {
                 "apgd_ce": {"restarts": RESTARTS},
                 "apgd_dlr": {"restarts": RESTARTS},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
 import jax
@@ -10,21 +9,19 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from llrflow.attacks.base import Attack, StepCost, aimed_class, mean_logits
+from llrflow.base.norms import NormName
 from llrflow.components.fields import Traced
 from llrflow.components.registry import register
 from llrflow.method.ascent import ProbeFactory, misclassified
 from llrflow.method.batched import choose, spread
 from llrflow.method.labels import at_label
+from llrflow.method.norms import NORMS
 from llrflow.method.probe import SearchProbe
 from llrflow.method.terms.classification import margin, wrong_classes
 from llrflow.method.threat import Threat, clip_to_box
 
 ACROSS = 1e-4
 """How far beyond the predicted boundary the final search goes, as a share of the segment that it searches."""
-
-
-HUGE = 1e18
-"""Beyond every corner, and finite: times a speed of 0 it is 0."""
 
 
 class Track(NamedTuple):
@@ -49,6 +46,7 @@ class FABT(Attack):
     Croce & Hein 2020 (arXiv:1907.02044); targets and settings as in AutoAttack (arXiv:2003.01690).
     """
 
+    norms: ClassVar[tuple[str, ...]] = tuple(NORMS)
     minimum_norm: ClassVar[bool] = True
 
     # The gradient at the iterate (one forward, one backward pass), and the class of the next iterate.
@@ -158,22 +156,22 @@ class FABT(Attack):
 def _near(threat: Threat, x: jax.Array, keys: jax.Array) -> jax.Array:
     """A random perturbation at distance epsilon / 2, cut to the box."""
     # The paper's min(u, epsilon) / 2, where u, the least distance yet, is infinite: runs know nothing of each other.
-    draw = partial(jax.random.uniform, minval=-1.0, maxval=1.0) if threat.norm == "linf" else jax.random.normal
-    random = jax.vmap(lambda key: draw(key, shape=x.shape[1:], dtype=x.dtype))(keys)
+    random = jax.vmap(lambda key: threat.geometry.direction(key, x.shape[1:], x.dtype))(keys)
     return clip_to_box(spread(threat.epsilon / 2 / jnp.maximum(threat.distance(random), 1e-12)) * random, x)
 
 
-def project_hyperplane_box(x: jax.Array, w: jax.Array, b: jax.Array, norm: str) -> jax.Array:
+def project_hyperplane_box(x: jax.Array, w: jax.Array, b: jax.Array, norm: NormName) -> jax.Array:
     r"""The step d [B,...] of least norm from x to the hyperplane {z : <w, z - x> + b = 0} within the box [0, 1].
 
     x, w [B,...], x in the box; b [B] is the value at x of the affine function whose zeros are the hyperplane (not its
-    value at 0: near the hyperplane that would be lost in <w, x>). norm is "linf" or "l2". With r_i the room of x_i in
-    the direction -sign(b w_i),
+    value at 0: near the hyperplane that would be lost in <w, x>). With r_i the room of x_i in the direction
+    -sign(b w_i),
 
         d_i = -sign(b w_i) min(t s_i, r_i),    s_i = 1 for linf, |w_i| for l2 (0 where w_i = 0),
 
-    with the least t such that \sum_i |w_i| min(t s_i, r_i) = |b|. Where the hyperplane misses the box, the corner of
-    the box next to it: d_i = -sign(b w_i) r_i. Where w = 0, zero. Croce & Hein 2020 (arXiv:1907.02044), eq. 5 to 7.
+    with the least t such that \sum_i |w_i| min(t s_i, r_i) = |b|. For l1 d_i = -sign(b w_i) r_i where |w_i| is
+    largest, until that closes the gap. Where the hyperplane misses the box, the corner of the box next to it. Where
+    w = 0, zero. Croce & Hein 2020 (arXiv:1907.02044), eq. 5 to 7.
     """
     flat, normal = x.reshape(len(x), -1), w.reshape(len(w), -1)
     # Scaled first: the hyperplane stays the same, and squares of tiny or huge gradients leave float32.
@@ -182,28 +180,4 @@ def project_hyperplane_box(x: jax.Array, w: jax.Array, b: jax.Array, norm: str) 
     normal, gap = normal / scale[:, None], jnp.abs(b) / scale
     towards = -jnp.sign(normal) * jnp.where(b < 0, -1.0, 1.0)[:, None]
     room = jnp.maximum(jnp.where(towards > 0, 1.0 - flat, flat) * jnp.abs(towards), 0.0)
-    slope = jnp.abs(normal)
-    speed = jnp.abs(towards) if norm == "linf" else slope
-    corner = room / jnp.where(speed > 0, speed, 1.0)
-    length = _multiplier(corner, slope * room, slope * speed, gap)
-    return (towards * jnp.minimum(length[:, None] * speed, room)).reshape(x.shape)
-
-
-def _multiplier(corner: jax.Array, cap: jax.Array, rate: jax.Array, goal: jax.Array) -> jax.Array:
-    r"""The least t with \sum_i min(t rate_i, cap_i) = goal, where t = corner_i is the change; huge where there is none.
-
-    All [B,D], goal and result [B]. Newton's method from t = 0: the sum is concave, so a tangent meets the goal at or
-    before the solution, and t only grows. The sum is piecewise linear, so where no coordinate is capped anew the
-    tangent is the sum itself and t the solution: after at most D + 1 steps, in practice a dozen.
-    """
-
-    def newton(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        t, free, _ = carry
-        left = goal - jnp.sum(jnp.where(free, 0.0, cap), axis=1)
-        slope = jnp.sum(jnp.where(free, rate, 0.0), axis=1)
-        t = jnp.where(slope > 0, jnp.maximum(left / jnp.where(slope > 0, slope, 1.0), t), HUGE)
-        still = free & (t[:, None] < corner)
-        return t, still, jnp.any(still != free)
-
-    start = jnp.zeros_like(goal), corner > 0, jnp.any(goal >= 0)  # true, and of each device as the others are
-    return jax.lax.while_loop(lambda carry: carry[2], newton, start)[0]
+    return (towards * NORMS[norm].least(jnp.abs(normal), room, gap)).reshape(x.shape)

@@ -12,6 +12,7 @@ from llrflow.base.validation import invalid, raise_at
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.registry import register
 from llrflow.method.ascent import Carry, Goal, ProbeFactory, Search
+from llrflow.method.norms import NORMS
 from llrflow.method.probe import SearchProbe
 from llrflow.method.term import ask
 from llrflow.method.terms.classification import Targeted
@@ -22,6 +23,7 @@ class GradientAttack(Search, Attack):
     """A search as an attack: an error is worth more than any value."""
 
     goal: ClassVar[Goal] = "error"
+    norms: ClassVar[tuple[str, ...]] = tuple(NORMS)
 
     @property
     def length(self) -> int:

@@ -93,9 +93,7 @@ def _steps(trials: TrialAttacks) -> list[Flag]:
     excess = _excess(found, clean)
     reached, before = gains[f"{STEPS} steps"], gains[f"{STEPS // 4} steps"]
     # To first order the loss grows by epsilon times the gradient's dual norm; an honest attack finds much of that.
-    dual = 1 if trials.subject.threat.norm == "linf" else 2
-    expected = epsilon * float(np.mean(np.linalg.norm(np.nan_to_num(clean.gradient).reshape(n, -1), dual, axis=1)))
-    gains["to first order"] = expected
+    gains["to first order"] = expected = _expected(trials.subject, np.nan_to_num(clean.gradient))
     flat = not np.isfinite(reached) or reached <= max(0.1 * expected, 1e-9) or reached < 0.9 * before
     return [
         Flag(
@@ -169,6 +167,13 @@ def _finite(logits: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(logits), logits, 0)
 
 
+def _expected(subject: Subject, gradient: np.ndarray) -> float:
+    """What the threat allows the loss to grow if it were linear, in nats, on average."""
+    radii = jnp.full(len(gradient), subject.threat.epsilon, gradient.dtype)
+    gain = subject.threat.geometry.gain(jnp.asarray(gradient), jnp.asarray(subject.images), radii)
+    return float(np.mean(np.asarray(gain, np.float64)))
+
+
 def _excess(found: InMemory, clean: Reference) -> float:
     """mean of max(<delta, grad l(x)> - (l(x + delta) - l(x)), 0) over mean of |l(x + delta) - l(x)|."""
     change = found.arrays["loss"] - clean.loss
@@ -208,7 +213,7 @@ def _restarts(trials: TrialAttacks) -> list[Flag]:
 def _without_bound(trials: TrialAttacks) -> list[Flag]:
     """Attacks that may do anything to the image must succeed."""
     threat = trials.subject.threat
-    diameter = 1.0 if threat.norm == "linf" else float(np.sqrt(np.prod(trials.subject.images.shape[1:])))
+    diameter = threat.geometry.diameter(int(np.prod(trials.subject.images.shape[1:])))
     whole = Threat(norm=threat.norm, epsilon=diameter)
     huge = _robust(trials.attack("margin", _margin(STEPS, 2.5 * diameter / STEPS), whole).arrays)
     steady = _robust(trials.attack("margin", _margin(LONG, max(float(threat.epsilon), 0.05 * diameter)), whole).arrays)

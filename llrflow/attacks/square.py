@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -10,9 +11,11 @@ import numpy as np
 from pydantic import Field
 
 from llrflow.attacks.base import Attack, StepCost
+from llrflow.base.norms import NormName
 from llrflow.components.registry import register
 from llrflow.method.ascent import ProbeFactory, misclassified, restart_keys
 from llrflow.method.batched import choose
+from llrflow.method.norms import NORMS
 from llrflow.method.terms.classification import margin
 from llrflow.method.threat import Threat
 
@@ -40,9 +43,11 @@ class Square(Attack):
     Andriushchenko et al. 2020 (arXiv:1912.00049). linf starts at vertical stripes of +-epsilon and adds
     +-2 epsilon per channel to a square of side sqrt(p H W), cut to ball and box. l2 starts at a grid of tiles, each a
     positive and a negative bump, and moves the norm of a second square, and what the box left unused, into the first.
+    l1 as l2 with sharper bumps (Croce & Hein 2021).
     An example ends at its first misclassified point. It finds what gradient masking hides from first-order attacks.
     """
 
+    norms: ClassVar[tuple[str, ...]] = tuple(NORMS)
     step_cost: ClassVar[StepCost] = StepCost(1, 0)
 
     queries: int = Field(default=5000, ge=1)
@@ -70,9 +75,9 @@ class Square(Attack):
     def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> State:
         """The initial point, not yet asked for."""
         x = probes().x
-        start = start_linf if threat.norm == "linf" else start_l2
-        delta = jax.vmap(lambda key: start(key, x.shape[1:]))(restart_keys(keys, 0))
-        delta = threat.project(threat.radius() * delta.astype(x.dtype), x)
+        way = WAYS[threat.norm]
+        delta = jax.vmap(lambda key: way.start(key, x.shape[1:]))(restart_keys(keys, 0)).astype(x.dtype)
+        delta = threat.project(threat.radius() * delta if way.in_epsilons else delta, x)
         nothing = jnp.full(len(x), -jnp.inf, x.dtype)
         return State(jax.random.key_data(keys), delta, nothing, jnp.zeros(len(x), bool))
 
@@ -82,7 +87,7 @@ class Square(Attack):
         side = jnp.asarray(sides(shares(self.p, self.queries, self.rescale), threat.norm, shape))[index]
         keys = restart_keys(jax.random.wrap_key_data(state.keys), index)
         draws = jax.vmap(lambda key: draw_change(key, side, shape))(keys)
-        change = change_linf if threat.norm == "linf" else change_l2
+        change = WAYS[threat.norm].change
         axes = (0, 0, None, 0 if jnp.ndim(threat.epsilon) else None)
         changed = jax.vmap(change, in_axes=axes)(state.delta, draws, side, threat.epsilon)
         delta = jnp.where(index == 0, state.delta, threat.project(changed, probe.x))
@@ -118,7 +123,7 @@ def sides(share: np.ndarray, norm: str, shape: tuple[int, ...]) -> np.ndarray:
     """Sides in pixels of squares that cover such shares of an image (H, W, C), [...]."""
     height, width = shape[:2]
     side = np.rint(np.sqrt(share * height * width)).astype(np.int32)
-    if norm == "l2":  # smaller than 3 there is no bump, and the authors' code makes sides odd
+    if norm != "linf":  # smaller than 3 there is no bump, and the authors' code makes sides odd
         side = np.maximum(side, 3)
         side += side % 2 == 0
     return np.clip(side, 1, min(height, width))
@@ -163,22 +168,37 @@ def change_l2(delta: jax.Array, draw: Change, side: jax.Array, epsilon: jax.Arra
     return jnp.where(first, bump * available, jnp.where(second, 0.0, delta))
 
 
-def eta(row: jax.Array, column: jax.Array, side: jax.Array | int, turned: jax.Array | bool) -> jax.Array:
-    """Two bumps of opposite sign that fill a square, unit l2 norm together; zero outside (eq. 2 of the paper).
+def change_l1(delta: jax.Array, draw: Change, side: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """As `change_l2` with l1 norms and sharper bumps; as in the authors' code each channel may spend that of all."""
+    here, there = (_coordinates(delta.shape, corner) for corner in draw.corners)
+    first, second = (_inside(*at, side)[:, :, None] for at in (here, there))
+    unused = jnp.maximum(epsilon - jnp.sum(jnp.abs(delta)), 0.0)
+    available = jnp.sum(jnp.where(first | second, jnp.abs(delta), 0.0), axis=(0, 1)) * delta.shape[2] + unused
+    bump = (eta(*here, side, draw.turned, "l1")[:, :, None] * draw.sign).astype(delta.dtype)
+    bump = _unit(bump + _unit(jnp.where(first, delta, 0.0), "l1"), "l1")
+    return jnp.where(first, bump * available, jnp.where(second, 0.0, delta))
+
+
+def eta(
+    row: jax.Array, column: jax.Array, side: jax.Array | int, turned: jax.Array | bool, norm: NormName = "l2"
+) -> jax.Array:
+    """Two bumps of opposite sign that fill a square, unit norm together; zero outside (eq. 2 of the paper).
 
     `row` and `column` [H,W] are each pixel's place in the square. The square is cut into the first floor(side / 2)
-    columns and the rest; a pixel at Chebyshev distance d from the centre of its part is sum_{m=d}^{side/2} 1/(m+1)^2.
+    columns and the rest; a pixel at Chebyshev distance d from the centre of its part is sum_{m=d}^{side/2} 1/(m+1)^2,
+    under l1 (Croce & Hein 2021, arXiv:2103.01208) 1/(m+1)^4.
     """
     row, column = jnp.where(turned, column, row), jnp.where(turned, row, column)
     cut = side // 2
     right = column >= cut
     centre = jnp.where(right, cut + (side - cut) // 2, cut // 2)
     distance = jnp.maximum(jnp.abs(row - side // 2), jnp.abs(column - centre))
-    tails = np.cumsum(1.0 / np.arange(max(row.shape) + 2, 0, -1) ** 2)[::-1]  # tails[d] = sum_{m >= d} 1/(m+1)^2
+    power = {"l2": 2, "l1": 4}[norm]
+    tails = np.cumsum(1.0 / np.arange(max(row.shape) + 2.0, 0, -1) ** power)[::-1]  # tails[d] = sum_{m >= d}
     tails = jnp.asarray(tails, float)
     height = jnp.take(tails, distance, mode="clip") - jnp.take(tails, side // 2 + 1, mode="clip")
     bumps = jnp.where(_inside(row, column, side), jnp.where(right, -height, height), 0.0)
-    return bumps / jnp.sqrt(jnp.sum(bumps**2))
+    return bumps / _length(bumps, norm)
 
 
 class Grid(NamedTuple):
@@ -205,14 +225,23 @@ def tile_side(shape: tuple[int, ...]) -> int:
 
 def start_l2(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The grid of bumps in the middle of an image, unit l2 norm, [H,W,C]."""
+    grid = _grid(key, shape, "l2")
+    return grid / jnp.sqrt(jnp.sum(grid**2))
+
+
+def start_l1(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The grid of bumps, each of unit l1 norm: more than fits the ball, which keeps the tops of them; [H,W,C]."""
+    return _grid(key, shape, "l1")
+
+
+def _grid(key: jax.Array, shape: tuple[int, ...], norm: NormName) -> jax.Array:
     draw, size = draw_grid(key, shape), tile_side(shape)
-    tile = eta(*_coordinates((size, size), np.zeros(2, int)), size, False)
+    tile = eta(*_coordinates((size, size), np.zeros(2, int)), size, False, norm)
     tiles = jnp.where(draw.turned[:, :, None, None], tile.T, tile)  # [n,m,side,side]
     grid = jnp.einsum("nmij,nmc->nimjc", tiles, draw.sign.astype(tiles.dtype))
     grid = grid.reshape(draw.turned.shape[0] * size, draw.turned.shape[1] * size, shape[2])
     spare = [length - covered for length, covered in zip(shape[:2], grid.shape[:2], strict=True)]
-    grid = jnp.pad(grid, [*((left // 2, left - left // 2) for left in spare), (0, 0)])
-    return grid / jnp.sqrt(jnp.sum(grid**2))
+    return jnp.pad(grid, [*((left // 2, left - left // 2) for left in spare), (0, 0)])
 
 
 def start_linf(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -230,7 +259,32 @@ def _inside(row: jax.Array, column: jax.Array, side: jax.Array | int) -> jax.Arr
     return (row >= 0) & (row < side) & (column >= 0) & (column < side)
 
 
-def _unit(channels: jax.Array) -> jax.Array:
-    """[H,W,C] with unit l2 norm in each channel; zero stays zero."""
-    length = jnp.sqrt(jnp.sum(channels**2, axis=(0, 1)))
+def _unit(channels: jax.Array, norm: NormName = "l2") -> jax.Array:
+    """[H,W,C] with unit norm in each channel; zero stays zero."""
+    length = _length(channels, norm)
     return channels / jnp.where(length > 0, length, 1.0)
+
+
+def _length(planes: jax.Array, norm: NormName) -> jax.Array:
+    """The norm over the two axes of an image, [H,W,...] -> [...]."""
+    if norm == "l1":
+        return jnp.sum(jnp.abs(planes), axis=(0, 1))
+    return jnp.sqrt(jnp.sum(planes**2, axis=(0, 1)))
+
+
+class Way(NamedTuple):
+    """How points are made under one norm."""
+
+    start: Callable[..., jax.Array]
+    """(key, image shape) -> the initial point before the projection."""
+    change: Callable[..., jax.Array]
+    """(delta, draw, side, epsilon) -> the changed point before the projection."""
+    in_epsilons: bool = True
+    """Whether the initial point is in units of epsilon, or as it is."""
+
+
+WAYS: dict[NormName, Way] = {
+    "linf": Way(start_linf, change_linf),
+    "l2": Way(start_l2, change_l2),
+    "l1": Way(start_l1, change_l1, in_epsilons=False),
+}

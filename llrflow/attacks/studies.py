@@ -214,8 +214,7 @@ _UNIT = Threat(norm="linf", epsilon=1.0)
 
 def _scaled(threat: Threat, factor: float) -> Threat:
     """The threat with another radius, in L-inf at most the whole pixel range."""
-    radius = float(threat.epsilon) * factor
-    return Threat(norm=threat.norm, epsilon=min(radius, 1.0) if threat.norm == "linf" else radius)
+    return Threat(norm=threat.norm, epsilon=min(float(threat.epsilon) * factor, threat.geometry.largest))
 
 
 def _sized(attack: PGD, steps: int, epsilon: float) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class _SizedStep(Component):
 
 @register("step", "steepest")
 class SteepestStep(_SizedStep):
-    """The threat's steepest direction: sign(g) for linf, g / ||g||_2 for l2."""
+    """The threat's steepest direction: sign(g) for linf, g / ||g||_2 for l2, the signs of a few components for l1."""
 
     def direction(self, gradient: jax.Array, threat: Threat) -> jax.Array:
         """[B,H,W,C], unit length in the threat's norm."""
@@ -268,6 +268,7 @@ class Search(Component):
 
         gradient, value, wrong = gradient_over_draws(probes, self._judge, carry.delta)
         carry = self._keep_better(carry, value, wrong) if self.keep == "best" else carry
+        gradient = threat.geometry.unblocked(gradient, carry.delta, probes().x)
         auto = self.reach * threat.radius() / max(self.steps, 1)
         move, step_state = guarded(
             self.step, lambda: self.step.move(gradient, carry.delta, carry.step_state, threat, auto)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
+from llrflow.base.norms import NormName
 from llrflow.components.calls import placed
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.registry import Component, Name
@@ -40,7 +41,7 @@ class Perturbation(Search):
     steps: int = Field(default=10, ge=0)
     """Number of ascent steps; 0 keeps the start."""
 
-    norm: Literal["linf", "l2"] | None = None
+    norm: NormName | None = None
     """Norm of this search's ball; default the threat's. Another norm needs an epsilon of its own."""
 
     epsilon: Annotated[float | None, Traced(ge=0)] = None

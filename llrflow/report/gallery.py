@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llrflow.base.norms import ORDERS
 from llrflow.report.read import Evaluated
 
 SIDE = 96
@@ -39,7 +40,7 @@ def gallery(evaluated: Evaluated, most: int) -> Iterator[Shown]:
     kept = len(found.get("ids", ()))
     for i in map(int, np.linspace(0, kept - 1, min(most, kept))):
         image, delta = found["images"][i], found["delta"][i]
-        size = np.abs(delta).max() if threat["norm"] == "linf" else np.sqrt((delta**2).sum())
+        size = np.linalg.norm(delta.ravel(), ORDERS[threat["norm"]])
         yield Shown(
             id=int(found["ids"][i]),
             label=int(found["labels"][i]),

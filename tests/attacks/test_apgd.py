@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.attacks.apgd import checkpoints
+from llrflow.attacks.schemes import SCHEMES, checkpoints
 from llrflow.base.errors import SpecError
 from llrflow.components.registry import make
 from llrflow.method.probe import SearchProbe
@@ -140,6 +140,88 @@ def test_iterates_are_those_of_the_paper(kind, threat):
     assert max(halvings) > (5 if threat["norm"] == "linf" else 0)
 
 
+def nearest_in_l1(d, x, epsilon):
+    """By bisection."""
+    room, low, high = np.where(d > 0, 1 - x, x), 0.0, np.abs(d).max()
+    at = lambda t: np.sign(d) * np.minimum(np.maximum(np.abs(d) - t, 0), room)  # noqa: E731
+    if np.abs(at(0.0)).sum() <= epsilon:
+        return at(0.0)
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.abs(at(middle)).sum() > epsilon else (low, middle)
+    return at(high)
+
+
+def published_l1(value, x, start, epsilon, steps, larger):
+    """Iterates x_1, x_2, ... less x under l1, section 4 of Croce & Hein 2021; and their step sizes."""
+    part = int(np.ceil(0.3 * steps))
+    parts = [(3, part), (2, part), (1, steps - 2 * part)] if larger else [(1, steps)]
+    here, visited = start, []
+    for radius, n in parts:
+        ball = radius * epsilon
+        here = nearest_in_l1(here, x, ball)
+        visited += [(here, ball)] if larger and radius < 3 else []
+        f, gradient = value(here)
+        best, f_best, gradient_best, eta = here, f, gradient, ball
+        nonzero = np.count_nonzero(here) if larger else len(x)
+        kept = nonzero / 1.5 if larger else 0.2 * len(x)
+        for k in range(1, n + 1):
+            largest = np.argsort(-np.abs(gradient))[: max(int(np.ceil(kept)), 1)]
+            direction = np.zeros_like(x)
+            direction[largest] = np.sign(gradient[largest])
+            here = nearest_in_l1(here + eta * direction / np.abs(direction).sum(), x, ball)
+            f, gradient = value(here)
+            visited.append((here, eta))
+            if f > f_best:
+                best, f_best, gradient_best = here, f, gradient
+            if k % max(4 * n // 100, 1) == 0:
+                left, kept = np.count_nonzero(best), np.count_nonzero(best) / 1.5
+                if left / nonzero < 0.95:
+                    eta, here, gradient = ball, best, gradient_best
+                else:
+                    eta = max(eta / 1.5, ball / 10)
+                nonzero = left
+        here = best
+    return np.array([d for d, _ in visited]), np.array([eta for _, eta in visited])
+
+
+@pytest.mark.parametrize("larger", [False, True], ids=["one ball", "three balls"])
+def test_iterates_under_l1_are_those_of_the_paper(larger):
+    """50 steps: a checkpoint at every second one in one ball, at every one in three."""
+    w, q, b = (0.3 * part for part in quadratic(3, 5, curvature=8.0))
+    batch, steps, threat = 6, 50, {"norm": "l1", "epsilon": 0.3}
+    with jax.enable_x64(True):
+        logits = lambda images: images.reshape(len(images), -1) @ w.T + images.reshape(len(images), -1) ** 2 @ q.T + b  # noqa: E731
+        many = np.random.default_rng(4).uniform(0.02, 0.98, size=(400, *SHAPE))
+        ranked = np.sort(logits(many), axis=1)
+        x = jnp.asarray(many[np.argsort(ranked[:, -2] - ranked[:, -1])[:batch]])  # far from the boundary
+        y = jnp.argmax(logits(x), axis=1)
+        attack = make("attack", {"type": "apgd_ce", "steps": steps, "larger_balls": larger})
+        state, advance, finish = driven(attack, logits, x, y, threat)
+        start, ours = np.asarray(state.delta).reshape(batch, -1), []
+        assert attack.length == steps + 2 * larger
+        for index in range(attack.length):
+            state = advance(state, jnp.asarray(index))
+            ours.append((np.asarray(state.delta).reshape(batch, -1), np.asarray(state.size)))
+        assert float(Threat(**threat).distance(finish(state)).max()) <= 0.3 * (1 + 1e-12)
+    assert not np.any(state.wrong)
+    sizes_seen = set()
+    for i in range(batch):
+        flat = np.asarray(x[i]).ravel()
+
+        def value(d, flat=flat, i=i):
+            f, df = loss_gradient("apgd_ce", w @ (flat + d) + q @ (flat + d) ** 2 + b, int(y[i]), 0)
+            return f, df @ (w + 2 * q * (flat + d))
+
+        deltas, sizes = published_l1(value, flat, start[i], 0.3, steps, larger)
+        # Until the search has converged: then rounding decides which point is the best.
+        certain = 12
+        np.testing.assert_allclose([delta[i] for delta, _ in ours[:certain]], deltas[:certain], atol=1e-9)
+        np.testing.assert_allclose([delta[i] for delta, _ in ours], deltas, atol=1e-4)
+        sizes_seen |= set(np.round(sizes / 0.3, 6))
+    assert len(sizes_seen) > 5
+
+
 def overshooting(images):
     """Two classes and one pixel, cross-entropy of label 0: 0.5 - 10 (x - 0.53)^2."""
     loss = 0.5 - 10.0 * (images[:, 0, 0, 0] - 0.53) ** 2
@@ -189,12 +271,13 @@ def test_a_halving_goes_on_from_the_best_point_with_its_gradient(overshot):
     ],
 )
 def test_both_conditions_of_a_halving(increases, checked, halved, is_halved, overshot):
-    attack, (states, _) = make("attack", "apgd_ce"), overshot
+    states, _ = overshot
     state = states[41]._replace(
         increases=np.array([increases]), best_value=np.array([9.0]), value=np.array([9.0]),
         checked_value=np.array([checked]), halved=np.array([halved]), best=states[41].delta,
     )  # fmt: skip
-    changed, _ = attack._checkpoint(jax.tree.map(jnp.asarray, state), jnp.zeros((1, 1, 1, 1)), jnp.asarray(19))
+    threat, flat = Threat.model_validate(LINF), jnp.zeros((1, 1, 1, 1))
+    changed, _ = SCHEMES["linf"].checkpoint(jax.tree.map(jnp.asarray, state), flat, jnp.asarray(19), threat, 0.75)
     assert bool(changed.size[0] < state.size[0]) == is_halved and bool(changed.halved[0]) == is_halved
     assert int(changed.increases[0]) == 0 and float(changed.checked_value[0]) == 9.0
 
@@ -230,6 +313,23 @@ def test_finds_the_optimum_of_a_linear_classifier(kind, threat):
     gain = linear(x)[:, 0] - linear(result.x_adv)[:, 0]
     np.testing.assert_allclose(gain, threat["epsilon"] * dual, atol=1e-4)
     assert not np.any(result.success) and result.queries.tolist() == result.gradients.tolist() == [41, 41]
+
+
+def test_comes_near_the_optimum_of_a_linear_classifier_under_l1():
+    """The box binds: a pixel gives what room it has, the largest weights first. Sparse signs end just short of it."""
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(size=64).astype(np.float32), rng.uniform(size=(8, 64)).astype(np.float32)
+    u = lambda images: (images.reshape(len(images), -1) - 0.5) @ w  # noqa: E731
+    logits = lambda images: jnp.stack([0.05 * u(images) + 1, -0.05 * u(images) - 1], axis=1)  # noqa: E731
+    order = np.argsort(-np.abs(w))
+    room = np.where(w > 0, x, 1 - x)[:, order]
+    moved = np.minimum(room, np.maximum(3.0 - np.cumsum(room, axis=1) + room, 0))
+    images, threat = jnp.asarray(x).reshape(8, 8, 8, 1), {"norm": "l1", "epsilon": 3.0}
+    config = {"type": "apgd_ce", "larger_balls": True}
+    result = llrflow.attack(logits, images, jnp.zeros(8, int), threat, config, KEY)
+    share = (u(images) - u(result.x_adv)) / (moved * np.abs(w[order])).sum(axis=1)
+    assert share.max() <= 1 + 1e-5 and share.min() > 0.97 and share.mean() > 0.99
+    assert result.queries.tolist() == [102] * 8  # and the last iterate
 
 
 DRAWN = np.random.default_rng(2)

@@ -59,6 +59,16 @@ def test_profiles_are_those_of_the_authors(profile, expected):
     assert make("attack", attack.model_dump()) == attack
 
 
+def test_standard_under_l1_is_that_of_the_authors():
+    stages = make("attack", "auto_attack").stages(Threat(norm="l1", epsilon=12.0), 10)
+    assert list(stages) == ["apgd_ce", "apgd_t", "fab_t", "square"]
+    apgd_ce, apgd_t, fab_t, _ = stages.values()
+    assert (apgd_ce.restarts, apgd_ce.larger_balls, apgd_ce.length) == (5, True, 102)
+    assert (apgd_t.restarts, apgd_t.targets, apgd_t.larger_balls) == (1, 5, True)
+    assert (fab_t.restarts, fab_t.targets) == (1, 9)
+    assert make("attack", "auto_attack").stages(Threat(norm="l1", epsilon=12.0), 4)["apgd_t"].targets == 3
+
+
 def test_cost_is_that_of_all_stages():
     attack = make("attack", "auto_attack")
     apgd, fab, square = 2 * 100, 3 * 100 * 9, 5000

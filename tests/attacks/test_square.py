@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 SHAPE = (12, 11, 2)
 W, Q = RNG.normal(size=(*SHAPE, 3)), RNG.normal(size=(*SHAPE, 3))
 X = RNG.uniform(size=(4, *SHAPE)).astype(np.float32)
-EPSILON = {"linf": 0.05, "l2": 0.7}
+EPSILON = {"linf": 0.05, "l2": 0.7, "l1": 6.0}
 
 
 def quadratic(images, xp=jnp):
@@ -84,10 +84,12 @@ def test_squares_reach_every_place():
     }
 
 
-# A transcription of the paper, with loops and indices.
+# A transcription of the paper, with loops and indices; of l1 that of the authors' code.
+
+POWERS = {"l2": 2, "l1": 4}
 
 
-def paper_eta(h):
+def paper_eta(h, power=2):
     """Eq. (2), with 1-based r, s as printed; the two parts beside each other."""
 
     def half(h1, h2):
@@ -95,12 +97,12 @@ def paper_eta(h):
         for r in range(1, h1 + 1):
             for s in range(1, h2 + 1):
                 m = n - max(abs(r - h1 // 2 - 1), abs(s - h2 // 2 - 1))
-                out[r - 1, s - 1] = sum(1 / (n + 1 - k) ** 2 for k in range(m + 1))
+                out[r - 1, s - 1] = sum(1 / (n + 1 - k) ** power for k in range(m + 1))
         return out
 
     k = h // 2
     eta = np.concatenate([half(h, k), -half(h, h - k)], axis=1)
-    return eta / np.linalg.norm(eta)
+    return eta / (np.linalg.norm(eta) if power == 2 else np.abs(eta).sum())
 
 
 def paper_start(key, norm, epsilon):
@@ -110,9 +112,10 @@ def paper_start(key, norm, epsilon):
     draw, delta = jax.tree.map(np.asarray, draw_grid(key, SHAPE)), np.zeros(SHAPE)
     for i in range(6):  # 12 x 11 pixels: 6 x 5 tiles of side 2, no margin above, none on the left
         for j in range(5):
-            tile = paper_eta(2).T if draw.turned[i, j] else paper_eta(2)
+            eta = paper_eta(2, POWERS[norm])
+            tile = eta.T if draw.turned[i, j] else eta
             delta[2 * i : 2 * i + 2, 2 * j : 2 * j + 2] = tile[:, :, None] * draw.sign[i, j]
-    return epsilon * delta / np.linalg.norm(delta)
+    return delta if norm == "l1" else epsilon * delta / np.linalg.norm(delta)
 
 
 def paper_change(delta, draw, h, norm, epsilon):
@@ -122,20 +125,30 @@ def paper_change(delta, draw, h, norm, epsilon):
     if norm == "linf":
         nu[one] += 2 * epsilon * np.asarray(draw.sign)
         return nu
-    unused = epsilon**2 - np.sum(nu**2)
-    eta = paper_eta(h).T if draw.turned else paper_eta(h)
+    unused = epsilon**2 - np.sum(nu**2) if norm == "l2" else epsilon - np.abs(nu).sum()
+    eta = paper_eta(h, POWERS[norm]).T if draw.turned else paper_eta(h, POWERS[norm])
+    length = np.linalg.norm if norm == "l2" else lambda part: np.abs(part).sum()
     union = np.zeros(SHAPE[:2], bool)
     union[one] = union[two] = True
     for i in range(SHAPE[2]):
         rho, window = int(draw.sign[i]), delta[(*one, i)]
-        temp = rho * eta + window / max(np.linalg.norm(window), 1e-12)  # in the paper 0 / 0
+        temp = rho * eta + window / max(length(window), 1e-12)  # in the paper 0 / 0
         available = np.sqrt(np.sum(delta[union, i] ** 2) + unused / SHAPE[2])
+        if norm == "l1":
+            available = SHAPE[2] * np.abs(delta[union, i]).sum() + unused
         nu[(*two, i)] = 0
-        nu[(*one, i)] = temp / np.linalg.norm(temp) * available
+        nu[(*one, i)] = temp / length(temp) * available
     return nu
 
 
 def paper_project(delta, x, norm, epsilon):
+    if norm == "l1":
+        room, low, high = np.where(delta > 0, 1 - x, x), 0.0, np.abs(delta).max()
+        at = lambda t: np.sign(delta) * np.minimum(np.maximum(np.abs(delta) - t, 0), room)  # noqa: E731
+        for _ in range(60 if np.abs(at(0.0)).sum() > epsilon else 0):
+            middle = (low + high) / 2
+            low, high = (middle, high) if np.abs(at(middle)).sum() > epsilon else (low, middle)
+        return at(high) if low else at(0.0)
     delta = np.clip(delta, -epsilon, epsilon) if norm == "linf" else delta * min(1, epsilon / np.linalg.norm(delta))
     return np.clip(x + delta, 0, 1) - x
 
@@ -151,8 +164,8 @@ def paper_run(x, y, key, norm, queries):
         if i == 0:
             new = paper_start(drawn, norm, epsilon)
         else:
-            h = int(max(np.rint(np.sqrt(p[i] * 12 * 11)), 3 if norm == "l2" else 1))
-            h = min(h + (norm == "l2" and h % 2 == 0), 11)
+            h = int(max(np.rint(np.sqrt(p[i] * 12 * 11)), 1 if norm == "linf" else 3))
+            h = min(h + (norm != "linf" and h % 2 == 0), 11)
             new = paper_change(best, draw_change(drawn, jnp.asarray(h), SHAPE), h, norm, epsilon)
         new = paper_project(new, x, norm, epsilon)
         logits = quadratic((x + new)[None], np)[0]
@@ -168,7 +181,7 @@ def frozen(done, old, new):
     return jnp.where(done.reshape((-1,) + (1,) * (new.ndim - 1)), old, new)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_iterates_are_those_of_the_paper(norm):
     attack, threat = Square(queries=26), Threat(norm=norm, epsilon=EPSILON[norm])
     keys = jax.random.split(KEY, len(X))

@@ -1,18 +1,23 @@
 """The threat model: ball, box, steepest direction, random starts."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq, linprog
 
 import llrflow
 from llrflow.base.errors import SpecError, ThreatError
+from llrflow.base.norms import NormName
+from llrflow.method.norms import NORMS as NORMS_OF
 from llrflow.method.threat import Threat
 
 SHAPE = (3, 2, 3, 2)
-NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
+NORMS = pytest.mark.parametrize("norm", get_args(NormName))
 
 draws = st.tuples(
     st.integers(0, 2**32 - 1),
@@ -29,7 +34,7 @@ def images_and_offsets(seed, scale):
 
 def length(delta, norm):
     flat = np.asarray(delta, np.float64).reshape(len(delta), -1)
-    return np.linalg.norm(flat, np.inf if norm == "linf" else 2, axis=1)
+    return np.linalg.norm(flat, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
 
 
 @NORMS
@@ -52,6 +57,77 @@ def test_project_leaves_points_of_ball_and_box_alone(norm):
     delta = 0.1 * np.random.default_rng(0).uniform(-1, 1, SHAPE).astype(np.float32)
     epsilon = 1.001 * float(length(delta, norm).max())
     np.testing.assert_array_equal(Threat(norm=norm, epsilon=epsilon).project(delta, x), delta)
+
+
+def l1_cases(pixels=60):
+    """x, delta [40,pixels] and radii [40]: balls near and far, pixels at the edge, ties, and some inside."""
+    rng = np.random.default_rng(5)
+    x = np.clip(rng.uniform(-0.5, 1.5, size=(40, pixels)), 0, 1)
+    delta = rng.normal(size=x.shape) * np.repeat([0.01, 0.3, 3.0, 100.0], 10)[:, None]
+    delta[::4], radii = np.round(delta[::4], 1), np.tile([0.05, 1.0, 5.0, 20.0, 59.0], 8)
+    return x, delta, radii
+
+
+def test_the_l1_projection_is_the_nearest_point_of_ball_and_box_together():
+    """By bisection on the multiplier in float64; and no other point of the set is nearer (a variational inequality)."""
+    x, delta, radii = l1_cases()
+    room, size = np.where(delta > 0, 1 - x, x), np.abs(delta)
+    moved = lambda i, t: np.minimum(np.maximum(size[i] - t, 0), room[i])  # noqa: E731
+    shrinkages = [
+        brentq(lambda t, i=i: moved(i, t).sum() - radii[i], 0, size[i].max(), xtol=1e-15)
+        if moved(i, 0).sum() > radii[i]
+        else 0
+        for i in range(40)
+    ]
+    wanted = np.sign(delta) * [moved(i, t) for i, t in enumerate(shrinkages)]
+    assert 8 < np.count_nonzero(shrinkages) < 32
+    image = lambda flat, kind: jnp.asarray(flat, kind).reshape(40, 6, 5, 2)  # noqa: E731
+    project = jax.jit(
+        lambda delta, x, radii: Threat(norm="l1", epsilon=0.1).model_copy(update={"epsilon": radii}).project(delta, x)
+    )
+    found = project(image(delta, np.float32), image(x, np.float32), jnp.asarray(radii, np.float32))
+    np.testing.assert_allclose(found.reshape(40, -1)[:30], wanted[:30], atol=2e-6)
+    np.testing.assert_allclose(found.reshape(40, -1)[30:], wanted[30:], atol=3e-5)  # float32 holds 300 to 3e-5
+    with jax.enable_x64(True):
+        found = np.asarray(project(image(delta, np.float64), image(x, np.float64), jnp.asarray(radii))).reshape(40, -1)
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+    for seed in range(50):
+        other = np.clip(x + np.random.default_rng(seed).laplace(size=x.shape), 0, 1) - x
+        other *= np.minimum(1, radii / np.abs(other).sum(1))[:, None]
+        assert np.all(np.sum((delta - found) * (other - found), axis=1) <= 1e-9)
+
+
+def test_the_l1_projection_keeps_what_one_projection_after_the_other_would_lose():
+    x, delta = np.array([[0.9, 0.5, 0.5, 0.5]], np.float32), np.array([[9.0, 0.4, -0.3, 0.0]], np.float32)
+    threat = Threat(norm="l1", epsilon=0.6)
+    found = np.asarray(threat.project(delta.reshape(1, 2, 2, 1), x.reshape(1, 2, 2, 1))).ravel()
+    np.testing.assert_allclose(found, [0.1, 0.3, -0.2, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("epsilon", "count"), [(0.3, 1), (1.0, 1), (3.2, 4), (100.0, 12)])
+def test_the_steepest_l1_step_moves_as_many_pixels_as_the_radius_needs(epsilon, count):
+    gradient = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    step = np.asarray(Threat(norm="l1", epsilon=epsilon).steepest(gradient)).reshape(3, -1)
+    largest = np.argsort(-np.abs(gradient.reshape(3, -1)), axis=1)[:, :count]
+    wanted = np.zeros_like(step)
+    np.put_along_axis(wanted, largest, np.take_along_axis(np.sign(gradient.reshape(3, -1)), largest, 1) / count, 1)
+    np.testing.assert_allclose(step, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS_OF)
+def test_no_perturbation_gains_more_than_the_threat_allows_a_linear_loss(norm):
+    """And some gains that much: in l1 the box binds too, so that it is a linear program."""
+    rng = np.random.default_rng(1)
+    x, gradient = rng.uniform(size=(1, 2, 3, 2)).astype(np.float32), rng.normal(size=(1, 2, 3, 2)).astype(np.float32)
+    gain = float(NORMS_OF[norm].gain(jnp.asarray(gradient), jnp.asarray(x), jnp.full(1, 2.3))[0])
+    if norm != "l1":
+        assert gain == pytest.approx(2.3 * np.linalg.norm(gradient.ravel(), {"linf": 1, "l2": 2}[norm]), rel=1e-5)
+        return
+    both = [*zip(np.zeros(12), 1 - x.ravel(), strict=True), *zip(np.zeros(12), x.ravel(), strict=True)]
+    best = linprog(
+        np.concatenate([-gradient.ravel(), gradient.ravel()]), A_ub=np.ones((1, 24)), b_ub=[2.3], bounds=both
+    )
+    assert gain == pytest.approx(-best.fun, rel=1e-5)
 
 
 @NORMS
