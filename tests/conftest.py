@@ -23,9 +23,6 @@ os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody reads where an op
 import jax
 import pytest
 
-from llrflow.attacks import program
-
-program.step_options = program.quick_options  # as XLA_FLAGS say above: attacks ask for better code than that
 jax.config.update("jax_num_cpu_devices", 4)
 # Here few small programs come twice, and writing them all would cost more.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

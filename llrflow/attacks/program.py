@@ -189,7 +189,7 @@ class AttackProgram:
         used = {name: phase for name, phase in phases.items() if name != "advance" or self.attack.length}
         lowered = {name: phase.lower(*arguments[name]) for name, phase in used.items()}
         platform = self.placement.platform
-        options = [step_options(platform) if name == "advance" else quick_options(platform) for name in lowered]
+        options = [None if name == "advance" else quick_options(platform) for name in lowered]
         with ThreadPoolExecutor() as pool:
             pool.submit(self._look.prepare, *arguments["look"])
             made = pool.map(lambda phase, chosen: phase.compile(chosen), lowered.values(), options)
@@ -304,15 +304,6 @@ class AttackProgram:
         queries, gradients = (flying.taken * count for count in cost)
         linearity = LocalLinearity()(probe, delta)
         return Verdict(delta, wrong, predicted, value, probe.loss(delta), distance, linearity, queries, gradients)
-
-
-def step_options(platform: str) -> dict[str, Any] | None:
-    """Options of XLA for the steps of an attack.
-
-    On CPU the time goes into convolutions and products of matrices, which are library code: LLVM's first level makes
-    the rest as fast as its second, and compiles in half the time.
-    """
-    return {"xla_backend_optimization_level": 1} if platform == "cpu" else None
 
 
 def _kind(example: Examples) -> tuple[Any, ...]:
