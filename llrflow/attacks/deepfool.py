@@ -96,7 +96,7 @@ def nearest_boundary(gaps: jax.Array, normals: jax.Array, threat: Threat, push: 
 
     A hyperplane without (finite) normal is out of reach; an example that has no other does not move.
     """
-    lengths = dual_norm(normals.reshape(*gaps.shape, -1), threat)
+    lengths = threat.geometry.dual_length(normals.reshape(*gaps.shape, -1))
     reachable = (lengths > 0) & jnp.isfinite(lengths) & jnp.isfinite(gaps)
     distances = jnp.where(reachable, jnp.abs(gaps) / jnp.where(reachable, lengths, 1.0), jnp.inf)
     nearest = jnp.argmin(distances, axis=1)[:, None]
@@ -104,13 +104,3 @@ def nearest_boundary(gaps: jax.Array, normals: jax.Array, threat: Threat, push: 
     normal = jnp.take_along_axis(normals, nearest[:, :, None, None, None], axis=1)[:, 0]
     movable = spread(jnp.isfinite(distance))
     return jnp.where(movable, spread(distance + push) * threat.steepest(normal), 0.0)
-
-
-def dual_norm(flat: jax.Array, threat: Threat) -> jax.Array:
-    """The norm [...] of vectors [...,D] by which the threat's distance to a hyperplane is measured."""
-    if threat.norm in ("linf", "l1"):
-        return (jnp.sum if threat.norm == "linf" else jnp.max)(jnp.abs(flat), axis=-1)
-    # Scaled first: squares of tiny gradients leave float32, and a boundary in reach would seem out of it.
-    largest = jnp.max(jnp.abs(flat), axis=-1)
-    scale = jnp.where(largest > 0, largest, 1.0)
-    return scale * jnp.sqrt(jnp.sum((flat / scale[..., None]) ** 2, axis=-1))

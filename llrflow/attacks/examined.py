@@ -57,7 +57,7 @@ class Examined(NamedTuple):
             program, found, load, self.variables, data, self.classes, self.size, searched, between, epsilon=self.epsilon
         )
         if self.network.stochastic:
-            self._judge_anew(found, attack.runs(self.classes), key)
+            self._judge_anew(found, attack, key)
         return found
 
     def look(self, key: jax.Array, images: np.ndarray | None = None, run: int = 0) -> Reference:
@@ -67,12 +67,15 @@ class Examined(NamedTuple):
         examples = Examples(x, self.y, np.arange(n, dtype=np.int32), np.full(n, run, np.uint32))
         return looked_at(self.network, one_device(), self.variables, examples, jax.random.key_data(key), self.size)
 
-    def _judge_anew(self, found: InMemory, runs: int, key: jax.Array) -> None:
-        """Verdict, class and loss of one more draw than the `runs`: the one that chose delta flatters it."""
-        seen, delta = self.look(key, self.x + found.delta, runs), jnp.asarray(found.delta)
+    def _judge_anew(self, found: InMemory, attack: Attack, key: jax.Array) -> None:
+        """Verdict, class and loss of one more draw than the attack's runs: the one that chose delta flatters it."""
+        seen, delta = self.look(key, self.x + found.delta, attack.runs(self.classes)), jnp.asarray(found.delta)
         radius = self.threat.epsilon if self.epsilon is None else self.epsilon
         inside = np.asarray(self.threat.distance(delta)) <= radius * (1 + TOLERANCE)
         predicted = np.asarray(predicted_class(seen.logits))
         found.arrays["wrong"] = found.candidates & inside & (predicted != self.y)
         found.arrays["predicted"] = np.where(found.candidates, predicted, found.arrays["predicted"])
         found.arrays["loss"] = seen.loss
+        if attack.minimum_norm:  # delta is zero where it found none, and then no draw is to be misclassified
+            reached = np.where(predicted != self.y, np.asarray(self.threat.distance(delta)), np.inf)
+            found.arrays["distance"] = np.where(found.candidates, reached, found.arrays["distance"])

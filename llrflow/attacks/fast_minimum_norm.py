@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from llrflow.attacks.base import Attack, StepCost
-from llrflow.attacks.deepfool import dual_norm
 from llrflow.components.fields import Traced
 from llrflow.components.registry import register
 from llrflow.method.ascent import ProbeFactory, gradient_over_draws, misclassified, restart_keys
 from llrflow.method.batched import choose, spread
 from llrflow.method.labels import cross_entropy
+from llrflow.method.norms import NORMS
 from llrflow.method.probe import SearchProbe
 from llrflow.method.terms.classification import margin
 from llrflow.method.threat import Threat, clip_to_box, unit
@@ -135,7 +135,7 @@ class FMN(RadiusAttack):
     boundary itself, and some searches come ever nearer to it and never cross.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    norms: ClassVar[tuple[str, ...]] = tuple(NORMS)
 
     def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> Walk:
         """The clean image."""
@@ -145,7 +145,7 @@ class FMN(RadiusAttack):
         """Judge the iterate and take one step from it."""
         known, seen = self._judged(probes, threat, state, margin)
         gamma, x = annealed(self.gamma, LAST_GAMMA, index, self.steps), probes().x
-        slope = dual_norm(seen.gradient.reshape(len(x), -1), threat)
+        slope = threat.geometry.dual_length(seen.gradient.reshape(len(x), -1))
         boundary = (1.0 + gamma) * (seen.length + jnp.abs(seen.value) / jnp.where(slope > 0, slope, 1e-12))
         grown = jnp.where(jnp.isfinite(known.distance), (1.0 + gamma) * state.radius, boundary)
         shrunk = jnp.minimum((1.0 - gamma) * state.radius, known.distance)

@@ -112,7 +112,9 @@ class HopSkipJump(Attack):
         shape, dtype = probe.x.shape[1:], probe.x.dtype
         drawn = jax.vmap(lambda key: jax.random.uniform(key, shape, dtype, -1.0, 1.0))(keys)
         # A uniform draw is normal after erfinv, up to the scale: one draw is noise, and a direction for either norm.
-        direction = unit(drawn if threat.norm == "linf" else erfinv(drawn))
+        # It may be -1, where erfinv is not finite: once in 2^23 numbers, that is in some image of every evaluation.
+        inner = jnp.maximum(drawn, jnp.nextafter(jnp.asarray(-1.0, dtype), jnp.zeros((), dtype)))
+        direction = unit(drawn if threat.norm == "linf" else erfinv(inner))
         asked = (
             (drawn + 1.0) / 2.0 - probe.x,
             shrunk(threat, state.at, (state.low + state.high) / 2.0),

@@ -48,8 +48,9 @@ def evaluate_on_workers(
     """As `evaluate_run`, or `evaluate_elsewhere` with `on_data`, by `workers` (default one a node) of the Ray at
     `address`, each with the spec's `devices.resources`.
 
-    A worker that is lost is replaced, up to `retries` times in a row. Raises as these do, SpecError where no node has
-    room for a worker or sees the run folder, Interrupted after Ctrl-C or SIGTERM, LlrflowError when too much was lost.
+    A worker that is lost is replaced, up to `retries` times for a share. Raises as these do, SpecError where no node
+    has room for a worker or sees the run folder, Interrupted after Ctrl-C or SIGTERM, LlrflowError when too much was
+    lost.
     """
     folder = RunFolder(path.absolute())
     record, spec, _ = changed_run(folder, attacks, stop_after)

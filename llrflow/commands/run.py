@@ -130,7 +130,7 @@ def _on_hosts(
 @click.option(
     "--retries",
     type=click.IntRange(min=0),
-    help="With --address, how often in a row a worker that is lost is replaced; default 3.",
+    help="With --address, how often the worker of one share is replaced when it is lost; default 3.",
 )
 @click.option("--export", is_flag=True, help="Also write the adversarial images of each attack (npz, float32).")
 @json_option

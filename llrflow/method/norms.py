@@ -16,13 +16,15 @@ from llrflow.method.greedy import fill, keep_above, rise_evenly, shrinkage
 class Norm:
     """One norm ||.||_p of perturbations in the box [0, 1]; everything is per example, flat [B,D] or images [B,...]."""
 
-    dual: ClassVar[float]
-    """The order q of the dual norm: <g, delta> <= ||g||_q ||delta||_p."""
     largest: ClassVar[float] = math.inf
     """The largest radius that means anything, where there is one."""
 
     def length(self, flat: jax.Array) -> jax.Array:
         """||flat||_p, [B]."""
+        raise NotImplementedError
+
+    def dual_length(self, vectors: jax.Array) -> jax.Array:
+        """||v||_q of vectors [...,D]: <v, delta> <= ||v||_q ||delta||_p; a hyperplane's distance is measured by it."""
         raise NotImplementedError
 
     def project(self, delta: jax.Array, x: jax.Array, radius: jax.Array) -> jax.Array:
@@ -39,7 +41,7 @@ class Norm:
 
     def gain(self, gradient: jax.Array, x: jax.Array, radius: jax.Array) -> jax.Array:
         """What the ball allows a linear function of that gradient to grow, [B]; radius [B]."""
-        return radius * jnp.linalg.norm(gradient.reshape(len(gradient), -1), self.dual, axis=1)
+        return radius * self.dual_length(gradient.reshape(len(gradient), -1))
 
     def least(self, slope: jax.Array, room: jax.Array, gap: jax.Array) -> jax.Array:
         r"""argmin ||a||_p over 0 <= a <= room with \sum_i slope_i a_i = gap; `room` where that is out of reach.
@@ -64,11 +66,15 @@ class Norm:
 class LInf(Norm):
     """max_i |delta_i|."""
 
-    dual, largest = 1, 1.0
+    largest = 1.0
 
     def length(self, flat: jax.Array) -> jax.Array:
         """[B]."""
         return jnp.max(jnp.abs(flat), axis=1)
+
+    def dual_length(self, vectors: jax.Array) -> jax.Array:
+        """sum_i |v_i|."""
+        return jnp.sum(jnp.abs(vectors), axis=-1)
 
     def project(self, delta: jax.Array, x: jax.Array, radius: jax.Array) -> jax.Array:
         """Clipped; the nearest point of both sets."""
@@ -98,11 +104,16 @@ class LInf(Norm):
 class L2(Norm):
     """(sum_i delta_i^2)^(1/2)."""
 
-    dual = 2
-
     def length(self, flat: jax.Array) -> jax.Array:
         """[B]."""
         return jnp.sqrt(jnp.sum(flat**2, axis=1))
+
+    def dual_length(self, vectors: jax.Array) -> jax.Array:
+        """The length itself."""
+        # Scaled first: squares of tiny gradients leave float32, and a boundary in reach would seem out of it.
+        largest = jnp.max(jnp.abs(vectors), axis=-1)
+        scale = jnp.where(largest > 0, largest, 1.0)
+        return scale * jnp.sqrt(jnp.sum((vectors / scale[..., None]) ** 2, axis=-1))
 
     def project(self, delta: jax.Array, x: jax.Array, radius: jax.Array) -> jax.Array:
         """Scaled down to the ball, then clipped to the box.
@@ -135,11 +146,13 @@ class L2(Norm):
 class L1(Norm):
     """sum_i |delta_i|: a few pixels may change a lot."""
 
-    dual = math.inf
-
     def length(self, flat: jax.Array) -> jax.Array:
         """[B]."""
         return jnp.sum(jnp.abs(flat), axis=1)
+
+    def dual_length(self, vectors: jax.Array) -> jax.Array:
+        """max_i |v_i|."""
+        return jnp.max(jnp.abs(vectors), axis=-1)
 
     def project(self, delta: jax.Array, x: jax.Array, radius: jax.Array) -> jax.Array:
         """The nearest point of ball and box together (Croce & Hein 2021, arXiv:2103.01208, prop. 2.1).

@@ -13,22 +13,26 @@ from llrflow.runs.predictions import Predictions
 from llrflow.runs.verdicts import Verdicts
 
 
-def write_shown(path: Path, predicted: Predictions, made: Mapping[str, list[tuple[Attack, Verdicts]]]) -> None:
+def write_shown(
+    path: Path, predicted: Predictions, ids: np.ndarray, made: Mapping[str, list[tuple[Attack, Verdicts]]]
+) -> None:
     """Write evaluation/<step><label>.npz: a few images, and each with the perturbation that changed it.
 
-    That of the first attack that did; where none did, that of the last attack on the image.
+    `ids` [N] are those of all images in their split. A perturbation is that of the first attack that
+    changed the image; where none did, that of the last attack on it.
     """
-    ids = predicted.shown
-    images, labels = predicted.examples(ids)
-    delta, changed = np.zeros_like(images), np.zeros(len(ids), bool)
-    names = np.full(len(ids), "none", dtype="U64")
+    rows = predicted.shown
+    images, labels = predicted.examples(rows)
+    delta, changed = np.zeros_like(images), np.zeros(len(rows), bool)
+    names = np.full(len(rows), "none", dtype="U64")
     for name, part, verdicts in ((n, *stage) for n, found in made.items() for stage in found):
-        wrong = verdicts.arrays["wrong"][ids]
-        take = verdicts.candidates[ids] & ~changed & (wrong | (not part.minimum_norm))
-        delta[take] = verdicts.perturbations(ids[take])
+        wrong = verdicts.arrays["wrong"][rows]
+        take = verdicts.candidates[rows] & ~changed & (wrong | (not part.minimum_norm))
+        delta[take] = verdicts.perturbations(rows[take])
         names[take] = name
         changed |= take & wrong
-    found = {"ids": ids, "labels": labels, "images": images, "delta": delta, "attacks": names, "changed": changed}
+    found = {"ids": ids[rows], "labels": labels, "images": images}
+    found |= {"delta": delta, "attacks": names, "changed": changed}
     clean, attacked = (predicted.probabilities(x) for x in (images, images + delta))
     with open_atomic(path) as file:
         np.savez(file, allow_pickle=False, **found, clean=clean, attacked=attacked)
@@ -36,10 +40,10 @@ def write_shown(path: Path, predicted: Predictions, made: Mapping[str, list[tupl
 
 def write_adversarial(path: Path, predicted: Predictions, verdicts: Verdicts) -> None:
     """Write evaluation/<step><label>.<attack>.adversarial.npz: the image that an attack made of each it was run on."""
-    ids = np.flatnonzero(verdicts.candidates)
-    images, labels = predicted.examples(ids)
-    x_adv = images + verdicts.perturbations(ids)
-    found = {field: verdicts.arrays[field][ids] for field in ("distance", "predicted")}
+    rows = np.flatnonzero(verdicts.candidates)
+    images, labels = predicted.examples(rows)
+    x_adv = images + verdicts.perturbations(rows)
+    found = {field: verdicts.arrays[field][rows] for field in ("ids", "distance", "predicted")}
     with open_atomic(path) as file:
-        wrong = verdicts.arrays["wrong"][ids]
-        np.savez(file, allow_pickle=False, ids=ids, x_adv=x_adv, labels=labels, success=wrong, **found)
+        wrong = verdicts.arrays["wrong"][rows]
+        np.savez(file, allow_pickle=False, x_adv=x_adv, labels=labels, success=wrong, **found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import glob
 import hashlib
@@ -113,6 +114,15 @@ class Evaluator:
         for _ in attacked_in_turn(spec.evaluate, spec.threat, classes, share, self._attack):
             pass
 
+    def drop_shares(self) -> None:
+        """Delete what workers found for this evaluation, which has taken it up."""
+        top = self.folder.evaluations_of(self._images) / SHARES
+        for path in top.glob(f"*/{self.step}{glob.escape(self.label)}.*"):
+            path.unlink(missing_ok=True)
+        for place in (*top.glob("*"), top):
+            with contextlib.suppress(OSError):  # of another evaluation, or there is none
+                place.rmdir()
+
     def _path(self, name: str) -> Path:
         """evaluation/<step><label>.<name>."""
         return self._place / f"{self.step}{self.label}.{name}"
@@ -124,6 +134,7 @@ class Evaluator:
         """
         spec, split = self.program.spec, of or self.split
         packages = [self._versions[package] for package in ("llrflow", "jax", "jaxlib")]
+        packages.append(self.program.devices.platform)
         shared = [spec.threat.model_dump(), spec.seed, self._predicted.sha256, split.fingerprint]
         text = json.dumps([*parts, *shared, *spec.plugin_identities(), *packages], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -141,7 +152,7 @@ class Evaluator:
         control = self._attack(RANDOM, make("attack", "noise"), predicted.correct)
         turns = list(attacked_in_turn(spec.evaluate, spec.threat, classes, predicted.correct, self._attack))
         if predicted.correct.any():
-            write_shown(self._path("npz"), predicted, {turn.name: turn.found for turn in turns})
+            write_shown(self._path("npz"), predicted, self._ids, {turn.name: turn.found for turn in turns})
         flags = self._flags(list(itertools.chain(*(turn.found for turn in turns))))
         names, situations = self.split.dataset.class_names, (predicted.classes["label"], predicted.classes["clean"])
         return EvaluationRecord(
@@ -214,8 +225,8 @@ class Evaluator:
                 say(f"attack {name}: {cost_and_yield(stage_record(verdicts))}")
         if attacked.any() and not verdicts.on_disk:
             verdicts.save()
-            if self.export and name != RANDOM and self._share is None:
-                write_adversarial(self._path(f"{name}.adversarial.npz"), predicted, verdicts)
+        if self.export and attacked.any() and name != RANDOM and self._share is None:
+            write_adversarial(self._path(f"{name}.adversarial.npz"), predicted, verdicts)
         return verdicts
 
     def _search(self, name: str, attack: Attack, verdicts: Verdicts) -> None:

@@ -194,7 +194,7 @@ class _Work:
             exhaustive, key = attack.minimum_norm and not within, keyed(self.key, f"attack {name}")
             found = self.examined.search(attack, attacked, exhaustive, key, report=between)
         found.seconds = time.monotonic() - began
-        found.delta = found.delta[:0]  # of all attacks together they would take far more memory than the images
+        found.delta = found.delta[:0].copy()  # of all attacks together they would take far more memory than the images
         return found
 
     def flags(self, correct: np.ndarray, most: int, turns: Iterable[Turn]) -> dict[str, FlagRecord]:
@@ -240,6 +240,9 @@ def _check_attacks(attacks: Mapping[str, Attack], threat: Threat, classes: int) 
         if attack.needs_surrogate:
             fix = "call llrflow.attack with `surrogate`"
             raise SpecError(f"attacks.{name}", "searches on the model of another run", fix)
+        if threat.norm not in attack.norms:
+            fix = f"choose an attack for {threat.norm}, or another norm"
+            raise SpecError(f"attacks.{name}", f"({attack.label()}) knows no {threat.norm} threat", fix)
         for part in attack.stages(threat, classes).values():
             if lacking := lacking_classes(part, classes, ("attacks", name)):
                 raise SpecError(*lacking, "choose another term, target or attack")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +16,7 @@ from llrflow.program.compile import compile_spec, located
 from llrflow.runs.averages import estimated, training_images, with_statistics
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.elsewhere import fitting_block, named_data
-from llrflow.runs.evaluate import SHARES, Evaluator
+from llrflow.runs.evaluate import Evaluator
 from llrflow.runs.folder import RunFolder, Step, label_of
 from llrflow.runs.interrupt import stop_requests
 from llrflow.runs.model import chosen_step, recorded_facts, stored_run
@@ -143,6 +142,5 @@ def _evaluated(
                 evaluator.attack_share(*share)
             else:
                 found.append(Run(folder.path, record, evaluator.evaluate()))
-        if share is None:
-            shutil.rmtree(folder.evaluations_of(images) / SHARES, ignore_errors=True)
+                evaluator.drop_shares()
     return found

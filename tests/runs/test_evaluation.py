@@ -332,9 +332,13 @@ def test_a_few_images_are_kept_with_what_changed_them(copied):
             np.testing.assert_array_equal(stored["wrong"][kept["ids"]][by_this], kept["changed"][by_this])
 
 
-def test_exported_images_are_what_the_verdicts_say(copied):
+@pytest.mark.parametrize("few", [None, 60])
+def test_exported_images_are_what_the_verdicts_say(copied, few, monkeypatch):
+    monkeypatch.setattr(
+        "llrflow.runs.verdicts.SAVE_SECONDS", 0.0
+    )  # so that the last batch is on disk before the attack ends
     attacks = {"deepfool": {"type": "deepfool", "steps": 5}, "pgd": {"type": "pgd", "steps": 5}}
-    record = evaluate_run(copied, attacks=attacks, export=True).evaluation
+    record = evaluate_run(copied, attacks=attacks, export=True, stop_after=few).evaluation
     model, split = llrflow.load_model(copied), load_split(llrflow.load_spec(copied / "spec.yaml").data, "test")
     for name, made in record.attacks.items():
         (path,) = (copied / "evaluation").glob(f"12-*.{name}.adversarial.npz")

@@ -219,6 +219,10 @@ def test_a_class_of_minus_infinity_is_as_if_it_were_not_there():
         ({"attacks": {"pgd": {"type": "pgd", "stepz": 3}}}, "attacks.pgd.stepz.*did you mean 'step'"),
         ({"attacks": {"t": {"type": "transfer", "run": "runs/a"}}}, "attacks.t: searches on the model of another run"),
         ({"attacks": {"attacks": {}, "surface": {}}}, "sets 'surface', which a function has not"),
+        (
+            {"attacks": {"df": {"type": "deepfool"}}, "threat": {"norm": "l1", "epsilon": 1}},
+            r"attacks\.df: \(attack deepfool\) knows no l1 threat; choose an attack for l1",
+        ),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"checks": -1}, "checks.examples = -1"),
         ({"class_names": ["a"]}, "class_names: are 1, the function has 8 classes"),
