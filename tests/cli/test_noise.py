@@ -10,6 +10,7 @@ import sys
 import termios
 
 BAR = re.compile(r"(training|attack \w+) ━\S* +\d+/\d+ +([\d.,]+/s )? ?[\d:-]+ (.*)")
+COST = re.compile(r"attack (\w+): [\d.]+ s, [\d,]+ gradients, \d+ of \d+ broken")
 TABLE = re.compile(
     r"360 test images, linf 0\.15, step 60|[┏┡└│┃].*|linearity error at \w+: .*|signs of gradient masking: .*"
     r"|lowest worst case by class: .*|most often taken: .*"
@@ -34,6 +35,8 @@ def test_a_run_on_a_terminal_and_into_a_file(tiny, write_spec, tmp_path):
     os.close(terminal)
     assert process.returncode == 0
     lines = [line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)) if line.strip()]
+    assert [cost[1] for cost in map(COST.fullmatch, lines) if cost] == ["fgsm", "pgd"]
+    lines = [line for line in lines if not COST.fullmatch(line)]
     bars = [BAR.fullmatch(line) for line in lines]
     assert all(bars), [line for line, bar in zip(lines, bars, strict=True) if not bar]
     assert {bar[1] for bar in bars} == {"training", "attack random", "attack fgsm", "attack pgd"}

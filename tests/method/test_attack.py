@@ -144,7 +144,7 @@ SCHEDULE = {"type": "linear_schedule", "init_value": 0.1, "end_value": 0.2, "tra
         ({"config": lambda _: {"steps": 2}}, "has no `type`"),
         ({"config": lambda _: {"type": "pgd", "step": {"type": "sign", "size": SCHEDULE}}}, "step.size.*schedule"),
         ({"threat": lambda _: {"epsilon": SCHEDULE}}, "epsilon.*schedule"),
-        ({"threat": lambda _: {"norm": "l1", "epsilon": 0.1}}, "norm = 'l1'"),
+        ({"threat": lambda _: {"norm": "l3", "epsilon": 0.1}}, "norm = 'l3'"),
         ({"threat": lambda _: {"norm": "linf"}}, "epsilon is missing"),
         ({"threat": lambda _: {"norm": "linf", "eps": 0.1}}, "did you mean 'epsilon'|choose from epsilon"),
     ],
