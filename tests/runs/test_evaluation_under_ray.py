@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 ATTACKS = """
 batch_size: 64
 attacks:
-  slow: {type: pgd, steps: 40, restarts: 400}
+  slow: {type: pgd, steps: 40, restarts: 800}
   fab: {type: fab_t, steps: 5}
   square: {type: square, queries: 200}
 """
@@ -92,6 +92,10 @@ def test_killed_workers_and_drivers_change_no_byte(case, begin, wait_for):
     kept = {path: np.load(path)["tried"].sum() for path in folder.glob("evaluation/shares/*/*.slow.npz")}
 
     process = begin(folder, *how)
+    end = time.monotonic() + 120
+    while len(workers(process)) < 2:  # those of the killed driver may have gone on for a moment, and left files
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
     half_way(folder, process, 1, wait_for)
     workers(process)[0].send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=300)
