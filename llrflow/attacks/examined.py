@@ -71,11 +71,12 @@ class Examined(NamedTuple):
         """Verdict, class and loss of one more draw than the attack's runs: the one that chose delta flatters it."""
         seen, delta = self.look(key, self.x + found.delta, attack.runs(self.classes)), jnp.asarray(found.delta)
         radius = self.threat.epsilon if self.epsilon is None else self.epsilon
-        inside = np.asarray(self.threat.distance(delta)) <= radius * (1 + TOLERANCE)
+        distance = np.asarray(self.threat.distance(delta))
+        inside = distance <= radius * (1 + TOLERANCE)
         predicted = np.asarray(predicted_class(seen.logits))
         found.arrays["wrong"] = found.candidates & inside & (predicted != self.y)
         found.arrays["predicted"] = np.where(found.candidates, predicted, found.arrays["predicted"])
         found.arrays["loss"] = seen.loss
         if attack.minimum_norm:  # delta is zero where it found none, and then no draw is to be misclassified
-            reached = np.where(predicted != self.y, np.asarray(self.threat.distance(delta)), np.inf)
+            reached = np.where(predicted != self.y, distance, np.inf)
             found.arrays["distance"] = np.where(found.candidates, reached, found.arrays["distance"])

@@ -149,9 +149,9 @@ class HopSkipJump(Attack):
         theta = self._tolerance(threat, state)
         at = shrunk(threat, state.at, high)
         size = jnp.where(state.round == 0, FIRST_PROBE, _scale(threat, at) * theta * threat.distance(at))
-        anew = jnp.zeros_like(state.asked), jnp.zeros_like(state.votes), jnp.zeros_like(at), jnp.zeros_like(at)
+        none, nothing = jnp.zeros_like(state.asked), jnp.zeros_like(at)
         arrived = state._replace(phase=jnp.full_like(state.phase, ESTIMATE), at=at, round=state.round + 1, size=size)
-        arrived = arrived._replace(asked=anew[0], votes=anew[1], signed=anew[2], plain=anew[3])
+        arrived = arrived._replace(asked=none, votes=none, signed=nothing, plain=nothing)
         return _either(high - low <= theta, arrived, state._replace(low=low, high=high))
 
     def _estimated(self, threat: Threat, state: State, delta: jax.Array, wrong: jax.Array) -> State:

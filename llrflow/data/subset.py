@@ -41,9 +41,9 @@ class Subset(Component):
         Classes get the whole parts of their shares, and one more image each those with the largest remainders
         (Hamilton's method), of equals the first; corrupt images are a class of their own.
         """
-        order = epoch_order(self.seed, 0, len(split), _PURPOSE)
         if self.count >= len(split):
             return np.arange(len(split))
+        order = epoch_order(self.seed, 0, len(split), _PURPOSE)
         if not self.stratified:
             return np.sort(order[: self.count])
         chunks = np.split(np.arange(len(split)), range(_CHUNK, len(split), _CHUNK))

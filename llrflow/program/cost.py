@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from llrflow.attacks.network import quick_options
 from llrflow.base.memory_size import amount
 from llrflow.data.batches import steps_per_epoch
 from llrflow.data.extra import divided
@@ -207,7 +208,7 @@ def _extra(program: Program, batch_size: int) -> dict[str, Any] | None:
 
 def _by_xla(program: Program, lowered_forward: Any) -> dict[str, Any]:
     # Nobody runs these: LLVM's optimisations on CPUs, half of the time, change neither operations nor buffers.
-    options = {"xla_backend_optimization_level": 0} if program.devices.platform == "cpu" else {}
+    options = quick_options(program.devices.platform)
     step = program.lowered_step().compile(compiler_options=options)
     flops, forward = _flops(step), _flops(lowered_forward.compile(compiler_options=options))
     found = step.memory_analysis()
