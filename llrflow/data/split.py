@@ -112,11 +112,13 @@ class Part(Split):
     """Some examples of a split, in their order.
 
     It is asked by row of this part, and hands out their ids in the whole, which key all randomness: what is left out
-    changes nothing for the others.
+    changes nothing for the others. A part of a part is one of the whole.
     """
 
     def __init__(self, whole: Split, ids: np.ndarray) -> None:
         """`ids` are those of its examples in the whole, ascending."""
+        if isinstance(whole, Part):
+            whole, ids = whole._whole, whole.ids[ids]
         text = f"{whole.fingerprint} {ids.astype(np.int64).tobytes().hex()}"
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         super().__init__(whole.dataset, whole.split, len(ids), whole.image_shape, fingerprint, whole.share)

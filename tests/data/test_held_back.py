@@ -8,6 +8,7 @@ from llrflow.data.facts import describe
 from llrflow.data.held_back import check_classes
 from llrflow.data.pipelines import open_split
 from llrflow.data.schema import Data
+from llrflow.data.split import Part
 from llrflow.data.well_known import describe_or_known
 
 N, BATCH = 1437, 64
@@ -71,6 +72,15 @@ def test_what_takes_the_place_of_a_corrupt_image_is_not_held_back(block):
     assert before_held not in seen and not set(seen) & set(kept)
     assert train.corrupt_names() == [f"train/{before_held}: damaged"]
     assert open_split(block(0.5), "validation", 0).corrupt_names() == []
+
+
+def test_a_part_of_the_held_back_images_names_them_as_the_dataset_does(block):
+    held, ids = split_of(block(0.5), "validation")
+    some = Part(held, np.array([3, 5, 8]))
+    held.corrupt[int(ids[5])] = held.corrupt[int(ids[6])] = "damaged"
+    assert some.corrupt_names() == [f"train/{ids[5]}: damaged"]
+    for mine, theirs in zip(some.read(np.array([2, 1])), held.read(np.array([8, 5])), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize(
