@@ -19,8 +19,8 @@ class Tracing(NamedTuple):
 
     remat: Remat = "none"
     """With `blocks`, derivatives keep the inputs of repeated blocks, and no more of them."""
-    in_parts: bool = False
-    """Whether the gradient of a convolution's weights is summed over parts (`llrflow.models.convolution`)."""
+    for_cpu: bool = False
+    """Whether convolutions are computed as XLA's CPU backend is fast at (`llrflow.models.convolution`)."""
 
 
 PLAIN = Tracing()

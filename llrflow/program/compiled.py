@@ -60,11 +60,12 @@ class Compiled:
 
     def __init__(self, key: Key) -> None:
         spec, facts, devices, names = key.spec, key.facts, key.devices, key.names
-        self.network = network_of(spec.model, facts.classes)
+        for_cpu = devices.platform == "cpu"
+        self.network = network_of(spec.model, facts.classes, tracing=Tracing(for_cpu=for_cpu))
         self.attacked = Network(partial(_predict, self.network))
         copies = (devices.pmap, devices.shard, devices.replicate, devices.gather)
         self.placement = Placement(*copies, devices.platform, (len(devices.own),))
-        tracing = Tracing(spec.train.remat, in_parts=devices.platform == "cpu")
+        tracing = Tracing(spec.train.remat, for_cpu)
         frozen = Frozen(spec.train.freeze, spec.train.freeze_statistics)
         trained = frozen.normalising(network_of(spec.model, facts.classes, spec.train.precision, tracing))
         longest = max((p.steps for p in spec.objective.perturbations.values()), default=1)

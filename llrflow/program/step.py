@@ -22,7 +22,7 @@ from llrflow.method.parameter_gradient import Gradient
 from llrflow.method.probe import Probe
 from llrflow.method.term import first_state, is_stateful
 from llrflow.method.threat import Threat
-from llrflow.models.convolution import in_parts
+from llrflow.models.convolution import for_cpu
 from llrflow.models.network import AXIS, absorbed, norm_layer, restarted, starting
 from llrflow.models.precision import Precision, in_precision
 from llrflow.models.repeated import PLAIN, Tracing, traced_as
@@ -71,7 +71,7 @@ def network_of(
         with placed("model"), traced_as(tracing):
             return shaped(model, (len(images), classes), lambda: model(images, classes, batch_statistics))
 
-    network = in_parts(logits) if tracing.in_parts else logits
+    network = for_cpu(logits) if tracing.for_cpu else logits
     return hk.transform_with_state(in_precision(network, precision))
 
 

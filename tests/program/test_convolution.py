@@ -15,16 +15,21 @@ RESNET = {"type": "wide_resnet", "depth": 10, "width": 1, "norm": "group"}
 CNN = {"type": "cnn", "channels": [8, 12], "dense": 8}
 
 
-def convolved_batches(function, *arguments):
-    """Batch sizes of JAX's own convolutions in a function's trace."""
+def convolutions(function, *arguments):
+    """JAX's own convolutions in a function's trace."""
     found, todo = [], [jax.make_jaxpr(function)(*arguments).jaxpr]
     while todo:
         for equation in todo.pop().eqns:
             if equation.primitive.name == "conv_general_dilated":
-                found.append(equation.invars[0].aval.shape[0])
+                found.append(equation)
             todo += [jaxpr.jaxpr for jaxpr in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "jaxpr"))
                      if hasattr(jaxpr, "jaxpr")]  # fmt: skip
     return found
+
+
+def convolved_batches(function, *arguments):
+    """Their batch sizes."""
+    return [equation.invars[0].aval.shape[0] for equation in convolutions(function, *arguments)]
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def networks(monkeypatch):
     def make_both(config):
         model, rng = make("model", config), np.random.default_rng(0)
         images, towards = (jnp.asarray(rng.random((7, 16, 16, 3)), jnp.float32) for _ in range(2))
-        both = [network_of(model, 5, tracing=Tracing(in_parts=chosen)) for chosen in (False, True)]
+        both = [network_of(model, 5, tracing=Tracing(for_cpu=chosen)) for chosen in (False, True)]
         params, state = both[0].init(jax.random.key(0), images, True)
         assert jax.tree.structure(params) == jax.tree.structure(both[1].init(jax.random.key(0), images, True)[0])
         return params, state, images, towards, both
@@ -88,7 +93,7 @@ def test_derivatives_of_every_order_and_batches_of_batches(networks):
 
 @pytest.mark.parametrize(("side", "parts"), [(8, [32]), (32, [16, 16]), (64, [4] * 8)])  # 0.1, 2 and 8 MiB of output
 def test_only_what_exceeds_a_cache_is_summed_over_parts(side, parts):
-    layers = [hk.transform(f(lambda x: hk.Conv2D(64, 3, stride=2)(x))) for f in (lambda f: f, convolution.in_parts)]
+    layers = [hk.transform(f(lambda x: hk.Conv2D(64, 3, stride=2)(x))) for f in (lambda f: f, convolution.for_cpu)]
     images = jnp.zeros((32, side, side, 3))
     params = layers[0].init(jax.random.key(0), images)
 
@@ -103,10 +108,48 @@ def test_only_what_exceeds_a_cache_is_summed_over_parts(side, parts):
 )
 def test_layers_of_other_kinds(settings, monkeypatch):
     monkeypatch.setattr(convolution, "_CACHED", 2**10)
-    layers = [hk.transform(f(lambda x: hk.Conv2D(6, 3, **settings)(x))) for f in (lambda f: f, convolution.in_parts)]
+    layers = [hk.transform(f(lambda x: hk.Conv2D(6, 3, **settings)(x))) for f in (lambda f: f, convolution.for_cpu)]
     images = jnp.asarray(np.random.default_rng(0).random((5, 8, 8, 3)), jnp.float32)
     params = layers[0].init(jax.random.key(1), images)
     assert_close(*(jax.grad(lambda p, n=n: jnp.sum(jnp.sin(n.apply(p, None, images))))(params) for n in layers))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "in_blocks"),
+    [
+        (4, 2, "SAME", True),
+        (2, 2, "VALID", True),
+        ((4, 3), (4, 1), [(3, 0), (1, 2)], True),
+        (2, 2, [(0, 0), (-1, 0)], True),
+        (3, 2, "SAME", False),
+        (1, 2, "SAME", False),
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 5])
+def test_strides_that_divide_the_kernel_leave_no_zeros_to_convolve(kernel, stride, padding, in_blocks, channels):
+    images = jnp.asarray(np.random.default_rng(0).random((2, 11, 14, channels)), jnp.float32)
+
+    def layer(x):
+        return hk.Conv2D(6, kernel, stride, padding=padding)(x)
+
+    layers = [hk.transform(f(layer)) for f in (lambda f: f, convolution.for_cpu)]
+    params = layers[0].init(jax.random.key(1), images)
+
+    def derivatives(layer):
+        def loss(params, images):
+            return jnp.sum(jnp.sin(layer.apply(params, None, images)))
+
+        def double(params, images):
+            return jnp.sum(jnp.sin(jax.grad(loss, 1)(params, images)))
+
+        return jax.jit(loss), jax.grad(loss, (0, 1)), jax.grad(double, (0, 1))
+
+    whole, for_cpu = map(derivatives, layers)
+    for one, other in zip(whole, for_cpu, strict=True):
+        assert_close(one(params, images), other(params, images))
+    found = convolutions(lambda x: for_cpu[1](params, x)[1], images)
+    assert any({*c.params["lhs_dilation"]} != {1} for c in found) != in_blocks
+    assert ("stride = [1, 1]" in for_cpu[0].lower(params, images).as_text()) == (in_blocks and channels <= 4)
 
 
 class Standardised(hk.Conv2D):
@@ -124,13 +167,13 @@ def test_layers_of_other_classes_and_other_ways_of_calling_are_left_alone(monkey
         lambda x: hk.Conv2D(6, 3)(inputs=x),
         lambda x: hk.Conv2D(6, 3)(x[0]),
     ):
-        layers = [hk.transform(f(network)) for f in (lambda f: f, convolution.in_parts)]
+        layers = [hk.transform(f(network)) for f in (lambda f: f, convolution.for_cpu)]
         params = layers[0].init(jax.random.key(1), images)
         assert_close(*(jax.grad(lambda p, n=n: jnp.sum(jnp.sin(n.apply(p, None, images))))(params) for n in layers))
 
 
 def test_parts_are_bounded():
-    layer = hk.transform(convolution.in_parts(lambda x: hk.Conv2D(64, 3)(x)))
+    layer = hk.transform(convolution.for_cpu(lambda x: hk.Conv2D(64, 3)(x)))
     images = jnp.zeros((64, 64, 64, 3))  # 64 MiB of output
     params = layer.init(jax.random.key(0), images)
     batches = convolved_batches(lambda p: jax.grad(lambda p: jnp.sum(layer.apply(p, None, images)))(p), params)
@@ -140,7 +183,7 @@ def test_parts_are_bounded():
 def test_bfloat16_networks_are_summed_over_parts_in_float32(monkeypatch):
     monkeypatch.setattr(convolution, "_CACHED", 2**10)
     model, images = make("model", CNN), jnp.asarray(np.random.default_rng(0).random((8, 16, 16, 3)), jnp.float32)
-    both = [network_of(model, 5, "bfloat16", Tracing(in_parts=chosen)) for chosen in (False, True)]
+    both = [network_of(model, 5, "bfloat16", Tracing(for_cpu=chosen)) for chosen in (False, True)]
     params, state = both[0].init(jax.random.key(0), images, True)
     slopes = [
         jax.grad(lambda p, n=n: jnp.sum(jnp.sin(n.apply(p, state, None, images, False)[0])))(params) for n in both
