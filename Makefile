@@ -1,9 +1,18 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VENV := .venv
+# A Python that is asked for has a venv of its own: `make quickstart PYTHON=python3.13` makes .venv-3.13
+VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help quickstart methods test test-long test-fast figures lint format install docs docs-links clean
+# What a second Python and JAX could break: the numerical core, a killed run, a sweep, an export.
+PART := tests/method tests/components tests/program/test_training_step.py tests/program/test_mixing.py \
+  tests/runs/test_export.py tests/runs/test_checkpoints.py \
+  tests/runs/test_kill_and_resume.py::test_killed_and_asked_to_stop_in_training_and_in_evaluation \
+  tests/sweep/test_sweep.py::test_every_trial_is_accounted_for
+
+unexport PYTHONDONTWRITEBYTECODE  # tests start many processes, which need not compile llrflow each
+
+.PHONY: help quickstart methods test test-long test-fast test-part figures lint format install docs docs-links clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +35,9 @@ figures: $(VENV)/.installed-test  ## Time what is promised: steps, start-up, qui
 
 test-fast: $(VENV)/.installed-test  ## Run the tests that take less than 20 s each
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not alone and not long"
+
+test-part: $(VENV)/.installed-test  ## Run the part of the tests that CI runs with a second Python and the newest JAX
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not alone and not long" $(PART)
 
 lint: $(VENV)/.installed-test  ## Check style and types
 	$(BIN)/ruff check .
@@ -59,4 +71,4 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	touch $@
 
 clean:  ## Remove .venv and caches, never runs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis docs/_build docs/reference
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .hypothesis docs/_build docs/reference

@@ -50,6 +50,7 @@ class LazyGroup(click.Group):
         """The command, imported now."""
         if cmd_name not in COMMANDS:
             return None
+        xla_environment()
         module, attribute, _ = COMMANDS[cmd_name]
         return getattr(importlib.import_module(module), attribute)
 
@@ -86,7 +87,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end with its exit status, which `llrflow --help` explains."""
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [argument for argument in given if argument != "--verbose"]  # it may stand anywhere
-    xla_environment()
     with exit_status("--verbose" in given):
         with _sigterm_as_exit():
             code = cli.main(arguments, prog_name="llrflow", standalone_mode=False, obj=given)

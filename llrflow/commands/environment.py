@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from jaxlib.version import __version_info__ as jaxlib_version
-
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
 """How long CPU devices wait for each other before XLA ends the process: by itself 40 s, less than a laptop sleeps."""
 
@@ -15,6 +13,8 @@ TRIED = (0, 12)
 
 def xla_environment() -> None:
     """Set what XLA reads from the environment; before JAX starts its devices."""
+    from jaxlib.version import __version_info__ as jaxlib_version
+
     flags = os.environ.get("XLA_FLAGS", "")
     if PATIENCE not in flags and jaxlib_version[:2] <= TRIED:
         os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}=86400".strip()

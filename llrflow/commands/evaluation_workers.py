@@ -6,10 +6,7 @@ certificate is written from the verdicts of all by the code that writes that of 
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +15,17 @@ from ray.exceptions import RayError, RayTaskError
 
 from llrflow.base.errors import LlrflowError, line_of
 from llrflow.base.progress import progress, say
+from llrflow.commands.under_ray import asked_of_ray, driving
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder, Step
-from llrflow.runs.interrupt import Interrupted, StopRequest, stop_requests
+from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.model import chosen_step
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import evaluate_block
 from llrflow.runs.records import EvaluationRecord
 from llrflow.runs.reevaluate import attack_share, changed_run, evaluate_elsewhere, evaluate_run
 from llrflow.spec.schema import Spec
-from llrflow.sweep.running.cluster import check_room, patience, ray_at
+from llrflow.sweep.running.cluster import check_room, patience
 
 PAUSE = 0.5
 """Seconds between two looks for a signal to stop."""
@@ -56,14 +54,7 @@ def evaluate_on_workers(
     record, spec, _ = changed_run(folder, attacks, stop_after)
     how |= {"step": chosen_step(folder, Checkpoints(folder.checkpoints), step), "stop_after": stop_after}
     how |= {"attacks": attacks and evaluate_block(attacks)}  # from here: workers may lack the file
-    cpus = max(os.cpu_count() or 1, math.ceil(spec.devices.wanted.get("CPU", 0) * (workers or 1)))
-    # What Ray prints of dying workers are pages; what was lost is said here.
-    with (
-        Path(os.devnull).open("w") as nothing,
-        redirect_stdout(nothing),
-        ray_at(address, num_cpus=cpus),
-        stop_requests() as stop,
-    ):
+    with driving(spec, address, workers or 1) as stop:
         check_room(spec, "devices.resources", spec.devices.wanted, "a worker", patience=patience(address))
         of = workers or _nodes(spec)
         pool = _Pool(spec, retries, stop)
@@ -84,9 +75,7 @@ class _Pool:
     """Tasks of Ray, each started again when its worker is lost."""
 
     def __init__(self, spec: Spec, retries: int, stop: StopRequest) -> None:
-        others = dict(spec.devices.wanted)
-        asked = {"num_cpus": others.pop("CPU", 0), "num_gpus": others.pop("GPU", 0), "resources": others}
-        self._start = ray.remote(**asked, max_retries=0, scheduling_strategy="SPREAD")(_work).remote
+        self._start = ray.remote(**asked_of_ray(spec), max_retries=0, scheduling_strategy="SPREAD")(_work).remote
         self._retries, self._stop = retries, stop
 
     def run(self, jobs: dict[str, tuple[Any, ...]], report: Any) -> list[list[EvaluationRecord]]:

@@ -21,6 +21,7 @@ from llrflow.base.errors import SpecError
 from llrflow.base.progress import say
 from llrflow.commands.host_process import PAUSE, HostProcess
 from llrflow.commands.hosts import LOST
+from llrflow.commands.under_ray import asked_of_ray
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.spec.schema import Spec
@@ -107,9 +108,7 @@ def _room(spec: Spec, strategy: str, stop: StopRequest) -> Iterator[PlacementGro
 
 
 def _actors(spec: Spec, room: PlacementGroup) -> list[Process]:
-    others = dict(spec.devices.wanted)
-    options = {"num_cpus": others.pop("CPU", 0), "num_gpus": others.pop("GPU", 0), "resources": others}
-    process = ray.remote(**options)(HostProcess)
+    process = ray.remote(**asked_of_ray(spec))(HostProcess)
     places = [PlacementGroupSchedulingStrategy(room, index) for index in range(room.bundle_count)]
     return [Process(i, process.options(scheduling_strategy=place).remote()) for i, place in enumerate(places)]
 

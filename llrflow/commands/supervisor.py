@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import datetime
-import math
-import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from llrflow.base.errors import LlrflowError, SpecError
 from llrflow.base.files import sole_owner
 from llrflow.base.progress import say
 from llrflow.commands.host_group import Lost, live
+from llrflow.commands.under_ray import driving
 from llrflow.data.facts import describe
 from llrflow.program.compile import located
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
-from llrflow.runs.interrupt import Interrupted, stop_requests
+from llrflow.runs.interrupt import Interrupted
 from llrflow.runs.pipeline import run_name
 from llrflow.runs.records import LossRecord
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec
-from llrflow.sweep.running.cluster import check_room, patience, ray_at
+from llrflow.sweep.running.cluster import check_room, patience
 
 UNLOCKED = 120.0
 """Seconds to wait for the run folder when the process that wrote it is lost: on a shared file system the lock of a host
@@ -49,15 +48,8 @@ def run_on_hosts(
         """Whether this run is under way: one that was lost before it could start over has yet to do so."""
         return not fresh or _stamp(folder.run) != before
 
-    cpus = max(os.cpu_count() or 1, math.ceil(spec.devices.wanted.get("CPU", 0) * spec.devices.hosts))
     losses: list[LossRecord] = []
-    # What Ray prints of dying nodes are pages; what was lost is said here. Process 0's output goes another way.
-    with (
-        Path(os.devnull).open("w") as nothing,
-        redirect_stdout(nothing),
-        ray_at(address, num_cpus=cpus),
-        stop_requests() as stop,
-    ):
+    with driving(spec, address, spec.devices.hosts) as stop:  # process 0's output goes another way
         _check(spec, address)
         reached, without = (0, 0) if fresh else _progress(folder), 0
         while True:

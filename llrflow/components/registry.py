@@ -234,6 +234,6 @@ def validate(kind: str, raw: Any, entry: type[Component] | None = None, default:
 @functools.cache
 def standing_in(entry: type[Component], cls: type[Component]) -> type[Component]:
     """A subclass of a component that also carries its place's own fields (a term's `at` and `weight`)."""
-    return types.new_class(
-        cls.__name__, (entry, cls), exec_body=lambda body: body.update(__module__=cls.__module__, __doc__=cls.__doc__)
-    )
+    unsourced = ConfigDict(use_attribute_docstrings=False)  # pydantic would look for its source in every frame, 50 ms
+    body = {"__module__": cls.__module__, "__doc__": cls.__doc__, "model_config": unsourced}
+    return types.new_class(cls.__name__, (entry, cls), exec_body=lambda names: names.update(body))

@@ -121,7 +121,18 @@ def is_within(limit, command):
     [
         (
             ["--help"],
-            {"jax", "haiku", "optax", "ray", "tensorflow_datasets", "tensorflow", "orbax", "sklearn", "pydantic"},
+            {
+                "jax",
+                "jaxlib",
+                "haiku",
+                "optax",
+                "ray",
+                "tensorflow_datasets",
+                "tensorflow",
+                "orbax",
+                "sklearn",
+                "pydantic",
+            },
         ),
         (
             ["validate", "specs/quickstart.yaml"],

@@ -37,6 +37,7 @@ def test_count_behind_a_bound(data_dir: Path, name: str) -> None:
     assert sum(count.total for count in parts(program).values()) == COUNTED[name]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_double_backpropagation_computes_the_same(norm: str, data_dir: Path) -> None:
     double_backpropagation.check_values(str(SPEC), str(data_dir), norm)

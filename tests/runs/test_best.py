@@ -184,7 +184,7 @@ def unbroken(load, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
 def test_killed_at_random_moments(unbroken, tiny, write_spec, start, tmp_path, kills):
     spec, folder, rng = write_spec(tmp_path / "spec.yaml", tiny(), LONG), tmp_path / "run", random.Random(kills)
     stamps = [Path("run.json"), Path("metrics.jsonl"), Path("validation"), Path("checkpoints/manifests")]

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from llrflow.base.errors import SpecError, line_of
+from llrflow.base.errors import LlrflowError, SpecError, line_of
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 
@@ -24,6 +24,15 @@ OBJECT_STORE = 100 * 2**20
 SLOT = "llrflow_trial"
 """A resource of a Ray of our own, one for each trial at a time. Tune's own limit lets no trial wait for another, which
 HyperBand needs."""
+
+ANSWERS = 5.0
+"""Seconds to wait for an address to answer: Ray itself would wait for minutes, and for ever at some."""
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a client of gRPC, which Ray speaks, opens a connection (RFC 9113, section 3.4), and a server answers at once."""
+
+LOGS = "/tmp/ray/session_latest/logs"
+"""Where a Ray of our own writes what it does, by default."""
 
 PATIENCE = 30.0
 """Seconds to wait for the nodes of a named cluster to have what a trial asks for."""
@@ -41,7 +50,10 @@ def cluster(spec: Spec, sweep: Sweep, address: str) -> Iterator[None]:
 
 @contextmanager
 def ray_at(address: str, **own: Any) -> Iterator[None]:
-    """Ray at `local`, `auto` or HOST:PORT, started (with options of its `own`) or joined. Raises SpecError."""
+    """Ray at `local`, `auto` or HOST:PORT, started (with options of its `own`) or joined.
+
+    Raises SpecError where there is none to be joined, LlrflowError where it does not start.
+    """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE, **own}
@@ -53,9 +65,13 @@ def ray_at(address: str, **own: Any) -> Iterator[None]:
             # Ray forks to start its processes. JAX warns of its threads, which have nothing to do in this process.
             warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
             ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of any kind: for a node that is late Ray raises a bare one
+        ray.shutdown()  # of what it had started
+        if address == "local":
+            fix = f"try again when the machine is less busy, or join a cluster with --address; logs are in {LOGS}"
+            raise LlrflowError(f"Ray did not start: {line_of(error).rstrip('.')}; {fix}") from error
         fix = "start it with `ray start --head`; if it wants a token, set RAY_AUTH_MODE=token; or use --address local"
-        raise SpecError("--address", f"no Ray cluster answers at {address!r}: {line_of(error)}", fix) from None
+        raise SpecError("--address", f"no Ray cluster answers at {address!r}: {line_of(error)}", fix) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray has put its own there
     try:
@@ -79,11 +95,17 @@ def _check_listening(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise SpecError("--address", f"{address!r} is no address", "give local, auto or HOST:PORT")
+    fix = "start it with `ray start --head`, or use --address local"
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=ANSWERS) as connection:
+            connection.sendall(PREFACE)
+            answer = connection.recv(4)
+    except TimeoutError:
+        raise SpecError("--address", f"nobody answers at {address} within {ANSWERS:g} s", fix) from None
     except OSError as error:
-        fix = "start it with `ray start --head`, or use --address local"
         raise SpecError("--address", f"nobody listens at {address} ({error.strerror or error})", fix) from None
+    if answer and answer.decode("latin-1").isprintable():  # gRPC, with TLS or without, sends none of a text
+        raise SpecError("--address", f"what listens at {address} is not Ray, whose port is 6379 by default", fix)
 
 
 def check_room(
