@@ -45,7 +45,6 @@ def begin(
         got = "has no intact checkpoint any more, and its `model.start` is gone"
         raise CheckpointError(str(folder.path), got, "put it back, or start over with --fresh --out")
     checkpoints.discard_after(-1 if step is None else step)
-    folder.rewind_metrics(step or 0)
     group.share(np.bool_(step is not None))
     if step is None:
         return _fresh(program, group, start)
