@@ -40,6 +40,20 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+"""What the system says of a disk that is full."""
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """What the system says, if an error came of a full disk: libraries hide it in errors of their own."""
+    while error is not None:
+        for number in NO_ROOM:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary sibling of `path` for writing; a clean exit flushes it to disk and renames it to `path`."""
@@ -66,9 +80,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+TEMPORARY = f"{'[0-9a-f]' * 8}.tmp"
+"""How the names of files end that `open_atomic` has begun: a pattern."""
+
+
 def remove_temporaries(path: Path) -> None:
     """Remove what writing `path` left beside it when the process was killed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{TEMPORARY}"):
         left.unlink(missing_ok=True)
 
 

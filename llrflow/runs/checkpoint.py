@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from llrflow.base.arrays import open_npz
 from llrflow.base.errors import CheckpointError
-from llrflow.base.files import open_atomic, read_regular, sha256_file, write_atomic
+from llrflow.base.files import TEMPORARY, open_atomic, read_regular, remove_temporaries, sha256_file, write_atomic
 from llrflow.base.sealed import digest_of
 from llrflow.base.validation import listing
 from llrflow.program.state import TrainState
@@ -43,7 +45,7 @@ class Checkpoints:
     def save(self, state: TrainState, spec_hash: str) -> None:
         """Save an unreplicated state (NumPy leaves) under its step; returns when all of it is on disk."""
         step = int(state.step)
-        with self._manager() as manager:
+        with _silent_orbax(), self._manager() as manager:
             manager.save(step, args=self._ocp.args.StandardSave(state._asdict()))
             manager.wait_until_finished()
         self._manifests.mkdir(exist_ok=True)
@@ -147,6 +149,20 @@ class Checkpoints:
         for later in [s for s in self.steps() if s > step]:
             self._drop(later)
 
+    def clean(self) -> None:
+        """Remove what a kill left: steps without a manifest, manifests without a step, files that were begun."""
+        kept = set(self.steps())
+        for path in self.directory.iterdir() if self.directory.exists() else ():
+            number = path.name.split(".")[0]
+            if path.is_dir() and number.isdigit() and (path.name != number or int(number) not in kept):
+                shutil.rmtree(path, ignore_errors=True)
+        for step in kept:
+            if not self._step(step).exists():
+                self._drop(step)
+            remove_temporaries(self._step(step) / STATISTICS)
+        for left in self._manifests.glob(f".*.json.{TEMPORARY}"):
+            left.unlink(missing_ok=True)
+
     def _seal(self, manifest: dict[str, Any]) -> None:
         sealed = {"sha256": digest_of(manifest), "manifest": manifest}
         write_atomic(self._manifests / f"{manifest['step']}.json", json.dumps(sealed, indent=1).encode())
@@ -184,6 +200,17 @@ class Checkpoints:
     def _drop(self, step: int) -> None:
         (self._manifests / f"{step}.json").unlink(missing_ok=True)
         shutil.rmtree(self._step(step), ignore_errors=True)
+
+
+@contextmanager
+def _silent_orbax() -> Iterator[None]:
+    """Without the pages that Orbax logs of an error which it raises as well."""
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _link(source: str, target: str) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llrflow.base.errors import CheckpointError, SpecError
-from llrflow.base.files import read_regular, sha256_file, sole_owner
+from llrflow.base.files import TEMPORARY, read_regular, sha256_file, sole_owner
 from llrflow.runs.looks import chosen, is_look
 from llrflow.runs.records import EvaluationRecord, Images, MetricsRecord, RunRecord
 from llrflow.runs.sealed import read_record
@@ -72,6 +72,12 @@ class RunFolder:
             raise SpecError(str(self.path), got, "choose an empty or a new folder as --out")
         with sole_owner(self.path, "llrflow process"):
             yield
+
+    def clean(self) -> None:
+        """Remove files that a killed process had begun to write; the caller owns the folder."""
+        for place in (self.path, self.evaluation, self.validation):
+            for left in place.glob(f".*.{TEMPORARY}"):
+                left.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Delete a run's files, and nothing that a run does not write."""

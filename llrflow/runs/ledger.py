@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from llrflow.base.errors import CheckpointError, SpecError
-from llrflow.base.files import write_atomic
+from llrflow.base.errors import CheckpointError, LlrflowError, SpecError
+from llrflow.base.files import no_room, write_atomic
 from llrflow.base.progress import say
 from llrflow.program.compile import Program
 from llrflow.program.cost import parts
@@ -58,8 +58,15 @@ class Ledger:
             self.update(state="interrupted", error=str(stopped))
             raise
         except Exception as error:
-            self.update(state="failed", error=f"{type(error).__name__}: {error}")
-            raise
+            self._checkpoints.clean()  # of a full disk this is some room
+            full = no_room(error)
+            told = f"{type(error).__name__}: {error}" if full is None else full
+            with suppress(OSError) if full else nullcontext():
+                self.update(state="failed", error=told)
+            if full is None:
+                raise
+            where = f"{self._folder.path}: {full}; step {self.record.step} is the last that was saved"
+            raise LlrflowError(f"{where}; make room, and run the same command to continue") from error
 
     @contextmanager
     def timing(self, seconds: dict[str, float]) -> Iterator[None]:

@@ -231,6 +231,7 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
     # A run that cannot begin leaves no folder.
     start = None if folder.run.exists() and not fresh else start_of(program, before=None, trained=False)
     with folder.owned(), stop_requests() as stop:
+        folder.clean()
         before = None if fresh else earlier(folder, digest, data)
         if fresh:
             folder.clear()
@@ -247,6 +248,7 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
         ledger = Ledger(folder, checkpoints, record)
         write_atomic(folder.spec, stored)
         with ledger.keeping():
+            checkpoints.clean()
             yield Session(program, group, splits, folder, checkpoints, ledger, stop, quiet, start)
             if ledger.record.state != "finished":
                 left = f"left at step {ledger.record.step} of {program.steps}; run the same spec to continue"

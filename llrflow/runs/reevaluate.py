@@ -125,6 +125,8 @@ def _evaluated(
     others = {other: fitting_block(other, spec, record) for other in named_data(on_data, spec.data)}
     blocks: dict[OtherData | None, Data] = {**others} if on_data else {None: spec.data}
     with folder.owned() if share is None else nullcontext(), stop_requests() as stop:
+        if share is None:
+            folder.clean()
         chosen = chosen_step(folder, checkpoints, step)
         state = checkpoints.restore(program.abstract_state(), chosen)
         surrogates, found = surrogates_of(program), []
