@@ -30,6 +30,9 @@ KEYS = {
 
 STUDIES = tuple(KEYS)
 
+NEEDED = {"data": {"name": str}, "model": {"type": str}, "threat": {"norm": str, "epsilon": int | float}}
+"""What of spec.yaml a report cannot do without."""
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -189,6 +192,11 @@ def _run(path: Path, name: str) -> ReadRun:
         spec = read_source(str(folder.spec)).data
     except SpecError as error:
         raise CheckpointError(error.where, error.got, "restore the file, or leave this run out") from None
+    for block, fields in NEEDED.items():
+        for field, kind in fields.items():
+            if not isinstance(spec.get(block), dict) or not isinstance(spec[block].get(field), kind):
+                got = f"has no {block}.{field}, or not as a run writes it"
+                raise CheckpointError(str(folder.spec), got, "restore the file, or leave this run out")
     evaluations = [_evaluated(folder, label, record) for label, record in folder.last_evaluations().items()]
     kept = [line for line in lines if line is not None]
     others = list(folder.evaluations_elsewhere().values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 
 class Events:
@@ -15,20 +16,21 @@ class Events:
     def __init__(self, folder: Path, first: int) -> None:
         """A new file in a folder; TensorBoard forgets what earlier ones have from step `first` on. Raises OSError."""
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto import event_pb2
 
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
-        start = SessionLog(status=SessionLog.START)  # pyright: ignore[reportAttributeAccessIssue]
-        self._writer.write_event(Event(wall_time=time.time(), step=first, session_log=start))
+        self._messages: Any = event_pb2  # its classes are made while it is imported
+        start = self._messages.SessionLog(status=self._messages.SessionLog.START)
+        self._writer.write_event(self._messages.Event(wall_time=time.time(), step=first, session_log=start))
         self.flush()
 
     def add(self, tag: str, value: float, step: int) -> None:
         """A value of a step."""
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
+        summary = scalar(tag, value)
+        self._writer.write_event(self._messages.Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
         """Let readers see what was added."""

@@ -110,7 +110,7 @@ class RunFolder:
 
         Raises CheckpointError where it cannot be read.
         """
-        return map(_metric_line, self._metrics_content().splitlines(keepends=True))
+        return map(metric_line, self._metrics_content().splitlines(keepends=True))
 
     def metrics_up_to(self, step: int) -> bytes:
         """The intact lines up to `step`: those after it a resumed run writes again."""
@@ -196,12 +196,12 @@ def label_of(block: Any) -> str:
 
 
 def _summary(content: bytes) -> MetricsRecord:
-    lines = [line for line in map(_metric_line, content.splitlines(keepends=True)) if line is not None]
+    lines = [line for line in map(metric_line, content.splitlines(keepends=True)) if line is not None]
     looks = sum(map(is_look, lines))
     return MetricsRecord(lines=len(lines), looks=looks, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def _metric_line(text: bytes) -> dict[str, Any] | None:
+def metric_line(text: bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None for one that no run wrote, or only half."""
     try:
         found = json.loads(text) if text.endswith(b"\n") else None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from llrflow.base.errors import CheckpointError, DataError, SpecError
-from llrflow.base.files import sole_owner
+from llrflow.base.files import TEMPORARY, sole_owner
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.records import Record
@@ -142,6 +142,8 @@ class Storage:
             except OSError as error:
                 got = f"cannot be the folder of a sweep: {error.strerror}"
                 raise SpecError(str(self.path), got, "choose another --out") from None
+            for left in self.path.glob(f".*.{TEMPORARY}"):  # a killed driver had begun them
+                left.unlink(missing_ok=True)
             yield
 
 
