@@ -86,7 +86,9 @@ def _read(path: Path, kind: str) -> _Idx:
     expected = int(np.prod(shape, dtype=object))
     if len(content) - start != expected:
         short = len(content) - start < expected
-        there = f"is truncated: {len(content) - start}" if short else f"has trailing bytes: {len(content) - start} or more"
+        there = (
+            f"is truncated: {len(content) - start}" if short else f"has trailing bytes: {len(content) - start} or more"
+        )
         got = f"{there} bytes of data where its header {list(shape)} announces {expected}"
         raise DataError(str(path), got, fix)
     if expected == 0:

@@ -242,7 +242,7 @@ def _variants(sweep: Sweep) -> Iterator[Problem]:
                 yield Problem(f"sweep.variants.{name}", f"sets {key}, which variants share", "set it for all")
     for name, domain in sweep.parameters.items():
         variant = domain.when.get("variant")
-        if variant is not None and variant not in sweep.variants:
+        if variant is not None and variant not in tuple(sweep.variants):  # it may be anything
             fix = suggest(variant, sweep.variants) if sweep.variants else "add `variants`, or delete it"
             yield Problem(f"sweep.parameters.{name}.when", f"names {variant!r}, which is no variant", fix)
     if not sweep.variants:
