@@ -154,7 +154,7 @@ def numbers(out):
 
 
 def told(code, out, err):
-    """Whether a command says that something is not as it was: an error, or a note on standard error or in its result."""
+    """Whether a command says that something is not as it was: by an error, on standard error, or in its result."""
     notes = [line for line in err.splitlines() if ": " in line and not line.startswith(("attack ", "training: "))]
     result = json.loads(out) if out[:2] in ("{\n", "[\n") else None
     if isinstance(result, list):  # `runs`
