@@ -234,13 +234,24 @@ def command(capsys, monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def rewrite():
+    """rewrite(path, change, **values): a sealed JSON file with change(what it holds) and other values of some keys."""
+    from llrflow.base.sealed import sealed, unsealed
+
+    def write(path, change=lambda found: found, **values):
+        path.write_bytes(sealed({**change(unsealed(path.read_bytes(), path.name)), **values}, path.name))
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def numbers_of():
     """numbers_of(folder) -> what a run must reproduce exactly: its metrics as bytes, its evaluation without times."""
 
     def read(folder):
         (path,) = (folder / "evaluation").glob("*.json")
         evaluation = json.loads(path.read_text())
-        del evaluation["started"]
+        del evaluation["started"], evaluation["sha256"]
         for attack in evaluation["attacks"].values():
             del attack["seconds"]
         return (folder / "metrics.jsonl").read_bytes(), path.name, evaluation

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import hashlib
 import os
 import secrets
+import stat
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +17,41 @@ from typing import BinaryIO
 
 from llrflow.base.errors import SpecError
 
-NOT_NPZ = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
-"""What reading arrays from an .npz file raises that is absent, damaged or holds others."""
+LARGEST_RECORD = 2**28
+"""Bytes of the largest JSON file that is read."""
+
+
+def read_regular(path: Path, largest: int = LARGEST_RECORD) -> bytes:
+    """The content of a regular file: a pipe would block for good. Raises OSError for all else, and a larger one."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > largest:
+            raise OSError(errno.EFBIG, f"is larger than {largest} bytes", str(path))
+        return file.read()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened to be read. Raises OSError for all else, pipes and devices among them."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number, what = (errno.EISDIR, "Is a directory") if stat.S_ISDIR(mode) else (errno.EINVAL, "Is no regular file")
+        raise OSError(number, what, str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+"""What the system says of a disk that is full."""
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """What the system says, if an error came of a full disk: libraries hide it in errors of their own."""
+    while error is not None:
+        for number in NO_ROOM:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
@@ -46,9 +80,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+TEMPORARY = f"{'[0-9a-f]' * 8}.tmp"
+"""How the names of files end that `open_atomic` has begun: a pattern."""
+
+
 def remove_temporaries(path: Path) -> None:
     """Remove what writing `path` left beside it when the process was killed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{TEMPORARY}"):
         left.unlink(missing_ok=True)
 
 

@@ -27,7 +27,10 @@ def parse_number(raw: Any) -> float:
             raise invalid("number", "is not a number; write a number or a fraction such as 8/255") from None
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
         raise invalid("number", "is not a number; write a number or a fraction such as 8/255")
-    number = float(raw)
+    try:
+        number = float(raw)
+    except OverflowError:
+        raise invalid("number", "is too large; write a smaller number") from None
     if number != number or number in (float("inf"), float("-inf")):
         raise invalid("number", "is not finite; write a finite number")
     return number

@@ -145,7 +145,7 @@ def _table(headings: list[str], rows: Any) -> Any:
 
     table = Table(box=None)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == headings[0] else "right", overflow="fold")
+        table.add_column(Text(heading), justify="left" if heading == headings[0] else "right", overflow="fold")
     for cells in rows:
         table.add_row(*(Text(cell) for cell in cells))
     return table

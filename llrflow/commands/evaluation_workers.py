@@ -16,10 +16,9 @@ from ray.exceptions import RayError, RayTaskError
 from llrflow.base.errors import LlrflowError, line_of
 from llrflow.base.progress import progress, say
 from llrflow.commands.under_ray import asked_of_ray, driving
-from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder, Step
 from llrflow.runs.interrupt import Interrupted, StopRequest
-from llrflow.runs.model import chosen_step
+from llrflow.runs.model import checkpoints_of, chosen_step
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import evaluate_block
 from llrflow.runs.records import EvaluationRecord
@@ -52,7 +51,7 @@ def evaluate_on_workers(
     """
     folder = RunFolder(path.absolute())
     record, spec, _ = changed_run(folder, attacks, stop_after)
-    how |= {"step": chosen_step(folder, Checkpoints(folder.checkpoints), step), "stop_after": stop_after}
+    how |= {"step": chosen_step(folder, checkpoints_of(folder, record), step), "stop_after": stop_after}
     how |= {"attacks": attacks and evaluate_block(attacks)}  # from here: workers may lack the file
     with driving(spec, address, workers or 1) as stop:
         check_room(spec, "devices.resources", spec.devices.wanted, "a worker", patience=patience(address))

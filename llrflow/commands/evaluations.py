@@ -36,6 +36,7 @@ def show_several(results: Sequence[Any], seconds: Mapping[str, float], as_json: 
         print_json({"run": str(results[0].path), "evaluations": found})
         return
     from rich.table import Table
+    from rich.text import Text
 
     records = [result.evaluation for result in results]
     first = records[0]
@@ -44,7 +45,7 @@ def show_several(results: Sequence[Any], seconds: Mapping[str, float], as_json: 
     headings = ["nominal", *first.attacks, *(["worst case"] if first.attacks else [])]
     table.add_column("")
     for heading in ("n", *headings):
-        table.add_column(heading, justify="right")
+        table.add_column(Text(heading), justify="right")
 
     def shares(record: Any) -> list[float]:
         every = {"nominal": record.nominal, **record.attacks, "worst case": record.worst_case}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import click
 
 from llrflow.base.errors import InputError, LlrflowError
+from llrflow.base.files import no_room
 
 PATHS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
@@ -37,10 +38,17 @@ def exit_status(verbose: bool) -> Iterator[None]:
         label = "error: " if isinstance(error, InputError) or error.exit_code == 1 else ""
         click.echo(f"{label}{' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:
-        if error.filename is None or error.errno not in PATHS:
+    except Exception as error:
+        path = getattr(error, "filename", None)
+        if full := no_room(error):
+            if verbose:
+                traceback.print_exception(error)
+            place = "" if path is None else f"{os.fsdecode(path)}: "
+            click.echo(f"error: {place}{full}; make room, and run the same command again", err=True)
+            sys.exit(1)
+        if not isinstance(error, OSError) or path is None or error.errno not in PATHS:
             raise
         if verbose:
             traceback.print_exception(error)
-        click.echo(f"error: {os.fsdecode(error.filename)}: {error.strerror}", err=True)
+        click.echo(f"error: {os.fsdecode(path)}: {error.strerror}", err=True)
         sys.exit(2)

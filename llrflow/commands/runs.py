@@ -93,7 +93,7 @@ def _table(rows: list[dict[str, Any]], directory: Path) -> Any:
 
     attacks, table = _attacks(rows), Table(box=None)
     for heading in ("run", "state", "done", "nominal", *attacks, "worst case", "time"):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
+        table.add_column(Text(heading), justify="left" if heading in ("run", "state") else "right", overflow="fold")
     columns = list(zip(*(_shares(row, attacks) for row in rows), strict=True))
     best = [max((share for share in column if share is not None), default=None) for column in columns]
     for row in rows:

@@ -51,6 +51,8 @@ def tail(run_folder: Path, lines: int, follow: bool, as_json: bool) -> None:
         # Any other state may be what an earlier process left: this one may still compile.
         under_way = under_way and record.state != "finished"
         show(metrics.new(), metrics.written)
+    if problem := None if under_way else folder.metrics_problem(record):
+        click.echo(problem, err=True)
     if not as_json:
         click.echo(f"{record.state}, saved at step {record.step} of {record.steps}: {record.error or folder.path}")
 
@@ -66,11 +68,15 @@ class _Metrics:
 
     def new(self) -> list[dict[str, Any]]:
         """The lines since the last call."""
+        from llrflow.base.files import open_regular
+        from llrflow.runs.folder import metric_line
         from llrflow.runs.looks import is_look
 
-        if not self._path.exists():
+        try:
+            opened = open_regular(self._path)
+        except FileNotFoundError:
             return []
-        with self._path.open("rb") as file:
+        with opened as file:
             status = os.fstat(file.fileno())
             if self._file != status.st_ino:  # a resumed run has written it anew
                 self._file, self._offset = status.st_ino, 0
@@ -79,12 +85,8 @@ class _Metrics:
         complete = found[: found.rfind(b"\n") + 1]
         self._offset, self.written = self._offset + len(complete), status.st_mtime
         lines = []
-        for text in complete.splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and line.get("step", 0) > self._last[is_look(line)]:
+        for line in map(metric_line, complete.splitlines(keepends=True)):
+            if line is not None and line["step"] > self._last[is_look(line)]:
                 self._last[is_look(line)] = line["step"]
                 lines.append(line)
         return lines

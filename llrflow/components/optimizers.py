@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax.numpy as jnp
 import optax
 from docstring_parser import google
-from pydantic import ConfigDict, Field, create_model, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
 from pydantic_core import core_schema
 
 from llrflow.base.validation import invalid, raise_at
@@ -64,6 +64,18 @@ class Duration:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         return {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}]}
+
+
+def _distinct(raw: Any) -> Any:
+    """The mapping, unless two of its keys are one Duration, of which one would win without a word."""
+    seen: dict[Any, Any] = {}
+    for key in raw if isinstance(raw, Mapping) else ():
+        found = _DURATION.fullmatch(f"{key} steps" if str(key).isdigit() else str(key).strip())
+        amount = (float(found[1]), found[2][0]) if found else key
+        if amount in seen:
+            raise invalid("twice", f"has {seen[amount]!r} and {key!r}, which are one step; delete one of them")
+        seen[amount] = key
+    return raw
 
 
 def has_duration_keys(annotation: Any) -> bool:
@@ -147,7 +159,7 @@ def _field_type(kind: str, name: str, parameter: inspect.Parameter) -> Any:
             int if parameter.annotation is int else Annotated[number, Traced(ge=0 if name == "learning_rate" else None)]
         )
     if name == "boundaries_and_scales":
-        return dict[Annotated[Any, Duration(as_key=True)], float] | None
+        return Annotated[dict[Annotated[Any, Duration(as_key=True)], float] | None, BeforeValidator(_distinct)]
     return Annotated[Any, Duration()] if parameter.annotation is int else number
 
 
@@ -164,7 +176,11 @@ class Piecewise(Component):
     Schedules inside count steps from the start of the training, not from that of their piece.
     """
 
-    pieces: Annotated[dict[Annotated[Any, Duration(as_key=True)], Annotated[Any, Traced()]], Field(min_length=1)]
+    pieces: Annotated[
+        dict[Annotated[Any, Duration(as_key=True)], Annotated[Any, Traced()]],
+        BeforeValidator(_distinct),
+        Field(min_length=1),
+    ]
     """By the step at which each begins; the first at 0."""
 
     @model_validator(mode="after")

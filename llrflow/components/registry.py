@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -117,6 +117,25 @@ class Component(BaseModel):
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")]
 """A user's name for a term, perturbation, attack ...: part of dotted paths, metrics and file names."""
+
+RESERVED = {
+    "nominal": "the accuracy without an attack",
+    "worst_case": "that under all attacks",
+    "random": "the noise control",
+    "union": "what several threats come to together",
+    "all": "all attacks together",
+}
+"""Names that results use beside those of attacks."""
+
+
+def _free(name: str) -> str:
+    if name in RESERVED:
+        raise invalid("reserved", f"is the name of {RESERVED[name]}; rename the attack")
+    return name
+
+
+AttackName = Annotated[Name, AfterValidator(_free)]
+"""A user's name for an attack."""
 
 ComponentT = TypeVar("ComponentT", bound=type[Component])
 

@@ -8,9 +8,11 @@ import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from llrflow.base.arrays import budget_of
 from llrflow.base.errors import DataError
+from llrflow.base.files import read_regular
 
-_LARGEST = 2**30  # bytes of a member; the largest of CIFAR's has 154 MB
+_LARGEST = 2**30  # bytes of all members; CIFAR's have 185 MB
 
 
 def read_members(
@@ -39,11 +41,12 @@ def read_members(
     if places[0].is_file():
         return places[0], _in_archive(places[0], wanted)
     files = [places[0] / name for name in sorted(wanted)]
-    return places[0], {file.name: file.read_bytes() for file in files if file.is_file()}
+    return places[0], {file.name: read_regular(file, _LARGEST) for file in files if file.is_file()}
 
 
 def _in_archive(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
+    left = min(_LARGEST, budget_of(path.stat().st_size))
     with path.open("rb") as plain:
         packed = plain.read(2) == b"\x1f\x8b"
         plain.seek(0)
@@ -54,8 +57,12 @@ def _in_archive(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
                     content = archive.extractfile(member) if member.isfile() and name in wanted else None
                     if content is None:
                         continue
-                    if name in found or member.size > _LARGEST:
+                    if name in found:
                         raise DataError(str(path), f"holds an unexpected {member.name}", "download the archive again")
+                    left -= member.size
+                    if left < 0:
+                        got = f"unpacks to more than its {path.stat().st_size} bytes are worth, at {member.name}"
+                        raise DataError(str(path), got, "download the archive again")
                     found[name] = content.read()
                 while stream.read(2**20):  # to the end, where gzip keeps the checksum
                     pass

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from llrflow.base.errors import DataError
+from llrflow.base.files import open_regular, read_regular
 from llrflow.base.validation import listing
 from llrflow.data.examples import Examples, of_files
 from llrflow.data.images import CorruptImage, Header, allowed_corrupt, decode, header_of
@@ -36,13 +37,14 @@ class _Corrupt:
     def add(self, path: Path, problem: str) -> None:
         """Take note of one; DataError when that is more than the share allows."""
         self.found[str(path)] = problem
+        shown = str(path) if str(path).isprintable() else ascii(str(path))
         allowed = allowed_corrupt(self.share, self.total)
         if len(self.found) > allowed:
             if self.share == 0:
                 fix = "replace or delete it, or allow a share of such images with --max-corrupt"
-                raise DataError(str(path), f"cannot be read: {problem}", fix)
+                raise DataError(shown, f"cannot be read: {problem}", fix)
             got = f"cannot be read: {problem}; it is number {len(self.found)} of {self.total} images"
-            raise DataError(str(path), got, f"--max-corrupt {self.share:g} allows {allowed}")
+            raise DataError(shown, got, f"--max-corrupt {self.share:g} allows {allowed}")
 
 
 @dataclass
@@ -68,7 +70,7 @@ class _Split:
 
         def check(item: tuple[Path, int]) -> bytes | CorruptImage:
             try:
-                content = item[0].read_bytes()
+                content = read_regular(item[0])
                 decode(content, channels)
             except CorruptImage as error:
                 return error
@@ -141,7 +143,8 @@ def import_folder(
 
 
 def _named(source: Path, corrupt: _Corrupt) -> list[str]:
-    return [f"{os.path.relpath(path, source)}: {problem}" for path, problem in corrupt.found.items()]
+    named = {os.path.relpath(path, source): problem for path, problem in corrupt.found.items()}
+    return [f"{name if name.isprintable() else ascii(name)}: {problem}" for name, problem in named.items()]
 
 
 def _split_folders(source: Path) -> dict[str, Path]:
@@ -161,6 +164,9 @@ def _class_folders(folder: Path) -> list[str]:
         if not entry.is_dir():
             got = "lies outside the folders of classes"
             raise DataError(entry.path, got, f"move it to {folder.name}/CLASS/, or remove it")
+        if not entry.name.isprintable():  # bytes that are no UTF-8 among them
+            fix = "give it a name of letters and digits, in UTF-8"
+            raise DataError(ascii(entry.path), "is no possible name of a class", fix)
     return [entry.name for entry in entries]
 
 
@@ -210,7 +216,7 @@ def _header(path: Path) -> Header:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 return header_of(file)
         except OSError as error:
             raise CorruptImage(error.strerror or str(error)) from None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from llrflow.base.arrays import budget_of
 from llrflow.base.errors import DataError
-from llrflow.base.files import sha256_file
+from llrflow.base.files import open_regular, sha256_file
 from llrflow.data.importing import ImportReport, check_name, class_count, store_arrays
 from llrflow.data.writer import Progress
 
@@ -62,25 +64,32 @@ def _locate(source_dir: Path, stem: str, kind: str) -> Path:
 def _read(path: Path, kind: str) -> _Idx:
     """The array in an idx file: 2 zero bytes, type code 8 (uint8), number of dimensions, sizes as big-endian uint32."""
     fix = "download the file again"
+    dimensions, other = {"images": (3, "labels"), "labels": (1, "images")}[kind]
+    start, size = 4 + 4 * dimensions, path.stat().st_size
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_regular(path) as plain, gzip.open(plain) if path.suffix == ".gz" else plain as file:
+            content = file.read(start)
+            announced = math.prod(int(n) for n in np.frombuffer(content[4:], ">u4", len(content[4:]) // 4))
+            # Up to what there should be, and a byte to see that there is no more.
+            content += file.read(min(announced, budget_of(size)) + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(str(path), f"is not an intact gzip file ({error})", fix) from None
-    dimensions, other = {"images": (3, "labels"), "labels": (1, "images")}[kind]
     magic = content[:4].hex()
     if magic == f"0000080{4 - dimensions}":
         raise DataError(str(path), f"holds {other}, not {kind} (magic {magic})", f"swap it with the file of {other}")
     if magic != f"0000080{dimensions}":
         got = f"starts with {magic or 'nothing'}, not with 0000080{dimensions}"
         raise DataError(str(path), f"is no idx file of {kind}: {got}", fix)
-    start = 4 + 4 * dimensions
     if len(content) < start:
         raise DataError(str(path), "is truncated within its header", fix)
     shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, offset=4))
     expected = int(np.prod(shape, dtype=object))
     if len(content) - start != expected:
-        problem = "is truncated" if len(content) - start < expected else "has trailing bytes"
-        got = f"{problem}: {len(content) - start} bytes of data where its header {list(shape)} announces {expected}"
+        short = len(content) - start < expected
+        there = (
+            f"is truncated: {len(content) - start}" if short else f"has trailing bytes: {len(content) - start} or more"
+        )
+        got = f"{there} bytes of data where its header {list(shape)} announces {expected}"
         raise DataError(str(path), got, fix)
     if expected == 0:
         raise DataError(str(path), f"is empty: its header says {list(shape)}", fix)

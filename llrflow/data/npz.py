@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from llrflow.base.arrays import Arrays, NotArrays, open_npz
 from llrflow.base.errors import DataError
 from llrflow.base.files import sha256_file
 from llrflow.data.importing import ImportReport, check_name, class_count, store_arrays
@@ -52,54 +51,47 @@ def _locate(source: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    with path.open("rb") as file:
-        try:
-            archive = np.load(file, allow_pickle=False)
-        except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(str(path), f"is not an intact .npz file ({error})", "write or download it again") from None
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(str(path), "holds a single array", "write an .npz file with np.savez_compressed")
-        present = set(archive.files)
-        for names in NAMES:
-            if present & {part for pair in names.values() for part in pair}:
-                return {split: _split(path, archive, *pair) for split, pair in names.items()}
+    try:
+        with open_npz(path) as archive:
+            present = set(archive.names)
+            for names in NAMES:
+                if present & {part for pair in names.values() for part in pair}:
+                    for pair in names.values():  # of all, before any is read
+                        _check(path, archive, *pair)
+                    return {split: _split(path, archive, *pair) for split, pair in names.items()}
+    except NotArrays as error:
+        fix = "write it with np.savez_compressed, of plain numbers, or download it again"
+        raise DataError(str(path), f"cannot be read: {error}", fix) from None
     wanted = " or ".join(", ".join(part for pair in names.values() for part in pair) for names in NAMES)
     there = ", ".join(sorted(present)[:8]) or "nothing"
     raise DataError(str(path), f"holds {there}", f"name its arrays {wanted}")
 
 
-def _array(path: Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    if name not in archive.files:
-        raise DataError(str(path), f"has no array {name}; it holds {', '.join(sorted(archive.files)[:8])}", "add it")
-    try:
-        array = archive[name]
-        if not isinstance(array, np.ndarray):  # NumPy hands out the bytes of what is no array
-            raise ValueError("no array in NumPy's format")
-        return array
-    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        got = f"array {name} cannot be read ({error})"
-        raise DataError(str(path), got, "write plain arrays of numbers, or download the file again") from None
+def _check(path: Path, archive: Arrays, images_name: str, labels_name: str) -> None:
+    """What headers say of images and labels. Raises DataError."""
+    for name in (images_name, labels_name):
+        if name not in archive.names:
+            got = f"has no array {name}; it holds {', '.join(sorted(archive.names)[:8])}"
+            raise DataError(str(path), got, "add it")
+    images, labels = archive.announced(images_name), archive.announced(labels_name)
+    if images.dtype != np.uint8:
+        raise DataError(str(path), f"{images_name} is {images.dtype}", "store pixels as uint8, 0 to 255")
+    shape = (*images.shape, 1) if len(images.shape) == 3 else images.shape
+    if len(shape) != 4 or shape[-1] not in (1, 3) or 0 in shape:
+        fix = "store images as [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
+        raise DataError(str(path), f"{images_name} has the shape {list(shape)}", fix)
+    flat = labels.shape[:1] if labels.shape[1:] == (1,) else labels.shape
+    if len(flat) != 1 or labels.dtype.kind not in "iu":
+        got = f"{labels_name} is {labels.dtype}{list(flat)}"
+        raise DataError(str(path), got, "store labels as integers [N]")
+    if flat[0] != shape[0]:
+        got = f"has {flat[0]} {labels_name} for {shape[0]} {images_name}"
+        raise DataError(str(path), got, "store one label for each image")
 
 
-def _split(
-    path: Path, archive: np.lib.npyio.NpzFile, images_name: str, labels_name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = _array(path, archive, images_name), _array(path, archive, labels_name)
-    if images.dtype == np.uint8 and images.size and images.max() <= 1:
+def _split(path: Path, archive: Arrays, images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = archive[images_name], archive[labels_name]
+    if images.max() <= 1:
         fix = "store pixels as uint8, 0 to 255, before they are rounded"
         raise DataError(str(path), f"{images_name} has no pixel above 1, as if scaled to [0, 1]", fix)
-    if images.dtype != np.uint8:
-        got, fix = f"{images_name} is {images.dtype}", "store pixels as uint8, 0 to 255"
-        raise DataError(str(path), got, fix)
-    images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        fix = "store images as [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
-        raise DataError(str(path), f"{images_name} has the shape {list(images.shape)}", fix)
-    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        got = f"{labels_name} is {labels.dtype}{list(labels.shape)}"
-        raise DataError(str(path), got, "store labels as integers [N]")
-    if len(labels) != len(images):
-        got = f"has {len(labels)} {labels_name} for {len(images)} {images_name}"
-        raise DataError(str(path), got, "store one label for each image")
-    return images, labels.astype(np.int64)
+    return images[..., None] if images.ndim == 3 else images, labels.reshape(-1).astype(np.int64)

@@ -8,9 +8,10 @@ the names by which NumPy announces an array, and own classes in place of what th
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -115,25 +116,28 @@ def unpickle(content: bytes) -> Any:
                 and argument > len(content)
             ):
                 raise ValueError(f"memo index {argument}")
-        return _filled(_Unpickler(io.BytesIO(content), encoding="bytes").load())
+        left = itertools.count(len(content), -1)  # without references to one thing many times a value takes a byte
+        return _filled(_Unpickler(io.BytesIO(content), encoding="bytes").load(), left)
     except UnsafePickle:
         raise
     except Exception as error:  # damaged pickles raise whatever the bytes happen to say
         raise ValueError(line_of(error)[:100]) from None
 
 
-def _filled(value: Any, depth: int = 0) -> Any:
-    """The value with arrays in place of what stood for them."""
+def _filled(value: Any, left: Iterator[int], depth: int = 0) -> Any:
+    """The value with arrays in place of what stood for them; of as many values as are `left`."""
     if depth > 8:
         raise ValueError("nested too deeply")
+    if next(left) < 0:
+        raise ValueError("holds more than its bytes could say")
     if isinstance(value, _Array):
         if value.values is None:
             raise ValueError("an array without content")
         return value.values
     if isinstance(value, dict):
-        return {key: _filled(item, depth + 1) for key, item in value.items()}
+        return {key: _filled(item, left, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_filled(item, depth + 1) for item in value)
+        return type(value)(_filled(item, left, depth + 1) for item in value)
     if not isinstance(value, (bytes, str, int, float, bool, type(None))):
         raise UnsafePickle(f"holds a {type(value).__name__}")
     return value

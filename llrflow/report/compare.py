@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from llrflow.base.arrays import NotArrays, open_npz
 from llrflow.base.errors import CheckpointError
-from llrflow.base.files import NOT_NPZ
+from llrflow.report.read import changed_files
 from llrflow.report.tables import attack_list, differing_paths, leaves
 from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.presets import PRESETS, changed_block
@@ -111,12 +112,13 @@ def _changed(folder: RunFolder, stem: str, made: AttackRecord, n: int) -> np.nda
 def _read(folder: RunFolder, stem: str, n: int) -> dict[str, np.ndarray]:
     path = folder.evaluation / f"{stem}.npz"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open_npz(path) as stored:
             arrays = {name: stored[name] for name in ("tried", "wrong")}
-    except NOT_NPZ:
+    except NotArrays:
         raise CheckpointError(str(path), "is missing or damaged", _again(folder)) from None
-    if len(arrays["tried"]) != n:
-        raise CheckpointError(str(path), f"has {len(arrays['tried'])} images, not {n}", _again(folder))
+    shapes = {array.shape for array in arrays.values()}
+    if shapes != {(n,)}:
+        raise CheckpointError(str(path), f"has {sorted(shapes)[0]} images, not {n}", _again(folder))
     return arrays
 
 
@@ -206,6 +208,7 @@ def _shares(record: EvaluationRecord) -> dict[str, Any]:
 def _missing(
     folder: RunFolder, run: RunRecord, here: dict[str, EvaluationRecord], there: dict[str, EvaluationRecord]
 ) -> Iterator[str]:
+    yield from changed_files(folder.path, run)
     late = {record.checkpoint for record in here.values()} - {run.step}
     if late:
         yield f"{folder.path} was evaluated at step {max(late)} of {run.step}: {_again(folder)}"

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
+from llrflow.base.arrays import NotArrays, read_npz
 from llrflow.base.errors import CheckpointError, SpecError
-from llrflow.base.files import NOT_NPZ, has_owner
-from llrflow.runs.folder import RunFolder, refuse_newer
+from llrflow.base.files import has_owner
+from llrflow.runs.folder import RunFolder
 from llrflow.runs.looks import Chosen, chosen
 from llrflow.runs.records import EvaluationRecord, FlagRecord, RunRecord
+from llrflow.runs.sealed import read_record, read_sealed
 from llrflow.spec.source import read_source
-from llrflow.sweep.tracking.records import SWEEP_FORMAT, SweepRecord
+from llrflow.sweep.tracking.records import SweepRecord
 
 KEYS = {
     "strength": {"steps", "restarts", "epsilon"},
@@ -28,6 +29,9 @@ KEYS = {
 """What each study's file must hold."""
 
 STUDIES = tuple(KEYS)
+
+NEEDED = {"data": {"name": str}, "model": {"type": str}, "threat": {"norm": str, "epsilon": int | float}}
+"""What of spec.yaml a report cannot do without."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class ReadRun:
             again = f"llrflow run {self.path / 'spec.yaml'} --out {self.path}"
             why = f" ({self.record.error})" if self.record.error else ""
             yield f"{self.name} is {self.record.state} at step {step} of {steps}{why}; to continue: {again}"
+        yield from changed_files(self.path, self.record)
         if self.half_written:
             path = self.path / "metrics.jsonl"
             yield f"{self.name}: {self.half_written} half-written line(s) of {path} were left out"
@@ -148,6 +153,13 @@ def read(paths: Sequence[Path]) -> tuple[list[ReadRun], list[ReadSweep], list[st
     return runs, sweeps, unread
 
 
+def changed_files(path: Path, record: RunRecord) -> Iterator[str]:
+    """What of a run folder's files is not as the run left it, or was not when the run went on."""
+    folder = RunFolder(path)
+    yield from record.found_changed
+    yield from filter(None, (folder.metrics_problem(record), folder.spec_problem(record)))
+
+
 MOST_OF_A_SWEEP = 4
 """Runs of a sweep that a report shows by themselves."""
 
@@ -166,13 +178,8 @@ def _best_runs(sweep: ReadSweep, prefix: str) -> dict[Path, str]:
 
 
 def _sweep(path: Path) -> ReadSweep:
-    content = (path / "sweep.json").read_bytes()
-    try:
-        return ReadSweep(path, SweepRecord.model_validate_json(content))
-    except ValidationError:
-        refuse_newer(path / "sweep.json", content, SWEEP_FORMAT)
-        fix = f"write it anew with `llrflow sweep {path / 'sweep.yaml'} --out {path} --resume`"
-        raise CheckpointError(str(path / "sweep.json"), "is no sweep that this version can read", fix) from None
+    fix = f"write it anew with `llrflow sweep {path / 'sweep.yaml'} --out {path} --resume`"
+    return ReadSweep(path, read_record(SweepRecord, path / "sweep.json", fix))
 
 
 def _run(path: Path, name: str) -> ReadRun:
@@ -185,6 +192,11 @@ def _run(path: Path, name: str) -> ReadRun:
         spec = read_source(str(folder.spec)).data
     except SpecError as error:
         raise CheckpointError(error.where, error.got, "restore the file, or leave this run out") from None
+    for block, fields in NEEDED.items():
+        for field, kind in fields.items():
+            if not isinstance(spec.get(block), dict) or not isinstance(spec[block].get(field), kind):
+                got = f"has no {block}.{field}, or not as a run writes it"
+                raise CheckpointError(str(folder.spec), got, "restore the file, or leave this run out")
     evaluations = [_evaluated(folder, label, record) for label, record in folder.last_evaluations().items()]
     kept = [line for line in lines if line is not None]
     others = list(folder.evaluations_elsewhere().values())
@@ -195,18 +207,15 @@ def _evaluated(folder: RunFolder, label: str, record: EvaluationRecord) -> Evalu
     stem, studies, examples = f"{record.checkpoint}{label}", {}, {}
     for title in STUDIES:
         path = folder.evaluation / f"{stem}.{title}.json"
-        if path.exists():
-            try:
-                studies[title] = json.loads(path.read_bytes())
-                if not studies[title].keys() >= KEYS[title]:
-                    raise ValueError
-            except (ValueError, AttributeError):
-                raise CheckpointError(str(path), "is damaged", "delete it, and make the study again") from None
+        fix = "delete it, and make the study again"
+        with suppress(FileNotFoundError):
+            studies[title] = read_sealed(path, fix)
+            if not isinstance(studies[title], dict) or not studies[title].keys() >= KEYS[title]:
+                raise CheckpointError(str(path), "is damaged", fix)
     path = folder.evaluation / f"{stem}.npz"
     if path.exists():
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                examples = dict(stored)
-        except NOT_NPZ:
+            examples = read_npz(path)
+        except NotArrays:
             raise CheckpointError(str(path), "is damaged", "delete it: the report does without it") from None
     return Evaluated(label, record, studies, examples)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from llrflow.base.arrays import open_npz
 from llrflow.base.errors import CheckpointError
-from llrflow.base.files import open_atomic, sha256_file, write_atomic
+from llrflow.base.files import TEMPORARY, open_atomic, read_regular, remove_temporaries, sha256_file, write_atomic
+from llrflow.base.sealed import digest_of
 from llrflow.base.validation import listing
 from llrflow.program.state import TrainState
 
@@ -25,13 +29,14 @@ STATISTICS = "statistics.npz"
 class Checkpoints:
     """The checkpoints of one run. A step counts once its manifest is on disk; anything else is debris."""
 
-    def __init__(self, directory: Path, keep: int = 1) -> None:
+    def __init__(self, directory: Path, keep: int = 1, spec_hash: str | None = None) -> None:
+        """`spec_hash` is that of the run: a checkpoint of another one that was put here counts as damaged."""
         import orbax.checkpoint as ocp
 
         self.directory = directory.absolute()
         self._manifests = self.directory / "manifests"
         self._ocp = ocp
-        self._keep = keep
+        self._keep, self._spec_hash = keep, spec_hash
         self.protected: int | None = None
         """A step that is kept however many are newer."""
         self.on_save: Callable[[], None] | None = None
@@ -40,7 +45,7 @@ class Checkpoints:
     def save(self, state: TrainState, spec_hash: str) -> None:
         """Save an unreplicated state (NumPy leaves) under its step; returns when all of it is on disk."""
         step = int(state.step)
-        with self._manager() as manager:
+        with _silent_orbax(), self._manager() as manager:
             manager.save(step, args=self._ocp.args.StandardSave(state._asdict()))
             manager.wait_until_finished()
         self._manifests.mkdir(exist_ok=True)
@@ -53,7 +58,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a manifest, oldest first."""
-        return sorted(int(p.stem) for p in self._manifests.glob("*.json"))
+        return sorted(int(p.stem) for p in self._manifests.glob("*.json") if re.fullmatch("[0-9]+", p.stem))
 
     def newest_intact(self, report: Callable[[str], None]) -> int | None:
         """The newest step whose files are what was written; each damaged one is reported on the way."""
@@ -102,7 +107,7 @@ class Checkpoints:
         images = self._manifest(step).get("statistics_images")
         if images is None:
             return None
-        with np.load(self._step(step) / STATISTICS, allow_pickle=False) as kept:
+        with open_npz(self._step(step) / STATISTICS) as kept:
             found = jax.tree_util.tree_map_with_path(lambda at, leaf: kept[jax.tree_util.keystr(at)], target)
         return found, images
 
@@ -110,8 +115,12 @@ class Checkpoints:
         """What is wrong with a checkpoint's files, or None."""
         try:
             manifest = self._manifest(step)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             return "no readable manifest"
+        if manifest["step"] != step:
+            return f"its manifest is that of step {manifest['step']}"
+        if self._spec_hash not in (None, manifest["spec_hash"]):
+            return f"it is of another spec's run (hash {manifest['spec_hash']}, this one has {self._spec_hash})"
         found = {str(p.relative_to(self._step(step))) for p in self._files(step)}
         if missing := sorted(set(manifest["files"]) - found):
             return f"{missing[0]} is missing"
@@ -120,13 +129,15 @@ class Checkpoints:
         return None if name is None else f"{name} has changed"
 
     def copy_to(self, other: Checkpoints, step: int) -> None:
-        """Put one of these among others, linked where the file system can. Raises FileNotFoundError."""
-        whole, target = self._manifests / f"{step}.json", other._step(step)
-        manifest = whole.read_bytes()
+        """Put one of these among others, linked where the file system can; it becomes theirs.
+
+        Raises FileNotFoundError where there is none, ValueError where its manifest is damaged.
+        """
+        manifest = self._manifest(step)
         other._drop(step)
-        shutil.copytree(self._step(step), target, copy_function=_link)
+        shutil.copytree(self._step(step), other._step(step), copy_function=_link)
         other._manifests.mkdir(exist_ok=True)
-        write_atomic(other._manifests / whole.name, manifest)
+        other._seal({**manifest, "spec_hash": other._spec_hash or manifest["spec_hash"]})
         other._drop_stale()
 
     def discard_after(self, step: int) -> None:
@@ -138,13 +149,28 @@ class Checkpoints:
         for later in [s for s in self.steps() if s > step]:
             self._drop(later)
 
+    def clean(self) -> None:
+        """Remove what a kill left: steps without a manifest, manifests without a step, files that were begun."""
+        kept = set(self.steps())
+        for path in self.directory.iterdir() if self.directory.exists() else ():
+            number = path.name.split(".")[0]
+            if path.is_dir() and number.isdigit() and (path.name != number or int(number) not in kept):
+                shutil.rmtree(path, ignore_errors=True)
+        for step in kept:
+            if not self._step(step).exists():
+                self._drop(step)
+            remove_temporaries(self._step(step) / STATISTICS)
+        for left in self._manifests.glob(f".*.json.{TEMPORARY}"):
+            left.unlink(missing_ok=True)
+
     def _seal(self, manifest: dict[str, Any]) -> None:
-        sealed = {"sha256": _digest(manifest), "manifest": manifest}
+        sealed = {"sha256": digest_of(manifest), "manifest": manifest}
         write_atomic(self._manifests / f"{manifest['step']}.json", json.dumps(sealed, indent=1).encode())
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        sealed = json.loads((self._manifests / f"{step}.json").read_bytes())
-        if sealed["sha256"] != _digest(sealed["manifest"]):
+        """Raises OSError and ValueError where there is none as it was written."""
+        sealed = json.loads(read_regular(self._manifests / f"{step}.json"))
+        if not isinstance(sealed, dict) or sealed.get("sha256") != digest_of(sealed.get("manifest")):
             raise ValueError("the manifest has changed")
         return sealed["manifest"]
 
@@ -176,16 +202,23 @@ class Checkpoints:
         shutil.rmtree(self._step(step), ignore_errors=True)
 
 
+@contextmanager
+def _silent_orbax() -> Iterator[None]:
+    """Without the pages that Orbax logs of an error which it raises as well."""
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def _link(source: str, target: str) -> None:
     """A second name of a file that is never written again, or a copy of it."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _structure(state: TrainState) -> dict[str, str]:

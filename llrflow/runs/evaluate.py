@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from pydantic import ValidationError
 
 from llrflow.attacks.base import Attack
 from llrflow.attacks.masking import TRIALS, Flag, find_flags
@@ -23,8 +22,10 @@ from llrflow.attacks.network import example_of
 from llrflow.attacks.search import search
 from llrflow.attacks.studies import Study
 from llrflow.attacks.trial_attacks import Subject
+from llrflow.base.errors import CheckpointError
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import progress, say
+from llrflow.base.sealed import sealed
 from llrflow.components.registry import make
 from llrflow.data.split import Part, Split
 from llrflow.method.keys import purpose_key
@@ -37,6 +38,7 @@ from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
 from llrflow.runs.predictions import Predictions, spread
 from llrflow.runs.records import EvaluationRecord, FlagRecord, Images, OtherData, SubsetRecord, versions, written
+from llrflow.runs.sealed import read_record, read_sealed
 from llrflow.runs.summaries import cost_and_yield, stage_record
 from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
@@ -135,15 +137,16 @@ class Evaluator:
         spec, split = self.program.spec, of or self.split
         packages = [self._versions[package] for package in ("llrflow", "jax", "jaxlib")]
         packages.append(self.program.devices.platform)
-        shared = [spec.threat.model_dump(), spec.seed, self._predicted.sha256, split.fingerprint]
+        model = {"type": spec.model.label(), **spec.model.model_dump(exclude={"start"})}
+        shared = [spec.threat.model_dump(), model, spec.seed, self._predicted.sha256, split.fingerprint]
         text = json.dumps([*parts, *shared, *spec.plugin_identities(), *packages], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _known(self, identity: str) -> EvaluationRecord | None:
         """The record on disk, if it is that of this very evaluation."""
         try:
-            record = EvaluationRecord.model_validate_json(self._path("json").read_bytes())
-        except (OSError, ValidationError):
+            record = read_record(EvaluationRecord, self._path("json"), "")
+        except (FileNotFoundError, CheckpointError):  # what is damaged is made again, from the verdicts
             return None
         return record if record.identity == identity else None
 
@@ -184,10 +187,13 @@ class Evaluator:
     def _study(self, study: Study) -> None:
         """Write evaluation/<step>.<study>.json, unless it is there from the same study."""
         path, spec, identity = self._path(f"{study.title}.json"), self.program.spec, self._identity(study.model_dump())
-        found = json.loads(path.read_bytes()) if path.exists() else {}
-        if found.get("identity") != identity:
+        try:
+            found = read_sealed(path, "")
+        except (FileNotFoundError, CheckpointError):
+            found = None
+        if not isinstance(found, dict) or found.get("identity") != identity:
             found = self._studied(study, identity)
-            write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+            write_atomic(path, sealed(found, path.name))
         picture = path.with_suffix(".svg")
         if study.title == "surface" and not picture.exists():
             draw_surfaces(found, picture, f"{spec.name}, {spec.threat.norm} {written(spec.threat.epsilon)}")

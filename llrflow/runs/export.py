@@ -22,14 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 from jaxlib.mlir.dialects import stablehlo
-from pydantic import ValidationError
 
+from llrflow.base.arrays import NotArrays, read_npz
 from llrflow.base.errors import CheckpointError, SpecError, line_of
 from llrflow.base.files import remove_temporaries, sha256_file, write_atomic
 from llrflow.method.threat import Threat
 from llrflow.runs.classifier import Classifier, hash_of, parameter_count
-from llrflow.runs.folder import RunFolder, Step, first_problem
+from llrflow.runs.folder import RunFolder, Step
 from llrflow.runs.records import Record, written
+from llrflow.runs.sealed import read_record
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS, RECORD = "logits.stablehlo", "weights.npz", "model.json"
@@ -162,8 +163,10 @@ def load_exported(path: str | Path) -> Exported:
             raise CheckpointError(str(folder / name), "is missing", "export the run again")
         if sha256_file(folder / name) != record.files.get(name):
             raise CheckpointError(str(folder / name), f"is not what {RECORD} describes", "export the run again")
-    with np.load(folder / WEIGHTS, allow_pickle=False) as stored:
-        weights = {name: stored[name] for name in stored.files}
+    try:
+        weights = read_npz(folder / WEIGHTS)
+    except NotArrays as error:
+        raise CheckpointError(str(folder / WEIGHTS), line_of(error), "export the run again") from None
     try:
         program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
         if _later_than_ours(program.mlir_module_serialized):
@@ -207,11 +210,7 @@ def _folded(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 def _record(path: Path) -> ExportRecord:
     try:
-        return ExportRecord.model_validate_json(path.read_bytes())
-    except OSError:
-        raise CheckpointError(
-            str(path.parent), "is no exported model", "name a folder that `llrflow export` made"
-        ) from None
-    except ValidationError as error:
-        fix = "it is damaged or of another version: export the run again"
-        raise CheckpointError(str(path), first_problem(error), fix) from None
+        return read_record(ExportRecord, path, "it is damaged or of another version: export the run again")
+    except FileNotFoundError:
+        fix = "name a folder that `llrflow export` made"
+        raise CheckpointError(str(path.parent), "is no exported model", fix) from None

@@ -26,12 +26,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from llrflow.base.errors import CheckpointError, SpecError
-from llrflow.base.files import sole_owner, write_atomic
-from llrflow.runs.looks import chosen
-from llrflow.runs.records import EVALUATION_FORMAT, FORMAT, EvaluationRecord, Images, RunRecord
+from llrflow.base.files import TEMPORARY, read_regular, sha256_file, sole_owner
+from llrflow.runs.looks import chosen, is_look
+from llrflow.runs.records import EvaluationRecord, Images, MetricsRecord, RunRecord
+from llrflow.runs.sealed import read_record
+
+LARGEST_METRICS = 2**31
+"""Bytes of the largest metrics.jsonl that is read."""
 
 Step = int | Literal["best", "last"]
 """A checkpoint by its step; the best by looks at validation images; the newest intact one."""
@@ -71,6 +73,12 @@ class RunFolder:
         with sole_owner(self.path, "llrflow process"):
             yield
 
+    def clean(self) -> None:
+        """Remove files that a killed process had begun to write; the caller owns the folder."""
+        for place in (self.path, self.evaluation, self.validation):
+            for left in place.glob(f".*.{TEMPORARY}"):
+                left.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Delete a run's files, and nothing that a run does not write."""
         for path in (self.checkpoints, self.evaluation, self.validation, self.events):
@@ -80,19 +88,11 @@ class RunFolder:
 
     def record(self) -> RunRecord | None:
         """run.json, or None where no run has begun. Raises CheckpointError when it cannot be read."""
+        fix = "it was written by another version of llrflow, or damaged: use that version or another folder"
         try:
-            content = self.run.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+            return read_record(RunRecord, self.run, fix)
+        except FileNotFoundError:
             return None
-        except OSError as error:
-            fix = "make it readable, or name another folder"
-            raise CheckpointError(str(self.run), f"cannot be read: {error.strerror}", fix) from None
-        try:
-            return RunRecord.model_validate_json(content)
-        except ValidationError as error:
-            refuse_newer(self.run, content, FORMAT)
-            fix = "it was written by another version of llrflow, or damaged: use that version or another folder"
-            raise CheckpointError(str(self.run), first_problem(error), fix) from None
 
     def existing(self) -> RunRecord:
         """run.json of a run that has begun. Raises CheckpointError where there is none, or it cannot be read."""
@@ -106,24 +106,61 @@ class RunFolder:
         return (line for line in self.metrics_as_written() if line is not None)
 
     def metrics_as_written(self) -> Iterator[dict[str, Any] | None]:
-        """The lines of metrics.jsonl, None for one that is only half there: a write that was cut short."""
-        if not self.metrics.exists():
-            return
-        for line in self.metrics.read_bytes().splitlines(keepends=True):
-            try:
-                found = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                found = None
-            yield found if isinstance(found, dict) and "step" in found else None
+        """The lines of metrics.jsonl, None for one that is only half there (a write that was cut short), or no run's.
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the lines after `step`: a resumed run writes them again."""
+        Raises CheckpointError where it cannot be read.
+        """
+        return map(metric_line, self._metrics_content().splitlines(keepends=True))
+
+    def metrics_up_to(self, step: int) -> bytes:
+        """The intact lines up to `step`: those after it a resumed run writes again."""
         kept = [json.dumps(line) + "\n" for line in self.metric_lines() if line["step"] <= step]
-        write_atomic(self.metrics, "".join(kept).encode())
+        return "".join(kept).encode()
+
+    def metrics_known(self, content: bytes | None = None) -> MetricsRecord:
+        """What run.json keeps of metrics.jsonl, or of a content that it is to have."""
+        return _summary(self._metrics_content() if content is None else content)
+
+    def metrics_problem(self, record: RunRecord) -> str | None:
+        """What is not as run.json knows it of metrics.jsonl, or None."""
+        known = record.metrics
+        if known is None:
+            return None
+        content = self._metrics_content()
+        if hashlib.sha256(content[: known.bytes]).hexdigest() == known.sha256 and len(content) >= known.bytes:
+            return None
+        there = _summary(content).lines
+        what = f"holds {there} of {known.lines} lines" if there < known.lines else "has changed since it was written"
+        return f"{self.metrics} {what}"
+
+    def _metrics_content(self) -> bytes:
+        try:
+            return read_regular(self.metrics, LARGEST_METRICS)
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+        except OSError as error:
+            got, fix = f"cannot be read: {error.strerror}", "make it readable, or remove it"
+            raise CheckpointError(str(self.metrics), got, fix) from None
+
+    def spec_problem(self, record: RunRecord) -> str | None:
+        """What to tell of a spec.yaml that is not as the run wrote it, or None."""
+        if record.spec_sha256 is None or sha256_file(self.spec) == record.spec_sha256:
+            return None
+        return f"{self.spec} was edited after the run: what it says need not be what was trained"
+
+    def _evaluation_at(self, path: Path, step: int) -> EvaluationRecord:
+        fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
+        found, run = read_record(EvaluationRecord, path, fix), self.record()
+        if found.checkpoint != step:
+            raise CheckpointError(str(path), f"is an evaluation of step {found.checkpoint}", fix)
+        forked = -1 if run is None or run.forked is None else run.forked.step  # what was taken over with the weights
+        if run is not None and step > forked and found.spec_hash != run.spec_hash:
+            raise CheckpointError(str(path), f"is an evaluation of another spec's run (hash {found.spec_hash})", fix)
+        return found
 
     def evaluations(self) -> dict[int, EvaluationRecord]:
         """Finished evaluations as the spec says, by checkpoint step. Raises CheckpointError."""
-        return {step: _read_evaluation(path) for (step, label), path in self._evaluations().items() if not label}
+        return {step: self._evaluation_at(p, step) for (step, label), p in self._evaluations().items() if not label}
 
     def last_evaluations(self) -> dict[str, EvaluationRecord]:
         """Finished evaluations of the last step that has any, by label: empty where the spec named the attacks.
@@ -143,7 +180,7 @@ class RunFolder:
     def _of_last_step(self, paths: dict[tuple[int, str], Path]) -> dict[str, EvaluationRecord]:
         found, steps = chosen(self.metric_lines()), {step for step, _ in paths}
         last = found.best if found is not None and found.best in steps else max(steps, default=0)
-        return {label: _read_evaluation(path) for (step, label), path in paths.items() if step == last}
+        return {label: self._evaluation_at(path, step) for (step, label), path in paths.items() if step == last}
 
     def _evaluations(self, data: str = "") -> dict[tuple[int, str], Path]:
         """Files of evaluations by checkpoint step and label, in order; `data` is a pattern of their data's label."""
@@ -158,28 +195,18 @@ def label_of(block: Any) -> str:
     return "-" + hashlib.sha256(json.dumps(block, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _read_evaluation(path: Path) -> EvaluationRecord:
-    content = path.read_bytes()
+def _summary(content: bytes) -> MetricsRecord:
+    lines = [line for line in map(metric_line, content.splitlines(keepends=True)) if line is not None]
+    looks = sum(map(is_look, lines))
+    return MetricsRecord(lines=len(lines), looks=looks, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def metric_line(text: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that no run wrote, or only half."""
     try:
-        return EvaluationRecord.model_validate_json(content)
-    except ValidationError:
-        refuse_newer(path, content, EVALUATION_FORMAT)
-        fix = "it was written by another version of llrflow, or damaged: delete it, and evaluate again"
-        raise CheckpointError(str(path), "is no evaluation that this version can read", fix) from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a JSON file, and in which field unless it is no JSON at all."""
-    problem = error.errors()[0]
-    return ": ".join([".".join(map(str, problem["loc"])), problem["msg"]] if problem["loc"] else [problem["msg"]])
-
-
-def refuse_newer(path: Path, content: bytes, known: int) -> None:
-    """Raise CheckpointError when a JSON file says that its format is newer than the `known` one."""
-    try:
-        number = json.loads(content)["format"]
-    except (ValueError, TypeError, KeyError):
-        return
-    if isinstance(number, int) and number > known:
-        got = f"has format {number}, and this version of llrflow reads formats up to {known}"
-        raise CheckpointError(str(path), got, "install a newer llrflow")
+        found = json.loads(text) if text.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return None
+    return found if all(type(value) in (int, float) for value in found.values()) else None

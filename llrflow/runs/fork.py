@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
+from llrflow.base.files import write_atomic
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.records import ForkRecord, Images
@@ -22,9 +23,9 @@ def fork(source: RunFolder, pinned: Checkpoints, step: int, spec: Spec, digest: 
     begun = out.with_name(f".{out.name}.fork")
     shutil.rmtree(begun, ignore_errors=True)
     folder = RunFolder(begun)
-    pinned.copy_to(Checkpoints(folder.checkpoints), step)
+    pinned.copy_to(Checkpoints(folder.checkpoints, spec_hash=digest), step)
     shutil.copyfile(source.metrics, folder.metrics)
-    folder.rewind_metrics(step)
+    write_atomic(folder.metrics, folder.metrics_up_to(step))
     shutil.copytree(source.events, folder.events)
     for images in get_args(Images):
         theirs, ours = source.evaluations_of(images), folder.evaluations_of(images)
@@ -44,6 +45,8 @@ def fork(source: RunFolder, pinned: Checkpoints, step: int, spec: Spec, digest: 
             "origins": spec.origins(),
             "error": None,
             "losses": [],
+            "metrics": folder.metrics_known(),
+            "spec_sha256": None,
             "forked": ForkRecord(run=source.path.name, step=step),
         }
     ).write(folder.run)

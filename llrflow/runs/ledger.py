@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from llrflow.base.errors import CheckpointError, SpecError
+from llrflow.base.errors import CheckpointError, LlrflowError, SpecError
+from llrflow.base.files import no_room, write_atomic
 from llrflow.base.progress import say
 from llrflow.program.compile import Program
 from llrflow.program.cost import parts
@@ -22,14 +23,31 @@ class Ledger:
 
     def __init__(self, folder: RunFolder, checkpoints: Checkpoints, record: RunRecord) -> None:
         self._folder, self._checkpoints, self.record = folder, checkpoints, record
+        self._seals = False
         self.update()
         checkpoints.on_save = self.update
 
     def update(self, **changes: Any) -> None:
         """Write the record with some fields changed; `step` is that of the newest checkpoint."""
         step = max(self._checkpoints.steps(), default=0)
-        self.record = self.record.model_copy(update={"step": step, **changes})
+        known = {"metrics": self._folder.metrics_known()} if self._seals else {}
+        self.record = self.record.model_copy(update={"step": step, **known, **changes})
         self.record.write(self._folder.run)
+
+    def rewind_metrics(self, step: int, log_every: int) -> None:
+        """Drop the metric lines after `step`, which training writes again; say what is missing of those before."""
+        kept, problem = self._folder.metrics_up_to(step), self._folder.metrics_problem(self.record)
+        there = self._folder.metrics_known(kept)
+        expected = step // log_every + (step == self.record.steps and step % log_every > 0)
+        if there.lines - there.looks < expected and self.record.forked is None:
+            problem = f"{self._folder.metrics} holds {there.lines - there.looks} of {expected} lines up to step {step}"
+        if problem is not None:
+            say(f"{problem}: the run goes on without what is missing")
+            self.record = self.record.model_copy(update={"found_changed": [*self.record.found_changed, problem]})
+        # First what will be true: a kill before the file is cut leaves one that begins as run.json says.
+        self.update(metrics=there)
+        write_atomic(self._folder.metrics, kept)
+        self._seals = True
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -40,8 +58,15 @@ class Ledger:
             self.update(state="interrupted", error=str(stopped))
             raise
         except Exception as error:
-            self.update(state="failed", error=f"{type(error).__name__}: {error}")
-            raise
+            self._checkpoints.clean()  # of a full disk this is some room
+            full = no_room(error)
+            told = f"{type(error).__name__}: {error}" if full is None else full
+            with suppress(OSError) if full else nullcontext():
+                self.update(state="failed", error=told)
+            if full is None:
+                raise
+            where = f"{self._folder.path}: {full}; step {self.record.step} is the last that was saved"
+            raise LlrflowError(f"{where}; make room, and run the same command to continue") from error
 
     @contextmanager
     def timing(self, seconds: dict[str, float]) -> Iterator[None]:

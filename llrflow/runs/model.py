@@ -20,6 +20,7 @@ from llrflow.runs.folder import RunFolder, Step
 from llrflow.runs.looks import chosen
 from llrflow.runs.records import RunRecord
 from llrflow.spec.load import load_spec
+from llrflow.spec.resolve import spec_hash
 from llrflow.spec.schema import Spec
 
 
@@ -53,7 +54,7 @@ def load_model(run_dir: str | Path, step: Step | None = None, parameters: Litera
     if parameters == "ema" and spec.train.ema is None:
         raise SpecError(str(folder.path), "has no moving average of its parameters", "ask for `raw`")
     program = Program(spec, facts, Devices(1))
-    checkpoints = Checkpoints(folder.checkpoints)
+    checkpoints = checkpoints_of(folder, record)
     state = checkpoints.restore(program.abstract_state(), chosen_step(folder, checkpoints, step))
     kind = parameters or program.evaluated_parameters
     return Model(program, with_statistics(program, state, checkpoints, kind).state, kind, folder.path)
@@ -67,8 +68,30 @@ def recorded_facts(record: RunRecord, spec: Spec) -> DatasetFacts:
 
 
 def stored_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:
-    """The record and the spec of a run folder, some values of the spec changed. Raises CheckpointError."""
-    return folder.existing(), load_spec(folder.spec, overrides or {})
+    """The record and the spec of a run folder, some values of the spec changed.
+
+    Raises CheckpointError, also where spec.yaml is not that of the run any more: name, devices, trackers and where data
+    lie may have been edited, as they change no number.
+    """
+    record = folder.existing()
+    if record.spec_sha256 is None or folder.spec_problem(record):
+        _check_edited(folder, record)
+    return record, load_spec(folder.spec, overrides or {})
+
+
+def _check_edited(folder: RunFolder, record: RunRecord) -> None:
+    spec = load_spec(folder.spec)
+    # Older runs do not know what they wrote; in spec.yaml paths are absolute and `accumulate: auto` is a number.
+    rewritten = spec.train.accumulate != 1 or any(attack.needs_surrogate for attack in spec.evaluate.attacks.values())
+    if spec_hash(spec) != record.spec_hash and not (record.spec_sha256 is None and rewritten):
+        got = f"is not the spec of this run any more (hash {spec_hash(spec)}, run.json has {record.spec_hash})"
+        fix = "put the original back, or train what it says in a folder of its own"
+        raise CheckpointError(str(folder.spec), got, fix)
+
+
+def checkpoints_of(folder: RunFolder, record: RunRecord) -> Checkpoints:
+    """The checkpoints of a run, and no other's."""
+    return Checkpoints(folder.checkpoints, spec_hash=record.spec_hash)
 
 
 def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None = None) -> int:
@@ -78,6 +101,8 @@ def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None =
     on test images. Raises CheckpointError.
     """
     found = chosen(folder.metric_lines())
+    if step in (None, "best"):
+        _check_looks(folder)
     if step is None:
         step = "last" if found is None else "best"
     if step == "best":
@@ -86,6 +111,14 @@ def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None =
     if newest is None:
         raise CheckpointError(str(checkpoints.directory), "has no intact checkpoint", "train the run again")
     return newest
+
+
+def _check_looks(folder: RunFolder) -> None:
+    """Raise CheckpointError where the looks that choose the best checkpoint are not those that the run wrote."""
+    record = folder.existing()
+    if record.metrics is not None and record.metrics.looks and (problem := folder.metrics_problem(record)):
+        got = f"{problem.removeprefix(f'{folder.metrics} ')}, and its looks choose the best checkpoint"
+        raise CheckpointError(str(folder.metrics), got, "name the step to take, or `last`")
 
 
 def _best_evaluated(folder: RunFolder, checkpoints: Checkpoints) -> int:

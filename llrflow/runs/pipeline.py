@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ class Session:
         self._log = Log(folder, checkpoints, ledger.record.spec_hash)
         self._trainer = Trainer(program, group, splits["train"], self._log, quiet)
         self._state = begin(program, group, folder, checkpoints, say, start)
+        ledger.rewind_metrics(self.step, program.spec.train.log_every)
         self._keep_best()
 
     @property
@@ -229,20 +231,24 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
     # A run that cannot begin leaves no folder.
     start = None if folder.run.exists() and not fresh else start_of(program, before=None, trained=False)
     with folder.owned(), stop_requests() as stop:
+        folder.clean()
         before = None if fresh else earlier(folder, digest, data)
         if fresh:
             folder.clear()
         program = _in_parts(spec, program, group, folder)
-        checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep)
+        checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep, digest)
         if before is not None:
             start = start_of(program, before, trained=bool(checkpoints.steps()))
+        stored = dump_yaml(_storable(program.spec)).encode()
         record = new_record(program, spec, data, digest, before)
+        record = record.model_copy(update={"spec_sha256": hashlib.sha256(stored).hexdigest()})
         if start is not None:
             record = record.model_copy(update={"start": start.record})
         # run.json is the first file: it marks the folder as a run's.
         ledger = Ledger(folder, checkpoints, record)
-        write_atomic(folder.spec, dump_yaml(_storable(program.spec)).encode())
+        write_atomic(folder.spec, stored)
         with ledger.keeping():
+            checkpoints.clean()
             yield Session(program, group, splits, folder, checkpoints, ledger, stop, quiet, start)
             if ledger.record.state != "finished":
                 left = f"left at step {ledger.record.step} of {program.steps}; run the same spec to continue"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from llrflow.base.files import write_atomic
+from llrflow.base.sealed import sealed
 
 FORMAT = 1
 """Of run.json."""
@@ -32,8 +34,8 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     def write(self, path: Path) -> None:
-        """Replace the file atomically."""
-        write_atomic(path, (self.model_dump_json(indent=2) + "\n").encode())
+        """Replace the file atomically, sealed."""
+        write_atomic(path, sealed(json.loads(self.model_dump_json()), path.name))
 
 
 class DataRecord(Record):
@@ -92,6 +94,17 @@ class StretchRecord(Record):
     versions: dict[str, str]
 
 
+class MetricsRecord(Record):
+    """run.json, `metrics`: the beginning of metrics.jsonl, as it was when run.json was written last."""
+
+    lines: int
+    looks: int
+    """Those of `lines` that are looks of `checkpoint.best`."""
+    bytes: int
+    sha256: str
+    """Over the first `bytes` bytes."""
+
+
 class RunRecord(Record):
     """run.json: how far the run is, and what it was made with."""
 
@@ -124,6 +137,12 @@ class RunRecord(Record):
     stretches: list[StretchRecord] = []
     """Where the run was resumed with other versions or on other devices than those before; `devices` and `versions` are
     those that it began with."""
+    spec_sha256: str | None = None
+    """Of spec.yaml as the run wrote it; None in older runs."""
+    metrics: MetricsRecord | None = None
+    """What of metrics.jsonl is known; None in older runs, and before there is any."""
+    found_changed: list[str] = []
+    """What the run met when it went on that was not as it had left it."""
     losses: list[LossRecord] = []
     """What `llrflow run --address` started again from."""
 
@@ -135,6 +154,12 @@ class Proportion(Record):
     correct: int
     n: int
     interval: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Proportion:
+        if not 0 <= self.correct <= self.n or abs(self.accuracy * self.n - self.correct) > 1e-6 * self.n:
+            raise ValueError(f"an accuracy of {self.accuracy} is not {self.correct} of {self.n}")
+        return self
 
 
 class Distribution(Record):

@@ -14,12 +14,11 @@ from llrflow.data.pipelines import open_split
 from llrflow.data.schema import Data
 from llrflow.program.compile import compile_spec, located
 from llrflow.runs.averages import estimated, training_images, with_statistics
-from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.elsewhere import fitting_block, named_data
 from llrflow.runs.evaluate import Evaluator
 from llrflow.runs.folder import RunFolder, Step, label_of
 from llrflow.runs.interrupt import stop_requests
-from llrflow.runs.model import chosen_step, recorded_facts, stored_run
+from llrflow.runs.model import checkpoints_of, chosen_step, recorded_facts, stored_run
 from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import changed_block
 from llrflow.runs.records import Images, OtherData, RunRecord
@@ -122,10 +121,12 @@ def _evaluated(
         raise at(spec, "data.validation", "holds back no images to evaluate", "train again with it, such as 0.1")
     facts_of = (lambda data: recorded_facts(record, spec)) if on_data else describe
     program = compile_spec(spec, training=False, facts_of=facts_of)
-    checkpoints = Checkpoints(folder.checkpoints)
+    checkpoints = checkpoints_of(folder, record)
     others = {other: fitting_block(other, spec, record) for other in named_data(on_data, spec.data)}
     blocks: dict[OtherData | None, Data] = {**others} if on_data else {None: spec.data}
     with folder.owned() if share is None else nullcontext(), stop_requests() as stop:
+        if share is None:
+            folder.clean()
         chosen = chosen_step(folder, checkpoints, step)
         state = checkpoints.restore(program.abstract_state(), chosen)
         surrogates, found = surrogates_of(program), []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from llrflow.base.arrays import NotArrays, read_npz
 from llrflow.base.errors import CheckpointError, InputError, line_of
 from llrflow.models.head import head_of
 from llrflow.models.network import STATISTICS
@@ -99,11 +99,8 @@ def _of_file(program: Program, path: Path) -> tuple[Arrays, Arrays]:
     """Parameters and states of an npz file, by module and name. Raises SpecError."""
     spec, found = program.spec, {"params": {}, "state": {}}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            arrays = {name: file[name] for name in file.files}
-    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+    except NotArrays as error:
         got = f"= {str(path)!r} cannot be read: {line_of(error)}"
         raise at(spec, "model.start.npz", got, "name an .npz file of arrays") from None
     for full, array in arrays.items():

@@ -21,6 +21,7 @@ from llrflow.program.compile import Program
 from llrflow.program.group import Group
 from llrflow.program.state import Batch, TrainState
 from llrflow.runs.checkpoint import Checkpoints
+from llrflow.runs.events import Events
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.looks import PREFIX, is_look
@@ -45,7 +46,6 @@ def begin(
         got = "has no intact checkpoint any more, and its `model.start` is gone"
         raise CheckpointError(str(folder.path), got, "put it back, or start over with --fresh --out")
     checkpoints.discard_after(-1 if step is None else step)
-    folder.rewind_metrics(step or 0)
     group.share(np.bool_(step is not None))
     if step is None:
         return _fresh(program, group, start)
@@ -81,11 +81,9 @@ class Log:
     @contextlib.contextmanager
     def opened(self, first: int) -> Iterator[None]:
         """Append lines, and events from step `first` on, while the block runs."""
-        from tensorboardX import SummaryWriter
-
         with (
             self._folder.metrics.open("a") as self._lines,
-            SummaryWriter(str(self._folder.events), purge_step=first + 1) as self._events,
+            contextlib.closing(Events(self._folder.events, first + 1)) as self._events,
         ):
             yield
 
@@ -94,12 +92,13 @@ class Log:
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             tag = name if is_look(values) else f"train/{name}"
-            self._events.add_scalar(tag.replace(PREFIX, "validation/"), value, step)
+            self._events.add(tag.replace(PREFIX, "validation/"), value, step)
         self.also(step, values)
 
     def flush(self) -> None:
         """Let readers see the lines."""
         self._lines.flush()
+        self._events.flush()
 
     def save(self, state: TrainState) -> None:
         """Save an unreplicated state."""

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from llrflow.attacks.search import Findings
-from llrflow.base.files import NOT_NPZ, open_atomic, write_atomic
+from llrflow.base.arrays import NotArrays, open_npz
+from llrflow.base.files import open_atomic, write_atomic
 
 SAVE_SECONDS = 2.0
 """Longest stretch of finished work that a kill can lose."""
@@ -57,11 +58,11 @@ class Verdicts(Findings):
 
         Returns whether the file has these, of these images, and no others.
         """
-        absent_or_damaged = contextlib.suppress(*NOT_NPZ)
-        with absent_or_damaged, source.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with contextlib.suppress(NotArrays), open_npz(source) as stored:
             if str(stored["identity"]) != self._identity:
                 return False
             found = {name: stored[name] for name in self.arrays}
+            self._check(found)
             _, mine, theirs = np.intersect1d(self.arrays["ids"], found["ids"], True, return_indices=True)
             wanted = self.candidates[mine] & (found["tried"][theirs] > self.arrays["tried"][mine])
             wanted &= ~np.isin(mine, self.arrays["kept"]) | np.isin(theirs, found["kept"])
@@ -75,6 +76,14 @@ class Verdicts(Findings):
             self.seconds += share * _seconds_of(source)
             return share == 1.0 and all(np.array_equal(found[name], self.arrays[name]) for name in ("ids", "kept"))
         return False
+
+    def _check(self, found: Mapping[str, np.ndarray]) -> None:
+        """Raise NotArrays where arrays of a file are of other kinds than they are written in."""
+        lengths = {"kept": len(found["kept"]), "delta": len(found["kept"])}
+        for name, mine in self.arrays.items():
+            shape = (lengths.get(name, len(found["ids"])), *mine.shape[1:])
+            if found[name].shape != shape or found[name].dtype != mine.dtype:
+                raise NotArrays(f"array {name} is {found[name].dtype}{list(found[name].shape)}")
 
     def record(self, ids: np.ndarray, verdict: Any) -> None:
         """As Findings, and now and then to disk."""

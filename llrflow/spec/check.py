@@ -20,8 +20,14 @@ from llrflow.spec.sweep_schema import Sweep
 NOT_SWEPT = ("llrflow", "name", "plugins", "seed", "devices", "sweep", "extends", "data.dir")
 """Paths that decide no result, or that a sweep sets itself."""
 
-LOGGED = ("objective", "accuracy", "gradient_norm", "step")
+LOGGED = ("objective", "accuracy", "gradient_norm", "step", "validation")
 """Metrics that every run logs beside those of its terms."""
+
+COLUMNS = (
+    "number", "configuration", "variant", "seed", "state", "step", "value", "nominal", "robust", "gamma", "escalated",
+    "seconds", "masked", "error", "stopped", "run",
+)  # fmt: skip
+"""Of trials.csv, beside those of the parameters."""
 
 STREAMS = ("augment", "mix", "terms")
 """Random streams of a step beside those of its perturbations."""
@@ -154,8 +160,6 @@ def _components(spec: Spec) -> Iterator[Problem]:
 
 
 def _evaluation(spec: Spec) -> Iterator[Problem]:
-    if "random" in spec.evaluate.attacks:
-        yield Problem("evaluate.attacks.random", "is the name of the noise control", "rename the attack")
     for name, attack in spec.evaluate.attacks.items():
         if spec.threat.norm not in attack.norms:
             got = f"({attack.label()}) knows no {spec.threat.norm} threat"
@@ -182,8 +186,6 @@ def _best(spec: Spec) -> Iterator[Problem]:
 def _looks(spec: Spec, path: str, attacks: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with attacks that look at a run while it trains."""
     for name, attack in attacks.items():
-        if name == "random":
-            yield Problem(f"{path}.random", "is the name of the noise control", "rename the attack")
         if attack.needs_surrogate or spec.threat.norm not in attack.norms:
             got = f"({attack.label()}) cannot look at a run under {spec.threat.norm}"
             yield Problem(f"{path}.{name}", got, "choose a cheap attack on the run itself")
@@ -240,7 +242,7 @@ def _variants(sweep: Sweep) -> Iterator[Problem]:
                 yield Problem(f"sweep.variants.{name}", f"sets {key}, which variants share", "set it for all")
     for name, domain in sweep.parameters.items():
         variant = domain.when.get("variant")
-        if variant is not None and variant not in sweep.variants:
+        if variant is not None and variant not in tuple(sweep.variants):  # it may be anything
             fix = suggest(variant, sweep.variants) if sweep.variants else "add `variants`, or delete it"
             yield Problem(f"sweep.parameters.{name}.when", f"names {variant!r}, which is no variant", fix)
     if not sweep.variants:
@@ -271,6 +273,8 @@ def _sweep(spec: Spec) -> Iterator[Problem]:
         if path.split(".")[0] in NOT_SWEPT or path in NOT_SWEPT:
             fix = "use `seeds` for several runs of one configuration" if path == "seed" else "choose another path"
             yield Problem(place, f"sets {path}, which cannot be swept", fix)
+        if name in COLUMNS and domain.path:
+            yield Problem(place, f"= {name!r} is a column of trials.csv", "rename the parameter")
         variant = domain.when.get("variant")
         for other, (taken, theirs) in seen.items():
             if taken == path and (variant == theirs or None in (variant, theirs)):

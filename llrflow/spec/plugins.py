@@ -31,4 +31,6 @@ def plugin_path(source: Source, index: int, plugin: str) -> str:
     """A plugin as `load_plugin` takes it: a file is made absolute, relative to the spec file that names it."""
     origin = source.origins.get(("plugins", index))
     folder = Path() if origin is None else origin.folder
+    if "\0" in plugin or not plugin.isprintable():
+        raise PluginError(source.where(("plugins", index)), f"plugins: {plugin!r} is no possible name", "correct it")
     return str((folder / plugin).resolve()) if plugin.endswith(".py") else plugin

@@ -65,10 +65,13 @@ def spec_hash(spec: Spec) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _durations(component: Any, epoch: int, total: int) -> Any:
-    """A copy in which every field annotated as a Duration is a number of steps; the same object where there is none."""
+def _durations(component: Any, epoch: int, total: int, path: tuple[str, ...] = ()) -> Any:
+    """A copy in which every field annotated as a Duration is a number of steps; the same object where there is none.
+
+    `path` is where it stands in the spec.
+    """
     if isinstance(component, Mapping):
-        items = {key: _durations(item, epoch, total) for key, item in component.items()}
+        items = {key: _durations(item, epoch, total, (*path, str(key))) for key, item in component.items()}
         return items if any(items[key] is not item for key, item in component.items()) else component
     if not isinstance(component, Component):
         return component
@@ -80,8 +83,9 @@ def _durations(component: Any, epoch: int, total: int) -> Any:
         elif isinstance(value, Mapping) and has_duration_keys(field.annotation):
             pieces = {resolve_duration(key, epoch, total): piece for key, piece in value.items()}
             if len(pieces) < len(value):
-                raise DataError(name, f"= {dict(value)} has two entries for one step", "delete one of them")
-            update[name] = _durations(pieces, epoch, total)
-        elif (resolved := _durations(value, epoch, total)) is not value:
+                place = ".".join((*path, name))
+                raise DataError(place, f"= {dict(value)} has two entries for one step", "delete one of them")
+            update[name] = _durations(pieces, epoch, total, (*path, name))
+        elif (resolved := _durations(value, epoch, total, (*path, name))) is not value:
             update[name] = resolved
     return component.model_copy(update=update) if update else component

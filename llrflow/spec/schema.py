@@ -13,7 +13,7 @@ from llrflow.base.validation import invalid, raise_at
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.optimizers import Duration
 from llrflow.components.plugins import plugin_identity
-from llrflow.components.registry import Component, Name, make
+from llrflow.components.registry import AttackName, Component, make
 from llrflow.data.schema import Data
 from llrflow.data.subset import SubsetOrCount
 from llrflow.method.objective import Objective
@@ -157,7 +157,7 @@ class Evaluate(Component):
     """Bytes that an attack may use on the devices together (`2 GiB`); batches that need more are halved. `auto` is
     half of what is free."""
 
-    attacks: dict[Name, Annotated[Any, Chosen("attack")]] = {}
+    attacks: dict[AttackName, Annotated[Any, Chosen("attack")]] = {}
     """Named attacks, run in the order of their cost, those without gradients last."""
 
     cascade: bool = True
@@ -190,7 +190,7 @@ class Best(Component):
     every: Annotated[Any, Duration()] = "1 epoch"
     """Distance of two looks; the last step always is one. A checkpoint is saved at each."""
 
-    attacks: Annotated[dict[Name, Annotated[Any, Chosen("attack")]], Field(min_length=1)] = Field(
+    attacks: Annotated[dict[AttackName, Annotated[Any, Chosen("attack")]], Field(min_length=1)] = Field(
         default_factory=lambda: {"pgd": make("attack", {"type": "pgd", "steps": 10})}
     )
     """Named cheap attacks; the best has the highest worst-case accuracy, the earliest of equals."""

@@ -20,6 +20,7 @@ from llrflow.spec.yaml_text import (
     CORE,
     MAX_BYTES,
     MAX_DEPTH,
+    MAX_DIGITS,
     MAX_NODES,
     Dumper,
     Origin,
@@ -255,6 +256,8 @@ def _plain(value: object, file: str, depth: int = 0) -> Tree:
         if value is not None and type(value) not in (str, int, float, bool):
             fix = "use dict, list, str, int, float, bool or None"
             raise SpecError(file, f"{name} is of type {type(value).__name__}", fix)
+        if type(value) is int and value.bit_length() > 4 * MAX_DIGITS:
+            raise SpecError(file, f"{name} has {value.bit_length()} bits", "use a smaller number")
         return Tree(value, Origin(file, text=str(value)))
 
     return copy(value, ())

@@ -14,6 +14,8 @@ from llrflow.base.errors import SpecError
 MAX_BYTES = 1 << 20
 MAX_NODES = 10_000
 MAX_DEPTH = 50
+MAX_DIGITS = 250
+"""Of a whole number, also of one in base 16."""
 
 TAG = "tag:yaml.org,2002:"
 # The YAML 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema); the order decides, `10` is an int.
@@ -94,7 +96,7 @@ def convert(tag: str, text: str, where: str) -> Any:
     if not CORE[tag].match(text):
         raise SpecError(where, f"{text[:60]!r} is no {kind}", f"remove the tag !!{kind} or correct the value")
     if kind == "int":
-        if len(text) > 1000:  # Python refuses to print longer ones
+        if len(text) > MAX_DIGITS:  # as a float it would overflow
             raise SpecError(where, f"a whole number of {len(text)} digits", "use a smaller number")
         return int(text, {"0x": 16, "0o": 8}.get(text[:2], 10))
     if kind == "float":

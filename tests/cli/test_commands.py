@@ -201,7 +201,7 @@ def test_the_default_folder_is_named_by_the_resolved_spec(command, spec_file, tm
     assert llrflow.run(devices, stored.parent).record.name == "renamed"  # neither names the experiment
 
 
-def test_runs_lists_what_a_folder_holds(command, spec_file, tmp_path):
+def test_runs_lists_what_a_folder_holds(command, rewrite, spec_file, tmp_path):
     small = ["--set", "evaluate.attacks.pgd=null", "--set", "train.steps=2"]
     assert command("run", spec_file, *small, "--out", tmp_path / "all/done")[0] == 0
     assert command("run", spec_file, *small, "--set", "seed=1", "--out", tmp_path / "all/begun")[0] == 0
@@ -210,8 +210,7 @@ def test_runs_lists_what_a_folder_holds(command, spec_file, tmp_path):
     (tmp_path / "all/odd").mkdir()
     (tmp_path / "all/odd/run.json").write_text("{")
     (tmp_path / "all/empty").mkdir()
-    record = tmp_path / "all/begun/run.json"
-    record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
+    rewrite(tmp_path / "all/begun/run.json", state="interrupted")
     code, out, err = command("runs", tmp_path / "all", "--json")
     begun, done, odd = json.loads(out)
     assert code == 0 and err == ""
@@ -267,7 +266,7 @@ class Quantised(MLP):
 '''
 
 
-def test_a_masked_model_is_told_and_its_accuracy_is_a_bound(command, tiny, write_spec, tmp_path):
+def test_a_masked_model_is_told_and_its_accuracy_is_a_bound(command, rewrite, tiny, write_spec, tmp_path):
     (tmp_path / "quantised.py").write_text(QUANTISED)
     sets = {
         "plugins": ["quantised.py"],
@@ -282,9 +281,7 @@ def test_a_masked_model_is_told_and_its_accuracy_is_a_bound(command, tiny, write
     code, out, err = command("run", path, "--out", folder)
     assert code == 0, err  # the training went well
     assert "MASKED? gradients_vanish" in out and "<= " in out
-    record = json.loads((folder / "run.json").read_text())
-    record["seconds"]["evaluate"] = 12345.6
-    (folder / "run.json").write_text(json.dumps(record))
+    rewrite(folder / "run.json", seconds={"evaluate": 12345.6})
     began = time.monotonic()
     code, out, _ = command("evaluate", folder)
     assert code == 3 and "MASKED? gradients_vanish" in out

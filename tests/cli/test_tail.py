@@ -136,7 +136,7 @@ def test_a_run_json_that_cannot_be_read(command, left):
     content = left.run.read_bytes()
     left.run.write_bytes(content[: len(content) // 2])
     code, out, err = command("tail", left.path)
-    assert (code, out) == (2, "") and err.startswith(f"error: {left.run}: Invalid JSON: EOF") and err.count("\n") == 1
+    assert (code, out) == (2, "") and err.startswith(f"error: {left.run}: is damaged: ") and err.count("\n") == 1
     left.run.unlink()
     left.run.mkdir()
     for arguments in (["tail", left.path], ["export", left.path], ["compare", left.path, left.path]):

@@ -62,7 +62,7 @@ def test_gray_images_and_labels_in_a_column_are_taken(tmp_path):
         ({"train_labels": LABELS * 1000}, "labels run up to 2000, but no example is labelled 1, 2, 3"),
         ({"train_labels": LABELS * 0}, "has one class only"),
         ({"train_labels": LABELS.astype(float)}, r"train_labels is float64\[12\]"),
-        ({"train_labels": LABELS.astype(object)}, "array train_labels cannot be read .*Object arrays cannot be loaded"),
+        ({"train_labels": LABELS.astype(object)}, "cannot be read: array train_labels: holds Python objects"),
         ({"train_images": PIXELS / 255}, "train_images is float64; store pixels as uint8"),
         ({"train_images": PIXELS.transpose(0, 3, 1, 2)}, r"train_images has the shape \[12, 3, 5, 4\]"),
         ({"train_images": PIXELS[:0], "train_labels": LABELS[:0]}, r"train_images has the shape \[0,"),
@@ -84,19 +84,20 @@ def test_files_that_are_no_archive_are_refused(tmp_path):
     single = io.BytesIO()
     np.save(single, PIXELS)
     for content, says in (
-        (whole[:middle], "is not an intact .npz file"),
-        (whole[:inside] + bytes([whole[inside] ^ 255]) + whole[inside + 1 :], "array train_images cannot be read"),
-        (b"", "is not an intact .npz file"),
-        (b"\x80\x04N.", "is not an intact .npz file"),
-        (single.getvalue(), "holds a single array"),
+        (whole[:middle], "no intact .npz file"),
+        (whole[:inside] + bytes([whole[inside] ^ 255]) + whole[inside + 1 :], "array train_images: "),
+        (b"", "no intact .npz file"),
+        (b"\x80\x04N.", "no intact .npz file"),
+        (single.getvalue(), "no intact .npz file"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=says) as caught:
             import_files("npz", "n", path, tmp_path / "data")
         assert "\n" not in str(caught.value) and not (tmp_path / "data").exists()
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("train_images.npy", "text")
-    with pytest.raises(DataError, match="array train_images cannot be read"):
+        for name in SOUND:
+            archive.writestr(f"{name}.npy", "text")
+    with pytest.raises(DataError, match="array train_images: "):
         import_files("npz", "n", path, tmp_path / "data")
     write(tmp_path / "b.npz")
     with pytest.raises(DataError, match=r"holds 2 \.npz files; give one"):

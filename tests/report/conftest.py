@@ -1,7 +1,6 @@
 """Two runs with every study and a sweep's folder, for reports to read."""
 
 import datetime
-import json
 import shutil
 
 import pytest
@@ -29,14 +28,14 @@ def studied(load, tmp_path_factory):
 
 
 @pytest.fixture
-def runs(studied, tmp_path):
+def runs(studied, rewrite, tmp_path):
     """Two such folders, the second with another name and term weight and without its studies."""
     first, second = (shutil.copytree(studied, tmp_path / "runs" / name) for name in ("one", "two"))
     for path in [*second.glob("evaluation/*.s*.json"), *second.glob("evaluation/*.linearity.json")]:
         path.unlink()
     changed = RunFolder(second)
     changed.spec.write_text(changed.spec.read_text().replace("weight: 0.2", "weight: 0.3"))
-    (second / "run.json").write_text(json.dumps({**json.loads((second / "run.json").read_text()), "name": "other"}))
+    rewrite(second / "run.json", name="other")
     return first, second
 
 

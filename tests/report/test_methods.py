@@ -16,9 +16,10 @@ WORST = {"llr": (0.40, 0.44, 0.45), "trades": (0.30, 0.40, 0.38)}
 
 
 @pytest.fixture
-def seeded(swept, studied):
+def seeded(swept, studied, rewrite):
     """The sweep's folder with two variants of three seeds, and a third configuration that did not win."""
     record = json.loads((swept / "sweep.json").read_text())
+    del record["sha256"]
     trial, configuration = record["trials"][0], record["configurations"][0]
     record |= {"trials": [], "configurations": [], "winners": {"llr": 0, "trades": 1}, "best": 0}
     for number, (variant, values) in enumerate({**WORST, "worse": WORST["trades"]}.items()):
@@ -34,8 +35,8 @@ def seeded(swept, studied):
                 {**trial, **told, "number": numbers[seed], "seed": seed, "run": run, "value": value}
             )
             path = shutil.copytree(studied, swept / "runs" / run) / "evaluation" / "12.json"
-            made = json.loads(path.read_text())
-            path.write_text(json.dumps({**made, "worst_case": {**made["worst_case"], "accuracy": value}}))
+            worst = {"accuracy": value, "correct": round(100 * value), "n": 100, "interval": [0.0, 1.0]}
+            rewrite(path, worst_case=worst)
     (swept / "sweep.json").write_text(SweepRecord.model_validate(record).model_dump_json())
     return swept
 
@@ -70,10 +71,9 @@ def test_a_report_has_methods_by_attacks_with_deviations_and_paired_tests(seeded
     assert configurations.rows[0][:2] == ["0, 1, 2", "43.00% ± 2.00"]
 
 
-def test_what_lacks_a_seeds_evaluation_or_has_another_is_left_out(seeded):
+def test_what_lacks_a_seeds_evaluation_or_has_another_is_left_out(seeded, rewrite):
     path = seeded / "runs" / "run-4" / "evaluation" / "12.json"
-    made = json.loads(path.read_text())
-    path.write_text(json.dumps({**made, "ids_sha256": "0" * 64}))
+    rewrite(path, ids_sha256="0" * 64)
     assert len(next(t for t in make_report([seeded]).tables if t.name == "sweep-1-methods").rows) == 1
     shutil.rmtree(path.parent)
     report = make_report([seeded])

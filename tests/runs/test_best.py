@@ -53,7 +53,7 @@ def records_of(folder, place):
     """What evaluations found, without times."""
     found = {path.name: json.loads(path.read_text()) for path in (folder / place).glob("*.json")}
     for record in found.values():
-        del record["started"]
+        del record["started"], record["sha256"]
         for attack in record["attacks"].values():
             del attack["seconds"]
     return found

@@ -159,10 +159,10 @@ def test_who_is_taken_for_whom(evaluator, finished, cascade):
             assert changed[stored["wrong"]].all() and changed[attacked].sum() > stored["wrong"].sum()
 
 
-def test_an_evaluation_without_classes_is_still_read_and_an_older_verdict_file_made_anew(copied, load, numbers_of):
+def test_one_without_classes_is_still_read_and_an_older_verdict_file_made_anew(copied, rewrite, load, numbers_of):
     path = copied / "evaluation" / "12.json"
     record = json.loads(path.read_text())
-    path.write_text(json.dumps({name: value for name, value in record.items() if name != "classes"}))
+    rewrite(path, classes=None)
     again = evaluate_run(copied).evaluation
     assert again.classes is None and again.worst_case.correct == record["worst_case"]["correct"]
     path.unlink()
@@ -297,13 +297,12 @@ def test_loading_a_model_does_not_settle_the_number_of_devices(finished):
     assert done.returncode == 0, done.stderr.splitlines()[-1]
 
 
-def test_the_best_checkpoint_is_that_of_the_highest_worst_case(copied):
+def test_the_best_checkpoint_is_that_of_the_highest_worst_case(copied, rewrite):
     assert evaluate_run(copied, "best").evaluation.checkpoint == 12  # the only one evaluated
     early = evaluate_run(copied, 4).evaluation
     path = copied / "evaluation" / "12.json"
-    record = json.loads(path.read_text())
-    record["worst_case"]["accuracy"] = early.worst_case.accuracy - 0.01
-    path.write_text(json.dumps(record))
+    lower = early.worst_case.model_copy(update={"correct": 0, "accuracy": 0.0})
+    rewrite(path, worst_case=lower.model_dump())
     assert evaluate_run(copied, "best").evaluation.checkpoint == 4
     for path in (copied / "evaluation").glob("*.json"):
         path.unlink()

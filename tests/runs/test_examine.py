@@ -12,7 +12,7 @@ import llrflow
 from llrflow.base.errors import SpecError
 from llrflow.data.resident import load_split
 from llrflow.runs.examine import FunctionRecord
-from llrflow.runs.records import EvaluationRecord
+from llrflow.runs.folder import RunFolder
 
 N, K, SIDE = 96, 8, 6
 KEY = jax.random.key(5)
@@ -145,7 +145,7 @@ def test_the_network_of_a_run_gets_the_verdicts_of_the_run(finished, tmp_path):
     attacks = {"attacks": block.model_dump()["attacks"], "cascade": False}
     key, how = jax.random.key(model.spec.seed), {"checks": 0, "batch_size": 120}
     found = llrflow.examine(model.logits, x, y, model.threat, key, attacks, name="tiny", **how).record
-    run = EvaluationRecord.model_validate_json((finished / "evaluation" / "12.json").read_bytes())
+    run = RunFolder(finished).evaluations()[12]
     assert (found.nominal, found.worst_case, found.classes) == (run.nominal, run.worst_case, run.classes)
     assert (found.threat, found.epsilon, found.cascade, found.flags) == (run.threat, run.epsilon, run.cascade, {})
     for name, attack in run.attacks.items():

@@ -13,6 +13,8 @@ import pytest
 
 import llrflow
 from llrflow.base.errors import CheckpointError
+from llrflow.base.files import sha256_file
+from llrflow.base.sealed import sealed, unsealed
 from llrflow.runs.export import export_model
 
 RESNET = {
@@ -86,7 +88,7 @@ def test_the_record_says_what_it_is(command, finished, tmp_path):
     code, out, err = command("export", finished, "-o", tmp_path / "out", "--checkpoint", 8, "--json")
     shown, evaluation = json.loads(out), json.loads((finished / "evaluation/12.json").read_text())
     assert code == 0 and err == "" and shown.pop("export") == str(tmp_path / "out")
-    assert shown == json.loads((tmp_path / "out/model.json").read_text())
+    assert shown == unsealed((tmp_path / "out/model.json").read_bytes(), "model.json")
     assert shown["step"] == 8 and shown["platforms"] == ["cpu", "cuda", "tpu"] and shown["epsilon"] == "0.15"
     assert (
         shown["spec_hash"] == evaluation["spec_hash"]
@@ -105,12 +107,11 @@ def flip(path):
 
 def lie(folder, program=b"no program " * 50):
     """A program that is none, with the checksum to match."""
-    from llrflow.base.files import sha256_file
 
     (folder / "logits.stablehlo").write_bytes(program)
-    record = json.loads((folder / "model.json").read_text())
+    record = unsealed((folder / "model.json").read_bytes(), "model.json")
     record["files"]["logits.stablehlo"] = sha256_file(folder / "logits.stablehlo")
-    (folder / "model.json").write_text(json.dumps(record))
+    (folder / "model.json").write_bytes(sealed(record, "model.json"))
 
 
 def of_a_later_jax(folder):
@@ -128,8 +129,8 @@ DAMAGE = {
         r"model\.json: name: Field required; it is damaged or of",
     ),
     "newer": (
-        lambda f: (f / "model.json").write_text((f / "model.json").read_text().replace('"format": 1', '"format": 2')),
-        r"model\.json: format: Input should be 1",
+        lambda f: (f / "model.json").write_text('{"format": 2}'),
+        r"model\.json: has format 2, and this version of llrflow reads formats up to 1; install a newer llrflow",
     ),
     "missing": (lambda f: (f / "weights.npz").unlink(), r"weights\.npz: is missing; export the run again"),
     "foreign": (lie, r"logits\.stablehlo: cannot be read by jax"),

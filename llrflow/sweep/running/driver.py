@@ -10,10 +10,13 @@ from pathlib import Path
 
 import jax
 
-from llrflow.base.errors import SpecError
+from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.base.files import write_atomic
+from llrflow.base.progress import say
+from llrflow.base.shown import measured
 from llrflow.data.facts import describe
 from llrflow.runs.interrupt import Interrupted
+from llrflow.runs.sealed import read_record
 from llrflow.spec.load import at
 from llrflow.spec.schema import Spec
 from llrflow.spec.source import dump_yaml
@@ -23,7 +26,7 @@ from llrflow.sweep.running.budget import Budget, stopped_by_signals
 from llrflow.sweep.running.cluster import cluster
 from llrflow.sweep.running.escalate import escalate
 from llrflow.sweep.running.tune import fit
-from llrflow.sweep.space.trials import Trial, base_of, sweep_of, trials_of
+from llrflow.sweep.space.trials import Trial, base_of, shown, sweep_of, trials_of
 from llrflow.sweep.space.variants import inlined
 from llrflow.sweep.tracking.mirror import Mirror
 from llrflow.sweep.tracking.publisher import Publisher
@@ -60,6 +63,7 @@ def run_sweep(
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": inlined(spec)}).encode())
         with nullcontext() if copied is None else copied:
             agenda, budget = Agenda(spec, storage, trials), Budget(sweep)
+            _tell_left_out(storage, agenda)
             publisher = Publisher(spec, storage, agenda.records.values(), quiet, trackers, copied)
             _run_what_is_left(spec, storage, agenda, publisher, budget, address)
             return _conclude(storage, agenda, publisher, budget)
@@ -74,6 +78,22 @@ def _check(spec: Spec, trials: Sequence[Trial], address: str) -> None:
     if sweep.resources.gpu or sweep.resources.custom:
         jax.config.update("jax_platforms", "cpu")  # the driver leaves accelerators to its workers
     check_trials(spec, trials, describe)
+
+
+def _tell_left_out(storage: Storage, agenda: Agenda) -> None:
+    """Name the finished trials on record that the spec's space no longer has: nothing compares with them any more."""
+    try:
+        before = read_record(SweepRecord, storage.record, "")
+    except (FileNotFoundError, CheckpointError):
+        return
+    held = {trial.name for trial in agenda.trials.values()}
+    held |= {part.run for trial in agenda.records.values() for part in trial.line}
+    lost = [trial for trial in before.of_state("finished") if trial.run not in held]
+    if lost:
+        named = "; ".join(
+            f"{trial.run} ({shown(trial.parameters)}; {measured(before.metric, trial.value)})" for trial in lost
+        )
+        say(f"{len(lost)} finished trial(s) are not in the space any more, and in no table; their runs stay: {named}")
 
 
 def _mirror(uri: str, storage: Storage, resume: bool) -> Mirror:

@@ -91,7 +91,7 @@ class TrialRunner(Trainable):
         storage, name = Storage(Path(self._config["storage"])), self._config["name"]
         if self._config["is_population"] and self._reported:
             made, step = Checkpoints(storage.run(name).checkpoints), self._config["rungs"][self._reported - 1]
-            with suppress(FileNotFoundError):  # of a rung that was only read from the record
+            with suppress(FileNotFoundError, ValueError):  # of a rung that was only read from the record, or damaged
                 made.copy_to(storage.pins(name), step)
         return {"reported": self._reported}
 

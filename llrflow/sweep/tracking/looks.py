@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pydantic import ValidationError
-
 from llrflow.base.errors import CheckpointError
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.looks import is_look, measured
 from llrflow.runs.records import EvaluationRecord, Images, RunRecord
+from llrflow.runs.sealed import read_record
 
 
 def look_at(folder: RunFolder, step: int, label: str, images: Images) -> dict[str, float] | None:
@@ -39,7 +38,6 @@ def record_of(folder: RunFolder) -> RunRecord | None:
 def evaluation_of(folder: RunFolder, step: int, label: str = "", images: Images = "test") -> EvaluationRecord | None:
     """An evaluation of a trial, by default the one that finished it; None where there is none that can be read."""
     try:
-        path = folder.evaluations_of(images) / f"{step}{label}.json"
-        return EvaluationRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return read_record(EvaluationRecord, folder.evaluations_of(images) / f"{step}{label}.json", "")
+    except (FileNotFoundError, CheckpointError):
         return None

@@ -21,13 +21,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
-
-from llrflow.base.errors import DataError, SpecError, line_of
-from llrflow.base.files import sole_owner
+from llrflow.base.errors import CheckpointError, DataError, SpecError
+from llrflow.base.files import TEMPORARY, sole_owner
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.records import Record
+from llrflow.runs.sealed import read_record
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.tracking.records import Segment
@@ -99,8 +98,8 @@ class Storage:
     def ended(self, name: str) -> Ended | None:
         """Why a trial ended early, if it did."""
         try:
-            return Ended.model_validate_json(self.ended_path(name).read_bytes())
-        except (OSError, ValidationError):
+            return read_record(Ended, self.ended_path(name), "")
+        except (FileNotFoundError, CheckpointError):
             return None
 
     def end(self, name: str, ended: Ended) -> None:
@@ -143,14 +142,16 @@ class Storage:
             except OSError as error:
                 got = f"cannot be the folder of a sweep: {error.strerror}"
                 raise SpecError(str(self.path), got, "choose another --out") from None
+            for left in self.path.glob(f".*.{TEMPORARY}"):  # a killed driver had begun them
+                left.unlink(missing_ok=True)
             yield
 
 
 def _read(path: Path, kind: type[R], fix: str) -> R:
     """A file's record, an empty one where there is no file. Raises DataError."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return read_record(kind, path, fix)
     except FileNotFoundError:
         return kind()
-    except (OSError, ValidationError) as error:
-        raise DataError(str(path), f"cannot be read: {line_of(error)}", fix) from None
+    except CheckpointError as error:
+        raise DataError(error.where, error.got, error.fix) from None
