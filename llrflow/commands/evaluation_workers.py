@@ -43,6 +43,7 @@ def evaluate_on_workers(
     quiet: bool,
     attacks: str | None,
     stop_after: int | None,
+    trust_plugins: bool = False,
     **how: Any,
 ) -> list[Run]:
     """As `evaluate_run`, or `evaluate_elsewhere` with `on_data`, by `workers` (default one a node) of the Ray at
@@ -53,9 +54,10 @@ def evaluate_on_workers(
     lost.
     """
     folder = RunFolder(path.absolute())
-    record, spec, _ = changed_run(folder, attacks, stop_after)
+    record, spec, _ = changed_run(folder, attacks, stop_after, trust_plugins=trust_plugins)
     how |= {"step": chosen_step(folder, Checkpoints(folder.checkpoints), step), "stop_after": stop_after}
     how |= {"attacks": attacks and evaluate_block(attacks)}  # from here: workers may lack the file
+    how |= {"trust_plugins": True}  # decided here: workers may have another home
     cpus = max(os.cpu_count() or 1, math.ceil(spec.devices.wanted.get("CPU", 0) * (workers or 1)))
     # What Ray prints of dying workers are pages; what was lost is said here.
     with (

@@ -62,6 +62,13 @@ def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+trust_option = click.option(
+    "--trust-plugins",
+    is_flag=True,
+    help="Run the plugins that RUN names, also those that are not installed and that you have not trained with here.",
+)
+
+
 def run_argument(name: str, metavar: str) -> Callable[..., Any]:
     """A run folder, which shells complete."""
     return click.argument(name, metavar=metavar, type=click.Path(path_type=Path), shell_complete=_run_folders)

@@ -12,7 +12,7 @@ import click
 from llrflow.base.errors import SpecError
 from llrflow.commands.environment import ray_environment
 from llrflow.commands.evaluations import MASKED, show, show_several
-from llrflow.commands.options import checkpoint_option, json_option, run_argument, spec_argument
+from llrflow.commands.options import checkpoint_option, json_option, run_argument, spec_argument, trust_option
 
 
 @click.command()
@@ -133,6 +133,7 @@ def _on_hosts(
     help="With --address, how often the worker of one share is replaced when it is lost; default 3.",
 )
 @click.option("--export", is_flag=True, help="Also write the adversarial images of each attack (npz, float32).")
+@trust_option
 @json_option
 def evaluate(
     run_folder: Path,
@@ -145,6 +146,7 @@ def evaluate(
     workers: int | None,
     retries: int | None,
     export: bool,
+    trust_plugins: bool,
     as_json: bool,
 ) -> None:
     """Attack a checkpoint of RUN and write RUN/evaluation/STEP.json (with --attacks, STEP-HASH.json);
@@ -172,6 +174,7 @@ def evaluate(
     """
     began = time.monotonic()
     how: dict[str, Any] = {"attacks": attacks, "export": export, "studies": studies, "stop_after": stop_after}
+    how |= {"trust_plugins": trust_plugins}
     if address is not None:
         results = _on_workers(run_folder, checkpoint, on_data, address, workers, retries, as_json, how)
     elif workers is not None or retries is not None:

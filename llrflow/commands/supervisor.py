@@ -15,6 +15,7 @@ from llrflow.base.errors import LlrflowError, SpecError
 from llrflow.base.files import sole_owner
 from llrflow.base.progress import say
 from llrflow.commands.host_group import Lost, live
+from llrflow.components.consent import remember
 from llrflow.data.facts import describe
 from llrflow.program.compile import located
 from llrflow.runs.checkpoint import Checkpoints
@@ -59,6 +60,7 @@ def run_on_hosts(
         stop_requests() as stop,
     ):
         _check(spec, address)
+        remember(spec.plugin_paths())
         reached, without = (0, 0) if fresh else _progress(folder), 0
         while True:
             try:

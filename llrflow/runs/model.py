@@ -40,15 +40,21 @@ class Model(Classifier):
         return {"network": self.spec.model.label(), "parameters": size, **super()._facts(), "run": self.path}
 
 
-def load_model(run_dir: str | Path, step: Step | None = None, parameters: Literal["raw", "ema"] | None = None) -> Model:
+def load_model(
+    run_dir: str | Path,
+    step: Step | None = None,
+    parameters: Literal["raw", "ema"] | None = None,
+    trust_plugins: bool = False,
+) -> Model:
     """The model of a run's checkpoint, chosen as `chosen_step` says; needs no dataset.
 
-    `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError, also where nobody has yet
-    evaluated averaged parameters that need BatchNorm statistics of their own; SpecError for `ema` where training kept
-    none.
+    `parameters` is `raw` or `ema`; default what the run evaluates. `trust_plugins` lets plugins run that the folder's
+    spec names and that are neither installed nor such as you have trained with on this machine. Raises CheckpointError,
+    also where nobody has yet evaluated averaged parameters that need BatchNorm statistics of their own; SpecError for
+    `ema` where training kept none; PluginError for such plugins.
     """
     folder = RunFolder(Path(run_dir))
-    record, spec = stored_run(folder)
+    record, spec = stored_run(folder, trust_plugins=trust_plugins)
     facts = recorded_facts(record, spec)
     if parameters == "ema" and spec.train.ema is None:
         raise SpecError(str(folder.path), "has no moving average of its parameters", "ask for `raw`")
@@ -66,9 +72,14 @@ def recorded_facts(record: RunRecord, spec: Spec) -> DatasetFacts:
     return DatasetFacts(spec.data.name, "", place, stored.image_shape, stored.classes, {}, stored.train, stored.test)
 
 
-def stored_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:
-    """The record and the spec of a run folder, some values of the spec changed. Raises CheckpointError."""
-    return folder.existing(), load_spec(folder.spec, overrides or {})
+def stored_run(
+    folder: RunFolder, overrides: dict[str, Any] | None = None, trust_plugins: bool = False
+) -> tuple[RunRecord, Spec]:
+    """The record and the spec of a run folder, some values of the spec changed.
+
+    Raises CheckpointError, and PluginError as `load_spec` does without `trust_plugins`.
+    """
+    return folder.existing(), load_spec(folder.spec, overrides or {}, trust_plugins=trust_plugins)
 
 
 def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None = None) -> int:

@@ -12,6 +12,7 @@ import jax
 
 from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
+from llrflow.components.consent import remember
 from llrflow.data.facts import describe
 from llrflow.runs.interrupt import Interrupted
 from llrflow.spec.load import at
@@ -58,6 +59,7 @@ def run_sweep(
     trackers = trackers_of(spec, storage)
     with storage.owned():
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": inlined(spec)}).encode())
+        remember(spec.plugin_paths())
         with nullcontext() if copied is None else copied:
             agenda, budget = Agenda(spec, storage, trials), Budget(sweep)
             publisher = Publisher(spec, storage, agenda.records.values(), quiet, trackers, copied)
