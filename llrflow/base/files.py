@@ -6,6 +6,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import re
 import secrets
 import time
 import zipfile
@@ -44,6 +45,13 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader, or a crash at any instant, sees the old file or the new one."""
     with open_atomic(path) as file:
         file.write(content)
+
+
+def require_local(folder: Path) -> None:
+    """Raise SpecError where a folder to be written is a URI (`s3://bucket/x`), which `Path` makes a local `s3:/x` of."""
+    if len(folder.parts) > 1 and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", folder.parts[0]):
+        fix = "name a local folder; `llrflow sweep --mirror URI` copies a sweep there while it runs"
+        raise SpecError(str(folder).replace(":/", "://", 1), "is a URI, and only local folders are written", fix)
 
 
 def remove_temporaries(path: Path) -> None:

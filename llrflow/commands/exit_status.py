@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import click
 
 from llrflow.base.errors import InputError, LlrflowError
+from llrflow.commands.printing import echo
 
 PATHS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
@@ -29,18 +30,18 @@ def exit_status(verbose: bool) -> Iterator[None]:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):  # click makes the one of the other
-        click.echo("stopped", err=True)
+        echo("stopped", err=True)
         sys.exit(130)
     except LlrflowError as error:
         if verbose:
             traceback.print_exception(error)
         label = "error: " if isinstance(error, InputError) or error.exit_code == 1 else ""
-        click.echo(f"{label}{' '.join(str(error).split())}", err=True)
+        echo(f"{label}{' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.filename is None or error.errno not in PATHS:
             raise
         if verbose:
             traceback.print_exception(error)
-        click.echo(f"error: {os.fsdecode(error.filename)}: {error.strerror}", err=True)
+        echo(f"error: {os.fsdecode(error.filename)}: {error.strerror}", err=True)
         sys.exit(2)

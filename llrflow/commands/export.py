@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from llrflow.commands.options import checkpoint_option, json_option, print_json, run_argument, trust_option
+from llrflow.commands.options import checkpoint_option, json_option, run_argument, trust_option
+from llrflow.commands.printing import echo, print_json
 
 
 @click.command()
@@ -35,6 +36,6 @@ def export(
     if as_json:
         print_json({"export": str(folder), **record.model_dump()})
         return
-    click.echo(f"wrote {folder}: step {record.step} of {record.name}, for {', '.join(record.platforms)}")
+    echo(f"wrote {folder}: step {record.step} of {record.name}, for {', '.join(record.platforms)}")
     for name in (*record.files, "model.json"):
-        click.echo(f"  {name}  {(folder / name).stat().st_size:,} bytes")
+        echo(f"  {name}  {(folder / name).stat().st_size:,} bytes")

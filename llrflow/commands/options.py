@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,17 +85,4 @@ def _run_folders(ctx: click.Context, parameter: click.Parameter, incomplete: str
     ]
 
 
-def console() -> Any:
-    """Where tables are printed: as wide as the terminal, or 100 columns in a file."""
-    from rich.console import Console
-
-    found = Console()
-    return found if found.is_terminal else Console(width=100)
-
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-def print_json(value: Any) -> None:
-    """Machine-readable output of a command."""
-    click.echo(json.dumps(value, indent=2))

@@ -13,6 +13,7 @@ from llrflow.base.errors import SpecError
 from llrflow.commands.environment import ray_environment
 from llrflow.commands.evaluations import MASKED, show, show_several
 from llrflow.commands.options import checkpoint_option, json_option, run_argument, spec_argument, trust_option
+from llrflow.commands.printing import echo
 
 
 @click.command()
@@ -71,7 +72,7 @@ def run(
         if index:
             return assist(loaded)
         if loaded.sweep is not None:
-            click.echo(f"this runs {spec} with its own values; its sweep is started by: llrflow sweep {spec}", err=True)
+            echo(f"this runs {spec} with its own values; its sweep is started by: llrflow sweep {spec}", err=True)
         result = run_spec(loaded, out, fresh, quiet=as_json)
         return show(result, result.record.seconds, as_json)
 

@@ -25,7 +25,7 @@ from jaxlib.mlir.dialects import stablehlo
 from pydantic import ValidationError
 
 from llrflow.base.errors import CheckpointError, SpecError, line_of
-from llrflow.base.files import remove_temporaries, sha256_file, write_atomic
+from llrflow.base.files import remove_temporaries, require_local, sha256_file, write_atomic
 from llrflow.method.threat import Threat
 from llrflow.runs.classifier import Classifier, hash_of, parameter_count
 from llrflow.runs.folder import RunFolder, Step, first_problem
@@ -94,6 +94,7 @@ def export_model(
 
     model = load_model(run_dir, step, parameters, trust_plugins)
     folder = Path(run_dir) / "export" if out is None else Path(out)
+    require_local(folder)
     run, _ = stored_run(RunFolder(Path(run_dir)), trust_plugins=trust_plugins)
     leaves, tree = jax.tree_util.tree_flatten_with_path(model.variables)
     names = [

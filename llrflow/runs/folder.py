@@ -29,7 +29,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from llrflow.base.errors import CheckpointError, SpecError
-from llrflow.base.files import sole_owner, write_atomic
+from llrflow.base.files import require_local, sole_owner, write_atomic
 from llrflow.runs.looks import chosen
 from llrflow.runs.records import EVALUATION_FORMAT, FORMAT, EvaluationRecord, Images, RunRecord
 
@@ -55,8 +55,9 @@ class RunFolder:
     def owned(self) -> Iterator[None]:
         """Hold the folder's lock, which a killed process lets go. Makes the folder where it is missing.
 
-        Raises SpecError when another process has it, or when the folder holds files that are not a run's.
+        Raises SpecError when another process has it, when the folder holds files that are not a run's, or is a URI.
         """
+        require_local(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             foreign = next(

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from llrflow.base.errors import DataError, SpecError, line_of
-from llrflow.base.files import sole_owner
+from llrflow.base.files import require_local, sole_owner
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.records import Record
@@ -70,7 +70,9 @@ class Lines(Record):
 
 
 def folder_of(spec: Spec, out: str | Path | None) -> Path:
-    """Where a spec's sweep is kept: `out`, or sweeps/<name>."""
+    """Where a spec's sweep is kept: `out`, or sweeps/<name>. Raises SpecError where `out` is a URI."""
+    if out is not None:
+        require_local(Path(out))
     return Path("sweeps") / spec.name if out is None else Path(out)
 
 
