@@ -17,6 +17,7 @@ if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = " ".join(f"--{name}={value}" for name, value in known(FLAGS).items())
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llrflow-tests-")
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="llrflow-tests-")  # not the developer's own
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody reads where an operation of a test was written
 
@@ -35,7 +36,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 def pytest_sessionfinish():
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+        for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_STATE_HOME"):
+            shutil.rmtree(os.environ[name], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

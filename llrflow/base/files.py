@@ -7,6 +7,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import re
 import secrets
 import stat
 import time
@@ -82,6 +83,13 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 TEMPORARY = f"{'[0-9a-f]' * 8}.tmp"
 """How the names of files end that `open_atomic` has begun: a pattern."""
+
+
+def require_local(folder: Path) -> None:
+    """Raise SpecError where a folder to be written is a URI (`s3://bucket/x`): `Path` makes a local `s3:/x` of it."""
+    if len(folder.parts) > 1 and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", folder.parts[0]):
+        fix = "name a local folder; `llrflow sweep --mirror URI` copies a sweep there while it runs"
+        raise SpecError(str(folder).replace(":/", "://", 1), "is a URI, and only local folders are written", fix)
 
 
 def remove_temporaries(path: Path) -> None:

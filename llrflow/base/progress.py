@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from llrflow.base.harmless import printable
+
 Report = Callable[..., None]
 """report(done, note="", total=None): how much is finished, a few words about it, and a new total once it is known."""
 
 
 def say(message: str) -> None:
     """A line on standard error."""
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
 
 
 @contextmanager

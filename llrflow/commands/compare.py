@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from llrflow.commands.options import console, json_option, print_json, run_argument
+from llrflow.commands.options import json_option, run_argument
+from llrflow.commands.printing import console, print_json
 
 
 @click.command()

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from llrflow.commands.options import json_option, overrides, print_json
+from llrflow.commands.options import json_option, overrides
+from llrflow.commands.printing import echo, print_json
 
 _data_dir = click.option(
     "--data-dir",
@@ -88,19 +89,19 @@ def import_command(name: str, file_format: str, source: Path, data_dir: Path, as
     if as_json:
         print_json(report.to_dict())
         return
-    click.echo(f"{name}: {'written to' if report.written else 'already imported in'} {report.directory}")
-    click.echo(f"  images {_shape(report.image_shape)}, {report.classes} classes")
+    echo(f"{name}: {'written to' if report.written else 'already imported in'} {report.directory}")
+    echo(f"  images {_shape(report.image_shape)}, {report.classes} classes")
     if report.configs:
-        click.echo(f"  {len(report.configs)} configs, each with these splits: {', '.join(report.configs)}")
+        echo(f"  {len(report.configs)} configs, each with these splits: {', '.join(report.configs)}")
     for split, count in report.counts.items():
         low, high = min(report.label_counts[split]), max(report.label_counts[split])
-        click.echo(f"  {split}: {count} examples, {low}{f' to {high}' if high > low else ''} of each class")
+        echo(f"  {split}: {count} examples, {low}{f' to {high}' if high > low else ''} of each class")
     if report.corrupt:
-        click.echo(f"  left out: {len(report.corrupt)} images that cannot be read")
+        echo(f"  left out: {len(report.corrupt)} images that cannot be read")
     for line in report.corrupt[:20]:
-        click.echo(f"    {line}")
+        echo(f"    {line}")
     for file, checksum in report.files.items():
-        click.echo(f"  {file}  sha256 {checksum}")
+        echo(f"  {file}  sha256 {checksum}")
 
 
 @data.command("prepare")
@@ -136,7 +137,7 @@ def prepare_command(
     if as_json:
         print_json({**summary(dataset), "written": made})
         return
-    click.echo(f"{name}: {'written to' if made else 'already prepared in'} {dataset.directory}")
+    echo(f"{name}: {'written to' if made else 'already prepared in'} {dataset.directory}")
 
 
 @data.command("list")
@@ -156,12 +157,12 @@ def list_command(data_dir: Path, as_json: bool) -> None:
         print_json(rows)
         return
     if not rows:
-        click.echo(f"no dataset is prepared in {data_dir.expanduser()}")
+        echo(f"no dataset is prepared in {data_dir.expanduser()}")
     for row in rows:
         name = "/".join(filter(None, (row["name"], row["config"])))
         splits = ", ".join(f"{split} {count}" for split, count in row["splits"].items())
         shape = _shape(row["image_shape"] or ["no images"])
-        click.echo(f"{name}  {row['version']}  {splits}  {shape}  {row['format']}")
+        echo(f"{name}  {row['version']}  {splits}  {shape}  {row['format']}")
 
 
 @data.command("show")
@@ -215,15 +216,15 @@ def show_command(
     if as_json:
         print_json({"name": name, "split": split, **found.to_dict(), "out": out and str(out)})
         return
-    click.echo(f"{name} {split}: {found.n} examples, {_shape(found.image_shape)}, {len(found.class_names)} classes")
+    echo(f"{name} {split}: {found.n} examples, {_shape(found.image_shape)}, {len(found.class_names)} classes")
     if found.held_back is not None:
-        click.echo(f"{sum(found.held_back)} of them are held back from training, the second number of each class")
+        echo(f"{sum(found.held_back)} of them are held back from training, the second number of each class")
     most, width = max(found.histogram), max(map(len, found.class_names))
     for row, (title, number) in enumerate(zip(found.class_names, found.histogram, strict=True)):
         held = "" if found.held_back is None else f"  {found.held_back[row]:>6}"
-        click.echo(f"  {title:<{width}}  {number:>7}{held}  {'#' * round(40 * number / most)}".rstrip())
+        echo(f"  {title:<{width}}  {number:>7}{held}  {'#' * round(40 * number / most)}".rstrip())
     if out is not None:
-        click.echo(f"wrote {out}")
+        echo(f"wrote {out}")
 
 
 def _augmentation(spec: Path) -> Any:

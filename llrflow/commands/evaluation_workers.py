@@ -40,6 +40,7 @@ def evaluate_on_workers(
     quiet: bool,
     attacks: str | None,
     stop_after: int | None,
+    trust_plugins: bool = False,
     **how: Any,
 ) -> list[Run]:
     """As `evaluate_run`, or `evaluate_elsewhere` with `on_data`, by `workers` (default one a node) of the Ray at
@@ -50,9 +51,10 @@ def evaluate_on_workers(
     lost.
     """
     folder = RunFolder(path.absolute())
-    record, spec, _ = changed_run(folder, attacks, stop_after)
+    record, spec, _ = changed_run(folder, attacks, stop_after, trust_plugins=trust_plugins)
     how |= {"step": chosen_step(folder, checkpoints_of(folder, record), step), "stop_after": stop_after}
     how |= {"attacks": attacks and evaluate_block(attacks)}  # from here: workers may lack the file
+    how |= {"trust_plugins": True}  # decided here: workers may have another home
     with driving(spec, address, workers or 1) as stop:
         check_room(spec, "devices.resources", spec.devices.wanted, "a worker", patience=patience(address))
         of = workers or _nodes(spec)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llrflow.base.shown import trained_on_test
-from llrflow.commands.options import console, print_json
+from llrflow.commands.printing import console, print_json
 
 MASKED = 3
 """Exit status of an evaluation with signs of gradient masking."""

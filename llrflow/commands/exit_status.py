@@ -13,6 +13,7 @@ import click
 
 from llrflow.base.errors import InputError, LlrflowError
 from llrflow.base.files import no_room
+from llrflow.commands.printing import echo
 
 PATHS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
@@ -30,13 +31,13 @@ def exit_status(verbose: bool) -> Iterator[None]:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):  # click makes the one of the other
-        click.echo("stopped", err=True)
+        echo("stopped", err=True)
         sys.exit(130)
     except LlrflowError as error:
         if verbose:
             traceback.print_exception(error)
         label = "error: " if isinstance(error, InputError) or error.exit_code == 1 else ""
-        click.echo(f"{label}{' '.join(str(error).split())}", err=True)
+        echo(f"{label}{' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:
         path = getattr(error, "filename", None)
@@ -44,11 +45,11 @@ def exit_status(verbose: bool) -> Iterator[None]:
             if verbose:
                 traceback.print_exception(error)
             place = "" if path is None else f"{os.fsdecode(path)}: "
-            click.echo(f"error: {place}{full}; make room, and run the same command again", err=True)
+            echo(f"error: {place}{full}; make room, and run the same command again", err=True)
             sys.exit(1)
         if not isinstance(error, OSError) or path is None or error.errno not in PATHS:
             raise
         if verbose:
             traceback.print_exception(error)
-        click.echo(f"error: {os.fsdecode(path)}: {error.strerror}", err=True)
+        echo(f"error: {os.fsdecode(path)}: {error.strerror}", err=True)
         sys.exit(2)

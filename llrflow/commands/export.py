@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from llrflow.commands.options import checkpoint_option, json_option, print_json, run_argument
+from llrflow.commands.options import checkpoint_option, json_option, run_argument, trust_option
+from llrflow.commands.printing import echo, print_json
 
 
 @click.command()
@@ -15,8 +16,11 @@ from llrflow.commands.options import checkpoint_option, json_option, print_json,
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder; default RUN/export.")
 @checkpoint_option
 @click.option("--parameters", type=click.Choice(["raw", "ema"]), help="Default what the run evaluates.")
+@trust_option
 @json_option
-def export(run_folder: Path, out: Path | None, checkpoint: Any, parameters: Any, as_json: bool) -> None:
+def export(
+    run_folder: Path, out: Path | None, checkpoint: Any, parameters: Any, trust_plugins: bool, as_json: bool
+) -> None:
     """Write the model of RUN as logits.stablehlo (for CPU, CUDA and TPU, any batch size), weights.npz and model.json.
 
     `llrflow.load_exported` reads them back, and so does jax.export alone; neither needs Haiku or the network's code.
@@ -28,10 +32,10 @@ def export(run_folder: Path, out: Path | None, checkpoint: Any, parameters: Any,
     """
     from llrflow.runs.export import export_model
 
-    folder, record = export_model(run_folder, out, checkpoint, parameters)
+    folder, record = export_model(run_folder, out, checkpoint, parameters, trust_plugins)
     if as_json:
         print_json({"export": str(folder), **record.model_dump()})
         return
-    click.echo(f"wrote {folder}: step {record.step} of {record.name}, for {', '.join(record.platforms)}")
+    echo(f"wrote {folder}: step {record.step} of {record.name}, for {', '.join(record.platforms)}")
     for name in (*record.files, "model.json"):
-        click.echo(f"  {name}  {(folder / name).stat().st_size:,} bytes")
+        echo(f"  {name}  {(folder / name).stat().st_size:,} bytes")

@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from llrflow.base.errors import SpecError
+from llrflow.base.files import require_local
 from llrflow.base.progress import say
 from llrflow.commands.host_process import PAUSE, HostProcess
 from llrflow.commands.hosts import LOST
@@ -117,6 +118,7 @@ def _meet(processes: Sequence[Process], folder: RunFolder, stop: StopRequest) ->
     """HOST:PORT where process 0 will listen. Raises SpecError where a node has not the folders of this machine."""
     made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
     token = folder.path.absolute() / f".run.json.{secrets.token_hex(4)}.tmp"
+    require_local(folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
         token.touch()

@@ -210,10 +210,12 @@ def _join(place: Place, parent: socket.socket) -> None:
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself
+    here_alone = place.host == "localhost" or place.host.startswith("127.")  # by itself JAX listens everywhere
     jax.distributed.initialize(
         place.coordinator,
         place.processes,
         place.process,
+        coordinator_bind_address=place.coordinator if here_alone else None,
         cluster_detection_method="deactivate",
         initialization_timeout=WAIT,
         heartbeat_timeout_seconds=SILENCE,

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from llrflow.commands.options import json_option, print_json, spec_argument
+from llrflow.commands.options import json_option, spec_argument
+from llrflow.commands.printing import echo, print_json
 
 NOT_PREPARED = (
     "{name} is not prepared: its facts come from llrflow's table of well-known datasets; `run` needs the data"
@@ -57,13 +58,13 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
         return
     each = f" on each of {hosts} hosts" if hosts > 1 else ""
     devices = f"{len(program.devices)} {program.devices.platform} device(s){each}"
-    click.echo(f"{spec} is valid: {program.steps} steps on {devices}")
+    echo(f"{spec} is valid: {program.steps} steps on {devices}")
     if trials:
-        click.echo(f"its sweep has {len(trials)} trials")
+        echo(f"its sweep has {len(trials)} trials")
     for warning in warnings:
-        click.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
     if program.facts.source == "table":
-        click.echo(NOT_PREPARED.format(name=program.facts.name))
+        echo(NOT_PREPARED.format(name=program.facts.name))
 
 
 @click.command()
@@ -110,9 +111,9 @@ def plan(
         print_json(result)
         return
     for line in _plan_lines(result):
-        click.echo(line)
+        echo(line)
     if result["facts"] == "table":
-        click.echo(NOT_PREPARED.format(name=program.facts.name))
+        echo(NOT_PREPARED.format(name=program.facts.name))
 
 
 def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
@@ -221,12 +222,12 @@ def types(kind: str | None, plugins: tuple[str, ...], as_json: bool) -> None:
         print_json(listed)
         return
     for name, components in listed.items():
-        click.secho(name, bold=True)
+        echo(name, bold=True)
         for component in components:
-            click.echo(f"  {component['type']}  ({component['origin']})  {component['summary']}")
+            echo(f"  {component['type']}  ({component['origin']})  {component['summary']}")
             for field in component["fields"]:
                 default = "required" if field["required"] else f"= {field['default']}"
-                click.echo(f"      {field['name']}: {field['type']} {default}  {field['summary']}".rstrip())
+                echo(f"      {field['name']}: {field['type']} {default}  {field['summary']}".rstrip())
 
 
 @click.command()
@@ -248,7 +249,7 @@ def schema(plugins: tuple[str, ...], what: str, uri: bool) -> None:
     from llrflow.spec.catalog import json_schema
 
     if uri:
-        click.echo(_schema_uri())
+        echo(_schema_uri())
         return
 
     if what == "evaluation":
@@ -282,7 +283,7 @@ def init(path: Path) -> None:
         raise SpecError(str(path), "has no parent folder", f"create {path.parent} first")
     header = f"# yaml-language-server: $schema={_schema_uri()}\n".encode()
     write_atomic(path, header + files("llrflow.spec").joinpath("starter.yaml").read_bytes())
-    click.echo(f"wrote {path}; next: llrflow run {path}")
+    echo(f"wrote {path}; next: llrflow run {path}")
 
 
 def _schema_uri() -> str:

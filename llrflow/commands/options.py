@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,13 @@ def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+trust_option = click.option(
+    "--trust-plugins",
+    is_flag=True,
+    help="Run the plugins that RUN names, also those that are not installed and that you have not trained with here.",
+)
+
+
 def run_argument(name: str, metavar: str) -> Callable[..., Any]:
     """A run folder, which shells complete."""
     return click.argument(name, metavar=metavar, type=click.Path(path_type=Path), shell_complete=_run_folders)
@@ -79,17 +85,4 @@ def _run_folders(ctx: click.Context, parameter: click.Parameter, incomplete: str
     ]
 
 
-def console() -> Any:
-    """Where tables are printed: as wide as the terminal, or 100 columns in a file."""
-    from rich.console import Console
-
-    found = Console()
-    return found if found.is_terminal else Console(width=100)
-
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-def print_json(value: Any) -> None:
-    """Machine-readable output of a command."""
-    click.echo(json.dumps(value, indent=2))

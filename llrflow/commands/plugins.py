@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from llrflow.commands.options import json_option, overrides, print_json
+from llrflow.commands.options import json_option, overrides
+from llrflow.commands.printing import echo, print_json
 
 
 @click.group()
@@ -65,9 +66,10 @@ def check(plugin: str, changes: dict[str, Any], as_json: bool) -> None:
         print_json({"plugin": plugin, "failed": failed, "components": results})
     else:
         for label, findings in results.items():
-            click.secho(label, bold=True)
+            echo(label, bold=True)
             for finding in findings:
-                mark = click.style("ok    ", fg="green") if finding["ok"] else click.style("FAILED", fg="red")
-                click.echo(f"  {mark}  {finding['what']}" + (f": {finding['detail']}" if finding["detail"] else ""))
-        click.echo(f"{len(results)} component(s), {failed} check(s) failed")
+                mark, colour = ("ok    ", "green") if finding["ok"] else ("FAILED", "red")
+                echo(f"  {mark}", nl=False, fg=colour)
+                echo(f"  {finding['what']}" + (f": {finding['detail']}" if finding["detail"] else ""))
+        echo(f"{len(results)} component(s), {failed} check(s) failed")
     sys.exit(1 if failed else 0)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from llrflow.commands.options import json_option, print_json
+from llrflow.commands.options import json_option
+from llrflow.commands.printing import echo, print_json
 
 
 @click.command()
@@ -18,7 +19,7 @@ from llrflow.commands.options import json_option, print_json
     "--assets",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Also write all pictures (SVG, PNG, CSV) and tables (Markdown, LaTeX) there.",
+    help="Also write all pictures (SVG, PDF, PNG, CSV) and tables (Markdown, LaTeX) there.",
 )
 @click.option("--table", "form", type=click.Choice(["markdown", "latex"]), help="Print the result tables in this form.")
 @click.option("--title", help="Of the page; default the names of the runs.")
@@ -56,7 +57,7 @@ def report(
     if form is not None:
         write = markdown if form == "markdown" else latex
         shown = [t for t in made.tables if t.name.startswith(("results", "sweep"))]
-        click.echo("\n".join(map(write, shown)), nl=False)
+        echo("\n".join(map(write, shown)), nl=False)
     path = out or Path("report.html")
     if form is None or out is not None or show:
         write_report(made, path)
@@ -66,8 +67,8 @@ def report(
             )
         else:
             for line in made.missing:
-                click.echo(line, err=True)
-            click.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", err=form is not None)
+                echo(line, err=True)
+            echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", err=form is not None)
     if assets is not None:
         write_assets(made, assets)
     if show:

@@ -12,7 +12,8 @@ import click
 from llrflow.base.errors import SpecError
 from llrflow.commands.environment import ray_environment
 from llrflow.commands.evaluations import MASKED, show, show_several
-from llrflow.commands.options import checkpoint_option, json_option, run_argument, spec_argument
+from llrflow.commands.options import checkpoint_option, json_option, run_argument, spec_argument, trust_option
+from llrflow.commands.printing import echo
 
 
 @click.command()
@@ -71,7 +72,7 @@ def run(
         if index:
             return assist(loaded)
         if loaded.sweep is not None:
-            click.echo(f"this runs {spec} with its own values; its sweep is started by: llrflow sweep {spec}", err=True)
+            echo(f"this runs {spec} with its own values; its sweep is started by: llrflow sweep {spec}", err=True)
         result = run_spec(loaded, out, fresh, quiet=as_json)
         return show(result, result.record.seconds, as_json)
 
@@ -133,6 +134,7 @@ def _on_hosts(
     help="With --address, how often the worker of one share is replaced when it is lost; default 3.",
 )
 @click.option("--export", is_flag=True, help="Also write the adversarial images of each attack (npz, float32).")
+@trust_option
 @json_option
 def evaluate(
     run_folder: Path,
@@ -145,6 +147,7 @@ def evaluate(
     workers: int | None,
     retries: int | None,
     export: bool,
+    trust_plugins: bool,
     as_json: bool,
 ) -> None:
     """Attack a checkpoint of RUN and write RUN/evaluation/STEP.json (with --attacks, STEP-HASH.json);
@@ -172,6 +175,7 @@ def evaluate(
     """
     began = time.monotonic()
     how: dict[str, Any] = {"attacks": attacks, "export": export, "studies": studies, "stop_after": stop_after}
+    how |= {"trust_plugins": trust_plugins}
     if address is not None:
         results = _on_workers(run_folder, checkpoint, on_data, address, workers, retries, as_json, how)
     elif workers is not None or retries is not None:

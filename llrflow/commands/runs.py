@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from llrflow.commands.options import console, json_option, print_json
+from llrflow.base.harmless import markdown_cell
+from llrflow.commands.options import json_option
+from llrflow.commands.printing import console, echo, print_json
 
 
 @click.command()
@@ -41,7 +43,7 @@ def runs(directory: Path, markdown: bool, as_json: bool) -> None:
         return
     if markdown:
         for line in _markdown([row for row in rows if row["state"] == "finished"]):
-            click.echo(line)
+            echo(line)
         return
     out = console()
     out.print(_table(rows, directory))
@@ -81,10 +83,14 @@ def _shares(row: dict[str, Any], attacks: list[str]) -> list[float | None]:
 
 def _markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
     attacks = _attacks(rows)
-    yield f"| {' | '.join(['run', 'nominal', *attacks, 'worst case', 'time'])} |"
+    yield _line(["run", "nominal", *attacks, "worst case", "time"])
     yield f"|{' --- |' * (len(attacks) + 4)}"
     for row in rows:
-        yield f"| {' | '.join([row['name'] + _drawn(row), *_percents(row, attacks), _time(row)])} |"
+        yield _line([row["name"] + _drawn(row), *_percents(row, attacks), _time(row)])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(map(markdown_cell, cells))} |"
 
 
 def _table(rows: list[dict[str, Any]], directory: Path) -> Any:

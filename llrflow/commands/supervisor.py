@@ -14,6 +14,7 @@ from llrflow.base.files import sole_owner
 from llrflow.base.progress import say
 from llrflow.commands.host_group import Lost, live
 from llrflow.commands.under_ray import driving
+from llrflow.components.consent import remember
 from llrflow.data.facts import describe
 from llrflow.program.compile import located
 from llrflow.runs.checkpoint import Checkpoints
@@ -51,6 +52,7 @@ def run_on_hosts(
     losses: list[LossRecord] = []
     with driving(spec, address, spec.devices.hosts) as stop:  # process 0's output goes another way
         _check(spec, address)
+        remember(spec.plugin_paths())
         reached, without = (0, 0) if fresh else _progress(folder), 0
         while True:
             try:

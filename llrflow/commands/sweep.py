@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from llrflow.commands.environment import ray_environment
-from llrflow.commands.options import json_option, print_json, spec_argument
+from llrflow.commands.options import json_option, spec_argument
+from llrflow.commands.printing import console, print_json
 
 
 @click.command()
@@ -64,7 +65,6 @@ def sweep(
 
 
 def _print(sweep: Any, folder: Path, record: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from llrflow.base.shown import measured
@@ -84,11 +84,9 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
             blank = [""] * (before.index(record.metric) - 2)
             mean = measured(record.metric, configuration.mean, configuration.spread)
             table.add_row("", f"mean of {configuration.finished} seeds", *blank, mean)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table)
-    _print_methods(console, folder, record)
+    out = console(200)
+    out.print(table)
+    _print_methods(out, folder, record)
     failed = record.of_state("failed")
     lines = [f"trial {trial.number} failed: {trial.error} (traceback: {folder}/sweep.json)" for trial in failed]
     lines += [f"trial {t.number} stopped at step {t.step}: {t.stopped}" for t in record.trials if t.stopped]
@@ -100,10 +98,10 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
         )
     lines.append(f"{record.steps_trained:,} steps trained in all; {record.seconds:.1f} s")
     for line in (*lines, *_won(folder, record)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_methods(console: Any, folder: Path, record: Any) -> None:
+def _print_methods(out: Any, folder: Path, record: Any) -> None:
     """Methods by attacks, as in the report, where there are variants or seeds."""
     from rich.table import Table
 
@@ -119,7 +117,7 @@ def _print_methods(console: Any, folder: Path, record: Any) -> None:
             shown.add_column(heading, justify="right" if number else "left", overflow="fold")
         for row in made.rows:
             shown.add_row(*row)
-        console.print(shown)
+        out.print(shown)
 
 
 def _won(folder: Path, record: Any) -> Iterator[str]:

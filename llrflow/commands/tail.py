@@ -13,6 +13,7 @@ import click
 
 from llrflow.base.progress import per_second
 from llrflow.commands.options import json_option, run_argument
+from llrflow.commands.printing import echo
 
 PAUSE = 0.5
 """Seconds between two looks."""
@@ -54,7 +55,7 @@ def tail(run_folder: Path, lines: int, follow: bool, as_json: bool) -> None:
     if problem := None if under_way else folder.metrics_problem(record):
         click.echo(problem, err=True)
     if not as_json:
-        click.echo(f"{record.state}, saved at step {record.step} of {record.steps}: {record.error or folder.path}")
+        echo(f"{record.state}, saved at step {record.step} of {record.steps}: {record.error or folder.path}")
 
 
 class _Metrics:
@@ -94,7 +95,7 @@ class _Metrics:
 
 def _show_json(lines: Sequence[dict[str, Any]], written: float | None = None) -> None:
     for line in lines:
-        click.echo(json.dumps(line))
+        echo(json.dumps(line))
 
 
 class _Table:
@@ -129,18 +130,18 @@ class _Table:
         if is_look(line):
             shares = {name.removeprefix(PREFIX): value for name, value in line.items() if name.endswith(".accuracy")}
             told = ", ".join(f"{name.removesuffix('.accuracy')} {value:.2%}" for name, value in shares.items())
-            click.echo(f"{line['step']:>9}  validation: {told}")
+            echo(f"{line['step']:>9}  validation: {told}")
             return
         if not self._columns:
             names, room = [name for name in line if name != "step"], self.WIDTH - 29
             self._columns = [
                 name for i, name in enumerate(names) if sum(max(len(n), 9) + 2 for n in names[: i + 1]) <= room
             ]
-            click.echo("".join([f"{'step':>9}", *(f"  {name:>9}" for name in self._columns)]))
+            echo("".join([f"{'step':>9}", *(f"  {name:>9}" for name in self._columns)]))
         cells = [
             f"{line['step']:>9}",
             *(f"  {line.get(name, float('nan')):>{max(len(name), 9)}.4g}" for name in self._columns),
         ]
         if rate:
             cells.append(f"  {per_second(rate)}, {(self._steps - line['step']) / rate:.0f} s left")
-        click.echo("".join(cells))
+        echo("".join(cells))

@@ -33,13 +33,18 @@ def load_plugin(plugin: str, where: str = "plugin") -> str:
             raise PluginError(
                 where, f"plugins: there is no file {plugin}", "paths are relative to the spec that names them"
             )
-        # The content is part of the name: an unchanged file is one module however often specs name it.
-        name = f"llrflow_plugin_{path.stem}_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]}"
-        _import(plugin, where, lambda: _import_file(name, path))
+        _import(plugin, where, lambda: _import_file(_module_of(path), path))
     else:
         point = entry_point(plugin)
         _import(plugin, where, point.load if point else lambda: importlib.import_module(plugin))
     return plugin
+
+
+def is_imported(plugin: str) -> bool:
+    """Whether this process has imported a plugin as it is now, so that `load_plugin` runs nothing anew."""
+    if plugin.endswith(".py"):
+        return Path(plugin).is_file() and _module_of(Path(plugin)) in sys.modules
+    return plugin in sys.modules
 
 
 def entry_point(plugin: str) -> importlib.metadata.EntryPoint | None:
@@ -56,6 +61,11 @@ def registered_by(origin: str) -> list[tuple[str, str]]:
     if not found:
         raise PluginError(origin, "registers no component", 'decorate a class with @register("term", "its_name")')
     return found
+
+
+def _module_of(path: Path) -> str:
+    """The module's name. The content is part of it: an unchanged file is one module however often specs name it."""
+    return f"llrflow_plugin_{path.stem}_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]}"
 
 
 def _import_file(name: str, path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -149,7 +151,8 @@ class Entry:
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
-_origin = "llrflow"
+_origin = ""
+"""What is being imported for a spec; empty otherwise."""
 
 
 def register(kind: str, name: str) -> Callable[[ComponentT], ComponentT]:
@@ -161,8 +164,9 @@ def register(kind: str, name: str) -> Callable[[ComponentT], ComponentT]:
     def decorate(cls: ComponentT) -> ComponentT:
         if kind not in _entries:
             raise PluginError(cls.__qualname__, f"unknown component kind {kind!r}", suggest(kind, KINDS))
-        taken = _entries[kind].get(name)
-        if taken is not None:
+        taken, origin = _entries[kind].get(name), _origin or _origin_of(cls)
+        again = taken is not None and not _origin and taken.origin == origin  # a cell or a module that is run anew
+        if taken is not None and not (again and taken.cls.__qualname__ == cls.__qualname__):
             raise PluginError(
                 cls.__qualname__,
                 f"the {kind} name {name!r} is already registered by {taken.origin}",
@@ -175,10 +179,19 @@ def register(kind: str, name: str) -> Callable[[ComponentT], ComponentT]:
             )
         check_methods(kind, cls)
         cls.registered_as = (kind, name)
-        _entries[kind][name] = Entry(cls, _origin)
+        _entries[kind][name] = Entry(cls, origin)
         return cls
 
     return decorate
+
+
+def _origin_of(cls: type) -> str:
+    """Where a class comes from that no spec has asked for: llrflow, or the file (else the module) that it was
+    imported from by hand."""
+    if cls.__module__.partition(".")[0] == "llrflow":
+        return "llrflow"
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return str(Path(file).resolve()) if file else cls.__module__
 
 
 def forget(origin: str) -> None:

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from llrflow.base.errors import SpecError
-from llrflow.base.files import write_atomic
+from llrflow.base.files import require_local, write_atomic
 from llrflow.base.shown import trained_on_test
 from llrflow.report import classes, methods, pictures, sweeps
 from llrflow.report.elsewhere import elsewhere
@@ -108,6 +108,7 @@ def html(report: Report) -> str:
 
 def write_report(report: Report, path: Path) -> None:
     """Write the page. Raises SpecError where there is no such folder."""
+    require_local(path)
     if not path.parent.is_dir():
         raise SpecError(str(path), "has no parent folder", f"create {path.parent} first")
     if path.is_dir():
@@ -118,13 +119,15 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def write_assets(report: Report, folder: Path) -> None:
-    """Every picture as SVG, PNG and CSV, every table as Markdown and LaTeX. Raises SpecError."""
+    """Every picture as SVG, PDF, PNG and CSV, every table as Markdown and LaTeX. Raises SpecError."""
+    require_local(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(str(folder), f"cannot be made: {error.strerror}", "choose another folder") from None
     for picture in report.pictures:
         write_atomic(folder / f"{picture.name}.svg", picture.svg().encode())
+        write_atomic(folder / f"{picture.name}.pdf", picture.pdf())
         write_atomic(folder / f"{picture.name}.png", picture.png())
         write_atomic(folder / f"{picture.name}.csv", picture.csv().encode())
     for table in report.tables:

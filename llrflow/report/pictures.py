@@ -6,12 +6,14 @@ import csv
 import functools
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llrflow.base.harmless import csv_cell
 from llrflow.report.read import ReadRun
 from llrflow.runs.looks import PREFIX
 from llrflow.runs.pictures import surfaces
@@ -77,26 +79,49 @@ class Picture:
         """As PNG on white."""
         return self._drawn("png")
 
+    def pdf(self) -> bytes:
+        """As PDF, for papers."""
+        return self._drawn("pdf")
+
     def csv(self) -> str:
         """The numbers as CSV."""
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(key for row in self.rows for key in row)))
         table.writeheader()
-        table.writerows(self.rows)
+        table.writerows({name: csv_cell(value) for name, value in row.items()} for row in self.rows)
         return text.getvalue()
 
     def _drawn(self, kind: str) -> bytes:
         import matplotlib
 
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", r"Glyph \d+"
+            )  # a name in letters that the font has not: boxes in their place
             figure, buffer = self.draw(), io.BytesIO()
+            _plain_ticks(figure)
             if kind == "svg":
                 figure.savefig(
                     buffer, format=kind, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), transparent=True
                 )
             else:
-                figure.savefig(buffer, format=kind, dpi=200)
+                figure.savefig(buffer, format=kind, dpi=200, metadata={"CreationDate": None} if kind == "pdf" else None)
         return buffer.getvalue()
+
+
+def _plain_ticks(figure: Figure) -> None:
+    """Write 0.01 at the ticks of logarithmic axes: by itself matplotlib writes mathtext there, which STYLE has off."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    class Plain(LogFormatterSciNotation):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    for place in figure.axes:
+        for axis in (place.xaxis, place.yaxis):
+            if axis.get_scale() == "log":
+                axis.set_major_formatter(Plain())
+                axis.set_minor_formatter(Plain(labelOnlyBase=False))
 
 
 def axes(**labels: Any) -> tuple[Figure, Axes]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llrflow.base.harmless import markdown_cell, printable
 from llrflow.base.shown import description, measured, telling
 from llrflow.report.read import ReadRun, ReadSweep
 from llrflow.runs.records import EvaluationRecord, Proportion, RunRecord
@@ -32,8 +34,8 @@ class Table:
 def markdown(table: Table) -> str:
     """As a GitHub-flavoured Markdown table."""
     lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)], *table.rows]
-    body = "\n".join("| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"**{_plain(table.title)}**\n\n{body}\n" + (f"\n{_plain(table.note)}\n" if table.note else "")
+    body = "\n".join("| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines)
+    return f"**{markdown_cell(table.title)}**\n\n{body}\n" + (f"\n{markdown_cell(table.note)}\n" if table.note else "")
 
 
 _LATEX = {
@@ -56,7 +58,9 @@ def latex(table: Table) -> str:
     return "\n".join(
         [
             r"\begin{table}",
+            r"\centering",
             rf"\caption{{{_escaped(table.title)}}}",
+            rf"\label{{tab:{table.name}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(table.headings) - 1)}}}",
             r"\toprule",
             lines[0],
@@ -75,7 +79,12 @@ def _plain(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in _plain(text))
+    text = "".join(_LATEX.get(character, character) for character in printable(_plain(text)))
+    return re.sub(
+        r"(?<![\w.-])l(inf|1|2)(?![\w\\.-])",
+        lambda norm: rf"$\ell_{{{norm[1].replace('inf', chr(92) + 'infty')}}}$",
+        text,
+    )
 
 
 def percent(share: Proportion, bound: str = "") -> str:

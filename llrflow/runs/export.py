@@ -25,7 +25,7 @@ from jaxlib.mlir.dialects import stablehlo
 
 from llrflow.base.arrays import NotArrays, read_npz
 from llrflow.base.errors import CheckpointError, SpecError, line_of
-from llrflow.base.files import remove_temporaries, sha256_file, write_atomic
+from llrflow.base.files import remove_temporaries, require_local, sha256_file, write_atomic
 from llrflow.method.threat import Threat
 from llrflow.runs.classifier import Classifier, hash_of, parameter_count
 from llrflow.runs.folder import RunFolder, Step
@@ -85,15 +85,18 @@ def export_model(
     out: str | Path | None = None,
     step: Step | None = None,
     parameters: Literal["raw", "ema"] | None = None,
+    trust_plugins: bool = False,
 ) -> tuple[Path, ExportRecord]:
     """Write the model of a run's checkpoint, chosen as by `load_model`, into a folder: `out` or RUN/export.
 
-    Gives the folder and its record. Raises CheckpointError, and SpecError when the folder holds other files.
+    Gives the folder and its record. Raises as `load_model`, and SpecError when the folder holds other files.
     """
     from llrflow.runs.model import load_model, stored_run
 
-    model, folder = load_model(run_dir, step, parameters), Path(run_dir) / "export" if out is None else Path(out)
-    run, _ = stored_run(RunFolder(Path(run_dir)))
+    model = load_model(run_dir, step, parameters, trust_plugins)
+    folder = Path(run_dir) / "export" if out is None else Path(out)
+    require_local(folder)
+    run, _ = stored_run(RunFolder(Path(run_dir)), trust_plugins=trust_plugins)
     leaves, tree = jax.tree_util.tree_flatten_with_path(model.variables)
     names = [
         "/".join(["params" if path[0].idx == 0 else "state", *(entry.key for entry in path[1:])]) for path, _ in leaves

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llrflow.base.errors import CheckpointError, SpecError
-from llrflow.base.files import TEMPORARY, read_regular, sha256_file, sole_owner
+from llrflow.base.files import TEMPORARY, read_regular, require_local, sha256_file, sole_owner
 from llrflow.runs.looks import chosen, is_look
 from llrflow.runs.records import EvaluationRecord, Images, MetricsRecord, RunRecord
 from llrflow.runs.sealed import read_record
@@ -57,8 +57,9 @@ class RunFolder:
     def owned(self) -> Iterator[None]:
         """Hold the folder's lock, which a killed process lets go. Makes the folder where it is missing.
 
-        Raises SpecError when another process has it, or when the folder holds files that are not a run's.
+        Raises SpecError when another process has it, when the folder holds files that are not a run's, or is a URI.
         """
+        require_local(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             foreign = next(

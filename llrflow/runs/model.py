@@ -41,15 +41,21 @@ class Model(Classifier):
         return {"network": self.spec.model.label(), "parameters": size, **super()._facts(), "run": self.path}
 
 
-def load_model(run_dir: str | Path, step: Step | None = None, parameters: Literal["raw", "ema"] | None = None) -> Model:
+def load_model(
+    run_dir: str | Path,
+    step: Step | None = None,
+    parameters: Literal["raw", "ema"] | None = None,
+    trust_plugins: bool = False,
+) -> Model:
     """The model of a run's checkpoint, chosen as `chosen_step` says; needs no dataset.
 
-    `parameters` is `raw` or `ema`; default what the run evaluates. Raises CheckpointError, also where nobody has yet
-    evaluated averaged parameters that need BatchNorm statistics of their own; SpecError for `ema` where training kept
-    none.
+    `parameters` is `raw` or `ema`; default what the run evaluates. `trust_plugins` lets plugins run that the folder's
+    spec names and that are neither installed nor such as you have trained with on this machine. Raises CheckpointError,
+    also where nobody has yet evaluated averaged parameters that need BatchNorm statistics of their own; SpecError for
+    `ema` where training kept none; PluginError for such plugins.
     """
     folder = RunFolder(Path(run_dir))
-    record, spec = stored_run(folder)
+    record, spec = stored_run(folder, trust_plugins=trust_plugins)
     facts = recorded_facts(record, spec)
     if parameters == "ema" and spec.train.ema is None:
         raise SpecError(str(folder.path), "has no moving average of its parameters", "ask for `raw`")
@@ -67,20 +73,22 @@ def recorded_facts(record: RunRecord, spec: Spec) -> DatasetFacts:
     return DatasetFacts(spec.data.name, "", place, stored.image_shape, stored.classes, {}, stored.train, stored.test)
 
 
-def stored_run(folder: RunFolder, overrides: dict[str, Any] | None = None) -> tuple[RunRecord, Spec]:
+def stored_run(
+    folder: RunFolder, overrides: dict[str, Any] | None = None, trust_plugins: bool = False
+) -> tuple[RunRecord, Spec]:
     """The record and the spec of a run folder, some values of the spec changed.
 
     Raises CheckpointError, also where spec.yaml is not that of the run any more: name, devices, trackers and where data
-    lie may have been edited, as they change no number.
+    lie may have been edited, as they change no number. PluginError as `load_spec` does without `trust_plugins`.
     """
     record = folder.existing()
     if record.spec_sha256 is None or folder.spec_problem(record):
-        _check_edited(folder, record)
-    return record, load_spec(folder.spec, overrides or {})
+        _check_edited(folder, record, trust_plugins)
+    return record, load_spec(folder.spec, overrides or {}, trust_plugins=trust_plugins)
 
 
-def _check_edited(folder: RunFolder, record: RunRecord) -> None:
-    spec = load_spec(folder.spec)
+def _check_edited(folder: RunFolder, record: RunRecord, trust_plugins: bool) -> None:
+    spec = load_spec(folder.spec, trust_plugins=trust_plugins)
     # Older runs do not know what they wrote; in spec.yaml paths are absolute and `accumulate: auto` is a number.
     rewritten = spec.train.accumulate != 1 or any(attack.needs_surrogate for attack in spec.evaluate.attacks.values())
     if spec_hash(spec) != record.spec_hash and not (record.spec_sha256 is None and rewritten):

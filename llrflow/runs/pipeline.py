@@ -17,6 +17,7 @@ import numpy as np
 from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import say
+from llrflow.components.consent import remember
 from llrflow.data.pipelines import Role, open_split, roles
 from llrflow.data.split import Part, Split
 from llrflow.program.compile import Program, compile_spec, located
@@ -247,6 +248,7 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
         # run.json is the first file: it marks the folder as a run's.
         ledger = Ledger(folder, checkpoints, record)
         write_atomic(folder.spec, stored)
+        remember(spec.plugin_paths())
         with ledger.keeping():
             checkpoints.clean()
             yield Session(program, group, splits, folder, checkpoints, ledger, stop, quiet, start)
@@ -300,7 +302,7 @@ def _in_parts(spec: Spec, program: Program, group: Group, folder: RunFolder | No
     """
     if spec.train.accumulate != "auto":
         return program
-    begun = load_spec(folder.spec) if folder is not None and folder.spec.exists() else program.spec
+    begun = load_spec(folder.spec, trust_plugins=False) if folder is not None and folder.spec.exists() else program.spec
     parts = int(group.share(np.int32(begun.train.parts)))
     if parts == program.spec.train.parts:
         return program

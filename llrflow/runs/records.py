@@ -380,7 +380,10 @@ class EvaluationRecord(Certificate):
 
 
 def written(epsilon: float) -> str:
-    """A radius as people write it: `8/255` where it is a multiple of 1/255 (or half of one), else the number."""
+    """A radius as specs have it: a number of few digits (0.1) as it is, else `8/255` where it is a multiple of 1/255 or
+    of half of that, else the number to six digits."""
+    if float(f"{epsilon:g}") == epsilon:
+        return f"{epsilon:g}"
     for denominator in (255, 510):
         numerator = round(epsilon * denominator)
         if numerator and numerator / denominator == epsilon:

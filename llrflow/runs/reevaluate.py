@@ -41,6 +41,8 @@ class How(TypedDict, total=False):
     """Made besides: strength, linearity, surface."""
     devices: int | None
     """Their number; default all."""
+    trust_plugins: bool
+    """Whether plugins may run that are neither installed nor such as this user has trained with; default false."""
     stop_after: int | None
     """At most so many images, drawn as `evaluate.images` draws them, in the place of the spec's number; its record is
     <step>-<hash>.json. What fewer images have shown is taken up by more."""
@@ -51,7 +53,8 @@ def evaluate_run(path: str | Path, step: Step | None = None, images: Images = "t
 
     `step` chooses it as `llrflow.runs.model.chosen_step` says, by default the best if looks have chosen one. `images`
     held back from training are evaluated in the place of test images if so wanted, and recorded in validation/. Raises
-    CheckpointError when no intact checkpoint is there, SpecError where the run held no images back.
+    CheckpointError when no intact checkpoint is there, SpecError where the run held no images back, PluginError where
+    it needs plugins that are not trusted.
     """
     return _evaluated(path, step, images, (), **how)[0]
 
@@ -83,10 +86,11 @@ def changed_run(
     stop_after: int | None,
     studies: Sequence[str] = (),
     devices: int | None = None,
+    trust_plugins: bool = False,
 ) -> tuple[RunRecord, Spec, str]:
     """A run's record, its spec with what another evaluation changes, and that evaluation's label.
 
-    Raises CheckpointError and SpecError.
+    Raises CheckpointError, SpecError and PluginError.
     """
     overrides: dict[str, Any] = {"devices.count": devices}
     block = changed_block(attacks, stop_after)
@@ -94,10 +98,10 @@ def changed_run(
     if "attacks" in block:
         overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{n}": a for n, a in block.pop("attacks").items()}}
     overrides |= {f"evaluate.{name}": value for name, value in block.items()}
-    record, spec = stored_run(folder, overrides)
+    record, spec = stored_run(folder, overrides, trust_plugins)
     wanted = [name for name in studies if getattr(spec.evaluate, name) is None]
     if wanted:
-        _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}})
+        _, spec = stored_run(folder, {**overrides, **{f"evaluate.{name}": {} for name in wanted}}, trust_plugins)
     return record, spec, label
 
 
@@ -113,10 +117,11 @@ def _evaluated(
     devices: int | None = None,
     stop_after: int | None = None,
     share: tuple[int, int] | None = None,
+    trust_plugins: bool = False,
 ) -> list[Run]:
     """The run with its evaluation on each of `on_data`, or without any on the spec's own images; none of a share."""
     folder = RunFolder(Path(path))
-    record, spec, label = changed_run(folder, attacks, stop_after, studies, devices)
+    record, spec, label = changed_run(folder, attacks, stop_after, studies, devices, trust_plugins)
     if images == "validation" and spec.data.validation is None:
         raise at(spec, "data.validation", "holds back no images to evaluate", "train again with it, such as 0.1")
     facts_of = (lambda data: recorded_facts(record, spec)) if on_data else describe
@@ -129,7 +134,7 @@ def _evaluated(
             folder.clean()
         chosen = chosen_step(folder, checkpoints, step)
         state = checkpoints.restore(program.abstract_state(), chosen)
-        surrogates, found = surrogates_of(program), []
+        surrogates, found = surrogates_of(program, trust_plugins), []
         estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
         state, used = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
         for other, data in blocks.items():

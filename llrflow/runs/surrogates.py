@@ -19,13 +19,16 @@ class Surrogate(NamedTuple):
     identity: str
 
 
-def surrogates_of(program: Program) -> dict[str, Surrogate]:
-    """The models that transfer attacks search on, by the attack's name; SpecError where one does not fit."""
+def surrogates_of(program: Program, trust_plugins: bool = False) -> dict[str, Surrogate]:
+    """The models that transfer attacks search on, by the attack's name; SpecError where one does not fit.
+
+    Raises as `load_model` does, too.
+    """
     found = {}
     for name, attack in program.spec.evaluate.attacks.items():
         if not attack.needs_surrogate:
             continue
-        model = load_model(attack.run, attack.checkpoint)
+        model = load_model(attack.run, attack.checkpoint, trust_plugins=trust_plugins)
         if (model.image_shape, model.classes) != (program.image_shape, program.classes):
             got = f"= {attack.run!r} takes images {list(model.image_shape)} of {model.classes} classes"
             fix = f"name a run on images {list(program.image_shape)} of {program.classes} classes"

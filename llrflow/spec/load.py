@@ -21,15 +21,17 @@ def load_spec(
     spec: str | os.PathLike[str] | Mapping[str, Any],
     overrides: Mapping[str, Any] = {},
     on: str | os.PathLike[str] | None = None,
+    trust_plugins: bool = True,
 ) -> Spec:
     """Read, merge, validate and cross-check a spec; imports exactly the plugins that it names.
 
     `overrides` maps dotted paths to values, as `--set` does; `on` is another spec, on whose dataset, model, threat and
-    evaluation the method of this one is put, as `--on` does. Raises SpecError (`file:line:col: path = value
-    ...; fix`) or PluginError. Touches neither data nor devices.
+    evaluation the method of this one is put, as `--on` does. `trust_plugins=False` is for a spec that you did not
+    write: plugins that are neither installed nor such as you have trained with are not imported. Raises SpecError
+    (`file:line:col: path = value ...; fix`) or PluginError. Touches neither data nor devices.
     """
     source = read_source(spec, overrides, on)
-    load_plugins(source)
+    load_plugins(source, trust_plugins)
     try:
         loaded = Spec.model_validate(source.data)
     except (ValidationError, PydanticCustomError) as error:

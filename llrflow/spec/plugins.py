@@ -5,26 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 from llrflow.base.errors import PluginError
+from llrflow.components.consent import trusted
 from llrflow.components.plugins import load_plugin
 from llrflow.spec.source import Source
 
 
-def load_plugins(source: Source) -> None:
+def load_plugins(source: Source, trust_plugins: bool = True) -> None:
     """Import the plugins that a spec lists; a file is found relative to the spec file that names it.
 
-    Raises PluginError with the plugin's own file and line when the import fails.
+    Without `trust_plugins` only those that are `trusted` anyway. Raises PluginError at the first that is not, before
+    any is imported, and with the plugin's own file and line when the import fails.
     """
     listed = source.data.get("plugins") or ()
     if not isinstance(listed, (list, tuple)):
         return  # the schema reports it
-    seen: set[str] = set()
+    found: dict[str, str] = {}
     for index, plugin in enumerate(listed):
         if isinstance(plugin, str):
             path, where = plugin_path(source, index, plugin), source.where(("plugins", index))
-            if path in seen:
+            if path in found:
                 raise PluginError(where, f"plugins: {plugin} is listed twice", "delete one of them")
-            seen.add(path)
-            load_plugin(path, where)
+            if not trust_plugins and not trusted(path):
+                got = f"plugins: {plugin} is code that you have not trained with on this machine, so it was not run"
+                fix = "read it, then give --trust-plugins (trust_plugins=True), or name it in a spec of your own"
+                raise PluginError(where, got, fix)
+            found[path] = where
+    for path, where in found.items():
+        load_plugin(path, where)
 
 
 def plugin_path(source: Source, index: int, plugin: str) -> str:

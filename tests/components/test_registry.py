@@ -1,8 +1,10 @@
 """Components: strict configuration with advice, one name each, plugins that leave nothing behind when they fail."""
 
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -187,4 +189,19 @@ def test_import_as_restores_the_origin_after_a_failure():
         def __call__(self, threat, x, keys):
             return x
 
-    assert entries("start")["mine_after_failure"].origin == "llrflow"
+    assert entries("start")["mine_after_failure"].origin == str(Path(__file__).resolve())
+
+
+def test_a_plugin_imported_by_hand_and_by_a_spec_is_one(tmp_path, monkeypatch):
+    """In either order, and again after a reload: each import takes the place of the one before."""
+    plugin = tmp_path / "by_hand.py"
+    plugin.write_text(TERM.format(name="by_hand"))
+    monkeypatch.syspath_prepend(tmp_path)
+    first = importlib.import_module("by_hand")
+    load_plugin(str(plugin))
+    assert entries("term")["by_hand"].origin == str(plugin)
+    importlib.reload(first)
+    assert sys.modules[entries("term")["by_hand"].cls.__module__] is first
+    plugin.write_text(TERM.format(name="by_hand") + TERM.format(name="by_hand").replace("class ", "class Other"))
+    with pytest.raises(PluginError, match=r"'by_hand' is already registered by .*by_hand\.py"):
+        importlib.reload(first)

@@ -21,6 +21,8 @@ const measure = frame => {
     broken: [...page.images].filter(image => !image.naturalWidth).length,
     links: [...page.links].map(link => [link.getAttribute("href"), !!page.querySelector(link.getAttribute("href"))]),
     overflow: root.scrollWidth - root.clientWidth,
+    values: [...page.querySelectorAll("tbody :nth-child(2)")].map(e => e.getBoundingClientRect().x / root.clientWidth),
+    hints: [...page.querySelectorAll(".scroll")].map(e => getComputedStyle(e).backgroundAttachment),
   };
 };
 addEventListener("load", () => {
@@ -64,6 +66,8 @@ def test_every_picture_has_size_links_lead_somewhere_and_nothing_is_wider_than_t
         assert all(width > 60 and height > 30 for width, height in measured["pictures"])
         assert len(measured["links"]) > 8 and all(there for _, there in measured["links"])
         assert measured["overflow"] == 0
+        assert measured["values"] and max(measured["values"]) < 0.8
+        assert measured["hints"] and all(hint.startswith("local") for hint in measured["hints"])
 
 
 def test_what_the_browser_is_asked_can_fail(browsed):

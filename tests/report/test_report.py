@@ -17,11 +17,12 @@ import pytest
 
 from llrflow.report.gallery import data_uri, png
 from llrflow.report.page import make_report, require_extra
-from llrflow.report.pictures import curves
+from llrflow.report.pictures import Picture, axes, curves
 from llrflow.report.read import read
 from llrflow.report.sweeps import front
 from llrflow.report.tables import Table, differing_paths, latex, leaves, markdown
 from llrflow.runs.folder import RunFolder
+from llrflow.runs.records import written
 
 
 def plain(page):
@@ -47,7 +48,7 @@ def test_a_page_about_runs_has_their_numbers_pictures_and_differences(runs, comm
         "loss around images, tiny",
     ):
         assert f'aria-label="{picture}"' in page
-    assert page.count("data:image/png;base64") >= 2 * 8 * 3
+    assert page.count("data:image/png;base64") >= 2 * 8 * 3 and "mathdefault" not in page
     made = RunFolder(runs[0]).record()
     assert made.forward_equivalents == 2 * 2 + 10  # LLR with two search steps and the clean pass shared
     assert f"tiny 12 14 {1e3 * made.seconds['train'] / 12:.1f}" in text
@@ -56,6 +57,7 @@ def test_a_page_about_runs_has_their_numbers_pictures_and_differences(runs, comm
     for path in (tmp_path / "assets").glob("*.svg"):
         ElementTree.parse(path)
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
         assert list(csv.reader(io.StringIO(path.with_suffix(".csv").read_text())))[1]
     steps = list(csv.DictReader(io.StringIO((tmp_path / "assets" / "strength-steps.csv").read_text())))
     study = json.loads((runs[0] / "evaluation" / "12.strength.json").read_text())
@@ -191,6 +193,11 @@ def test_names_and_values_stay_text(runs, rewrite, command, tmp_path):
         Table("t", "", ["", "x"], [["[a]", ""]])
     )
     assert r"\&\$\_\#" in latex(table) and r"1 \%" in latex(table)
+    norms = latex(Table("results-1", "linf 8/255", ["", "l2"], [["l1_ball", "null"]]))
+    assert r"\caption{$\ell_{\infty}$ 8/255}" in norms and r"$\ell_{2}$" in norms and "null" in norms
+    assert (
+        r"l1\_ball" in norms and norms.startswith("\\begin{table}\n\\centering\n") and r"\label{tab:results-1}" in norms
+    )
 
 
 def test_tables_are_printed_for_papers(runs, command, tmp_path):
@@ -443,3 +450,23 @@ def test_classes_have_a_table_and_a_picture_and_an_older_evaluation_is_named(run
     assert code == 0 and f"delete {runs[1]}/evaluation/12.json, and llrflow evaluate {runs[1]}" in err
     page = (tmp_path / "page.html").read_text()
     assert 'aria-label="who is taken for whom, tiny"' in page and "who is taken for whom, other" not in page
+
+
+def test_logarithmic_axes_have_plain_numbers_at_their_ticks():
+    def draw(low, high):
+        figure, place = axes(xscale="log")
+        place.plot([low, high], [0, 1])
+        return figure
+
+    for low, high, wanted in ((0.01, 100, {"0.01", "1", "100"}), (0.2, 0.5, {"0.3", "0.4"})):
+        svg = Picture("log", "", "", lambda low=low, high=high: draw(low, high), []).svg()
+        assert "mathdefault" not in svg and wanted <= set(re.findall(r">([\d.]+)</text>", svg))
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "text"),
+    [(0.1, "0.1"), (0.5, "0.5"), (0.031, "0.031"), (1.0, "1"), (8 / 255, "8/255"), (0.5 / 255, "1/510"),
+     (1 / 7, "0.142857")],
+)  # fmt: skip
+def test_a_radius_is_written_as_specs_have_it(epsilon, text):
+    assert written(epsilon) == text

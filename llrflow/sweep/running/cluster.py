@@ -9,10 +9,11 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from llrflow.base.errors import LlrflowError, SpecError, line_of
 from llrflow.spec.schema import Spec
@@ -64,7 +65,8 @@ def ray_at(address: str, **own: Any) -> Iterator[None]:
         with warnings.catch_warnings():
             # Ray forks to start its processes. JAX warns of its threads, which have nothing to do in this process.
             warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-            ray.init(address=address, **options)
+            with _on_loopback() if address == "local" else nullcontext():
+                ray.init(address=address, **options)
     except Exception as error:  # of any kind: for a node that is late Ray raises a bare one
         ray.shutdown()  # of what it had started
         if address == "local":
@@ -78,6 +80,20 @@ def ray_at(address: str, **own: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let all processes of a Ray that starts in the block listen on 127.0.0.1 alone: whoever reaches them runs code.
+
+    By itself Ray does so on macOS and Windows; elsewhere it takes the address of the machine, also where it is told
+    127.0.0.1 (`_node_ip_address`), and listens on all interfaces.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def patience(address: str) -> float:

@@ -14,6 +14,7 @@ from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import say
 from llrflow.base.shown import measured
+from llrflow.components.consent import remember
 from llrflow.data.facts import describe
 from llrflow.runs.interrupt import Interrupted
 from llrflow.runs.sealed import read_record
@@ -61,6 +62,7 @@ def run_sweep(
     trackers = trackers_of(spec, storage)
     with storage.owned():
         write_atomic(storage.spec, dump_yaml({**base_of(spec), "sweep": inlined(spec)}).encode())
+        remember(spec.plugin_paths())
         with nullcontext() if copied is None else copied:
             agenda, budget = Agenda(spec, storage, trials), Budget(sweep)
             _tell_left_out(storage, agenda)

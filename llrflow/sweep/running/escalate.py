@@ -80,4 +80,5 @@ def _attacked(
 def _attack(run: str, attacks: str, images: Images, devices: int | None, cache: str) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", cache)
-    evaluate_run(run, attacks=attacks, devices=devices, images=images)
+    # A run of this sweep, whose plugins its driver was told to import; this node may be another than it was trained on.
+    evaluate_run(run, attacks=attacks, devices=devices, images=images, trust_plugins=True)

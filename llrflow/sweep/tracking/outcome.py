@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llrflow.base.files import write_atomic
+from llrflow.base.harmless import csv_cell
 from llrflow.base.shown import measured
 from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.presets import evaluate_block
@@ -228,5 +229,6 @@ def _write_table(spec: Spec, storage: Storage, record: SweepRecord) -> None:
         own = [getattr(trial, column) for column in columns]
         rest = [" ".join(trial.masked), trial.error or "", trial.stopped or "", trial.run]
         stronger = None if trial.escalated is None else trial.escalated.robust
-        table.writerow([*own, stronger, round(sum(trial.seconds.values()), 3), *values, *rest])
+        row = [*own, stronger, round(sum(trial.seconds.values()), 3), *values, *rest]
+        table.writerow(map(csv_cell, row))
     write_atomic(storage.table, text.getvalue().encode())

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from llrflow.base.errors import CheckpointError, DataError, SpecError
-from llrflow.base.files import TEMPORARY, sole_owner
+from llrflow.base.files import TEMPORARY, require_local, sole_owner
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.records import Record
@@ -69,7 +69,9 @@ class Lines(Record):
 
 
 def folder_of(spec: Spec, out: str | Path | None) -> Path:
-    """Where a spec's sweep is kept: `out`, or sweeps/<name>."""
+    """Where a spec's sweep is kept: `out`, or sweeps/<name>. Raises SpecError where `out` is a URI."""
+    if out is not None:
+        require_local(Path(out))
     return Path("sweeps") / spec.name if out is None else Path(out)
 
 
