@@ -154,14 +154,19 @@ def _components(spec: Spec) -> Iterator[Problem]:
 
 
 def _evaluation(spec: Spec) -> Iterator[Problem]:
-    if "random" in spec.evaluate.attacks:
-        yield Problem("evaluate.attacks.random", "is the name of the noise control", "rename the attack")
-    for name, attack in spec.evaluate.attacks.items():
-        if spec.threat.norm not in attack.norms:
-            got = f"({attack.label()}) knows no {spec.threat.norm} threat"
-            yield Problem(f"evaluate.attacks.{name}", got, f"choose an attack for {spec.threat.norm}, or another norm")
-        if attack.needs_surrogate and not attack.run:
-            yield Problem(f"evaluate.attacks.{name}", "names no run to transfer from", "set `run:` to its folder")
+    for under in spec.evaluate.by_threat(spec.threat):
+        for name, attack in under.attacks.items():
+            place = f"{under.place}.{name}"
+            if name == "random":
+                yield Problem(place, "is the name of the noise control", "rename the attack")
+            if unknown := attack.unknown(under.threat.norm):
+                got, fix = unknown
+                own = f"; or give evaluate.threats.{under.name} `attacks` of its own" if under.name else ""
+                yield Problem(place, f"({attack.label()}) {got}", fix + own)
+            if attack.needs_surrogate and not attack.run:
+                yield Problem(place, "names no run to transfer from", "set `run:` to its folder")
+    if len(spec.evaluate.threats) == 1:
+        yield Problem("evaluate.threats", "has one threat", "give several, or change `threat` itself")
     if spec.evaluate.parameters == "ema" and spec.train.ema is None:
         yield Problem("evaluate.parameters", "= 'ema' but training keeps no moving average", "set train.ema")
 
