@@ -111,7 +111,7 @@ class APGD(Attack):
     def begin(self, probes: ProbeFactory, threat: Threat, keys: jax.Array, run: jax.Array) -> Ascent:
         """At noise, from `keys` [B]."""
         probe, scheme = probes(), SCHEMES[threat.norm]
-        ball = _scaled(threat, self._parts[0][0])
+        ball = threat.of_radius(self._parts[0][0] * threat.epsilon)
         start, wrong = scheme.start(ball, probe.x, keys), misclassified(probe.logits(), probe.y)
         return scheme.begun(ball, start, self.aim(probe, run), wrong, fresh=len(self._parts) == 1)
 
@@ -119,7 +119,7 @@ class APGD(Attack):
         """Judge the iterate, adapt the step size where `index` is a checkpoint, and take one step."""
         scheme, alone = SCHEMES[threat.norm], len(self._parts) == 1
         here = jax.tree.map(lambda of_each: jnp.asarray(of_each)[index], self._iterates(scheme))
-        ball = threat if alone else _scaled(threat, here.radius)
+        ball = threat if alone else threat.of_radius(here.radius * threat.epsilon)
 
         judge = partial(self._judge, target=state.target)
         gradient, value, wrong = gradient_over_draws(probes, judge, state.delta)
@@ -133,7 +133,7 @@ class APGD(Attack):
             return checked._replace(delta=moved, previous=checked.delta)
 
         def narrowed(state: Ascent) -> Ascent:
-            inner = _scaled(threat, here.radius - 1)
+            inner = threat.of_radius((here.radius - 1) * threat.epsilon)
             return scheme.begun(inner, inner.project(state.best, x), state.target, state.wrong, fresh=False)
 
         return stepped(state) if alone else jax.lax.cond(here.ends, narrowed, stepped, state)
@@ -214,11 +214,6 @@ class APGDT(APGD):
     def needs_classes(self) -> int:
         """Least number of classes."""
         return 4
-
-
-def _scaled(threat: Threat, factor: Any) -> Threat:
-    """The ball of another radius."""
-    return threat.model_copy(update={"epsilon": factor * threat.epsilon})
 
 
 def _keep_better(state: Ascent, gradient: jax.Array, value: jax.Array, wrong: jax.Array) -> Ascent:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
+from llrflow.base.validation import listing
 from llrflow.components.registry import Component
 from llrflow.method.ascent import ProbeFactory, drawn_probes
 from llrflow.method.labels import at_label
@@ -82,6 +83,12 @@ class Attack(Component):
     def length(self) -> int:
         """Steps of one run."""
         raise NotImplementedError
+
+    def unknown(self, norm: str) -> tuple[str, str] | None:
+        """What is wrong with a threat of that norm, and what to do; None where the attack knows it."""
+        if norm in self.norms:
+            return None
+        return f"knows no {norm} threat", f"choose an attack for {norm}, or one of its norms: {listing(self.norms)}"
 
     def runs(self, classes: int) -> int:
         """Runs of an example that stays correct, on a model of so many classes: restarts, targets."""

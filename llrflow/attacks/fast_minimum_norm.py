@@ -151,7 +151,7 @@ class FMN(RadiusAttack):
         shrunk = jnp.minimum((1.0 - gamma) * state.radius, known.distance)
         radius = within_reach(threat, x, jnp.where(seen.wrong, shrunk, grown))
         moved = self._along(unit(seen.gradient), state, index)
-        ball = threat.model_copy(update={"epsilon": radius})
+        ball = threat.of_radius(radius)
         return known._replace(delta=ball.project(moved, x), radius=radius)
 
 

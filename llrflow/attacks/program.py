@@ -25,7 +25,6 @@ from llrflow.attacks.network import (
     reference_of,
 )
 from llrflow.base.errors import SpecError
-from llrflow.base.validation import listing
 from llrflow.components.calls import guarded, shaped
 from llrflow.components.registry import Component
 from llrflow.components.traced import bind, numbers
@@ -84,8 +83,8 @@ class AttackProgram:
         plan: Plan | None = None,
     ) -> None:
         """`plan` says how its steps are compiled; by default what suits the platform and the attack's length."""
-        if threat.norm not in attack.norms:
-            raise SpecError(attack.label(), f"knows no {threat.norm} threat", f"choose from {listing(attack.norms)}")
+        if unknown := attack.unknown(threat.norm):
+            raise SpecError(attack.label(), *unknown)
         self.attack, self.threat, self.network, self.placement = attack, threat, network, placement
         self._searched = surrogate or network
         self.plan = plan or plan_steps(attack.length, placement.platform, inside=False)
@@ -313,7 +312,7 @@ def _kind(example: Examples) -> tuple[Any, ...]:
 
 def _ball_of(threat: Threat, examples: Examples) -> Threat:
     """The threat with each example's own radius, where they have one."""
-    return threat if examples.epsilon is None else threat.model_copy(update={"epsilon": examples.epsilon})
+    return threat if examples.epsilon is None else threat.of_radius(examples.epsilon)
 
 
 class _Flight(NamedTuple):

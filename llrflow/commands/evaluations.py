@@ -20,7 +20,7 @@ def show(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
     from llrflow.runs.printed import print_certificate
 
     evaluation = result.evaluation
-    title = f"{evaluation.described}, {evaluation.threat['norm']} {evaluation.epsilon}, step {evaluation.checkpoint}"
+    title = f"{evaluation.described}, {evaluation.within}, step {evaluation.checkpoint}"
     out = console()
     print_certificate(evaluation, title, out)
     if evaluation.data is None and (known := trained_on_test(result.record.trained_on_test, result.record.data.test)):
@@ -40,16 +40,15 @@ def show_several(results: Sequence[Any], seconds: Mapping[str, float], as_json: 
 
     records = [result.evaluation for result in results]
     first = records[0]
-    under = f"{first.threat['norm']} {first.epsilon}, step {first.checkpoint}"
+    under = f"{first.within}, step {first.checkpoint}"
     table = Table(title=f"{len(records)} evaluations on other data, {under}", title_justify="left")
-    headings = ["nominal", *first.attacks, *(["worst case"] if first.attacks else [])]
+    headings = list(first.shares) if first.attacks else ["nominal"]
     table.add_column("")
     for heading in ("n", *headings):
         table.add_column(Text(heading), justify="right")
 
     def shares(record: Any) -> list[float]:
-        every = {"nominal": record.nominal, **record.attacks, "worst case": record.worst_case}
-        return [every[heading].accuracy for heading in headings]
+        return [record.shares[heading].accuracy for heading in headings]
 
     def row(title: str, n: str, values: Sequence[float], masked: bool) -> None:
         bounds = ("<= " if masked and heading != "nominal" else "" for heading in headings)

@@ -163,8 +163,8 @@ def _row(folder: Any) -> dict[str, Any]:
         return row | {"error": str(error)}
     if evaluations:
         row["evaluated"], found = max(evaluations.items())
-        shares = {name: attack.accuracy for name, attack in found.attacks.items()}
+        shares = {name: share.accuracy for name, share in found.shares.items()}
         row |= {"n": found.n, "subset": found.subset and found.described}
-        row |= {"nominal": found.nominal.accuracy, "attacks": shares}
-        row |= {"worst_case": found.worst_case.accuracy, "masked": [flag.name for flag in found.fired]}
+        row |= {"nominal": shares.pop("nominal"), "worst_case": shares.pop("worst case"), "attacks": shares}
+        row |= {"masked": [flag.name for flag in found.fired]}
     return row

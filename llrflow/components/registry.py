@@ -127,17 +127,17 @@ RESERVED = {
     "union": "what several threats come to together",
     "all": "all attacks together",
 }
-"""Names that results use beside those of attacks."""
+"""Names that results use beside those of attacks and threats."""
 
 
 def _free(name: str) -> str:
     if name in RESERVED:
-        raise invalid("reserved", f"is the name of {RESERVED[name]}; rename the attack")
+        raise invalid("reserved", f"is the name of {RESERVED[name]}; choose another")
     return name
 
 
-AttackName = Annotated[Name, AfterValidator(_free)]
-"""A user's name for an attack."""
+ResultName = Annotated[Name, AfterValidator(_free)]
+"""A user's name for an attack or a threat, which results are given under."""
 
 ComponentT = TypeVar("ComponentT", bound=type[Component])
 

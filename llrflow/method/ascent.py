@@ -265,8 +265,19 @@ class Search(Component):
 
     def advance(self, probes: ProbeFactory, threat: Threat, carry: Carry, index: Any) -> Carry:
         """One ascent step, 2F; `index` counts them from 0."""
+        return self.stepped(probes, threat, carry, index, *gradient_over_draws(probes, self.judge, carry.delta))
 
-        gradient, value, wrong = gradient_over_draws(probes, self._judge, carry.delta)
+    def stepped(
+        self,
+        probes: ProbeFactory,
+        threat: Threat,
+        carry: Carry,
+        index: Any,
+        gradient: jax.Array,
+        value: jax.Array,
+        wrong: jax.Array,
+    ) -> Carry:
+        """The same where the gradient [B,H,W,C] at the iterate, its value [B] and `wrong` [B] are known."""
         carry = self._keep_better(carry, value, wrong) if self.keep == "best" else carry
         gradient = threat.geometry.unblocked(gradient, carry.delta, probes().x)
         auto = self.reach * threat.radius() / max(self.steps, 1)
@@ -279,12 +290,16 @@ class Search(Component):
 
     def judged(self, probes: ProbeFactory, carry: Carry) -> Carry:
         """The kept perturbation in `best`, judged; F, which falls away where no judgement is used."""
-        value, wrong = self._judge(probes(), carry.delta)
+        return self.settle(carry, *self.judge(probes(), carry.delta))
+
+    def settle(self, carry: Carry, value: jax.Array, wrong: jax.Array) -> Carry:
+        """The kept perturbation in `best`, where the last iterate's value [B] and `wrong` [B] are known."""
         if self.keep == "last":
             return carry._replace(best=carry.delta, best_value=value, best_wrong=wrong)
         return self._keep_better(carry, value, wrong)
 
-    def _judge(self, probe: SearchProbe, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def judge(self, probe: SearchProbe, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(the term, whether another class is predicted) at delta, [B] each."""
         value = ask(self.maximize, probe, delta).value
         return value, misclassified(probe.logits(delta), probe.y)
 
@@ -296,6 +311,13 @@ def maximise(
     search: Search, probes: ProbeFactory, threat: Threat, keys: jax.Array, by: Literal["unroll", "scan"]
 ) -> jax.Array:
     """delta [B,H,W,C] found by the search inside one traced program; a constant to any later derivative."""
+    return jax.lax.stop_gradient(searched(search, probes, threat, keys, by).best)
+
+
+def searched(
+    search: Search, probes: ProbeFactory, threat: Threat, keys: jax.Array, by: Literal["unroll", "scan"]
+) -> Carry:
+    """The same with its value, one forward pass more where that is used."""
     outcome = None
     for restart in range(search.restarts):
         carry = search.begin(probes, threat, restart_keys(keys, restart), restart)
@@ -303,7 +325,7 @@ def maximise(
         carry = search.judged(probes, carry)
         outcome = carry if outcome is None else prefer(outcome, carry, "value")
     assert outcome is not None
-    return jax.lax.stop_gradient(outcome.best)
+    return outcome
 
 
 def repeat(

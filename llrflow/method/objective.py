@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -14,8 +14,9 @@ from llrflow.base.norms import NormName
 from llrflow.components.calls import placed
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.registry import Component, Name
-from llrflow.method.ascent import Search, maximise
-from llrflow.method.probe import Probe, asked_constants
+from llrflow.method.ascent import Search, prefer, searched
+from llrflow.method.mixture import Member, drawn, maximise_mixed
+from llrflow.method.probe import Probe, SearchProbe, asked_constants
 from llrflow.method.term import ask
 from llrflow.method.threat import Threat, clip_to_box
 
@@ -60,6 +61,21 @@ class Perturbation(Search):
         return super().project(threat, delta, x) if self.onto == "ball" else clip_to_box(delta, x)
 
 
+class Choice(Component):
+    """For each example one of several perturbations: training for the union of their balls.
+
+    Their searches maximise the same term. `take: strongest` makes all of them (`max` of Tramer & Boneh 2019,
+    arXiv:1904.13000), at the cost of all and of one forward pass each. `take: drawn` makes one of each example's, at
+    the cost of the longest (Madaan et al. 2021, arXiv:2006.12135, who draw one for a whole batch).
+    """
+
+    of: Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
+    """Names of the perturbations."""
+
+    take: Literal["strongest", "drawn"]
+    """The one with the highest value of the term that they maximise, or one drawn uniformly in every step."""
+
+
 class Objective(Component):
     """mean over the batch of  loss + sum_t weight_t * term_t(delta_at_t)."""
 
@@ -70,6 +86,9 @@ class Objective(Component):
 
     perturbations: dict[Name, Perturbation] = {}
     """Named inner maximisations."""
+
+    choices: Annotated[dict[Name, Choice], Field(exclude_if=lambda choices: not choices)] = {}
+    """Named choices among these, where `at` of a term may name one."""
 
     terms: dict[Name, Annotated[Any, Chosen("term", TermEntry)]] = {}
     """Named penalties."""
@@ -85,6 +104,21 @@ class Objective(Component):
         """Dotted path of the loss and of each term in a spec, by name."""
         return {LOSS: "objective.loss", **{name: f"objective.terms.{name}" for name in self.terms}}
 
+    def points(self) -> list[str]:
+        """The perturbations and choices that the loss or a term stands at."""
+        used = {term.at for term in self.entries().values()}
+        return [name for name in (*self.perturbations, *self.choices) if name in used]
+
+    def members(self, take: Literal["strongest", "drawn"]) -> dict[str, tuple[str, ...]]:
+        """Names of the perturbations among which each choice of a kind chooses, where a term stands at it."""
+        points = self.points()
+        return {name: choice.of for name, choice in self.choices.items() if choice.take == take and name in points}
+
+    def alone(self) -> list[str]:
+        """The perturbations that are searched for by themselves: all but those from which examples are drawn."""
+        wanted = {*self.points(), *(name for of in self.members("strongest").values() for name in of)}
+        return [name for name in self.perturbations if name in wanted]
+
 
 def perturb(
     objective: Objective,
@@ -93,29 +127,44 @@ def perturb(
     keys: Callable[[str], jax.Array],
     by: Literal["unroll", "scan"],
 ) -> dict[str, jax.Array]:
-    """The perturbations [B,H,W,C] that the objective's searches find, by name; constants to any later derivative.
+    """The perturbations [B,H,W,C] at which terms stand, by name; constants to any later derivative.
 
-    keys(name) are per-example keys [B] for one perturbation. Searches see the network as `probe` does, and take what
-    they need of the clean images from its clean pass.
+    keys(name) are per-example keys [B] for one perturbation or choice. Searches see the network as `probe` does, and
+    take what they need of the clean images from its clean pass.
     """
-    deltas: dict[str, jax.Array] = {}
-    for name, search in objective.perturbations.items():
+
+    def probes(name: str, search: Perturbation, ball: Threat, judged: bool) -> Callable[[], SearchProbe]:
+        asked: set[str] = set()
+        if search.steps or search.restarts > 1 or judged:  # else the start is the result, whatever is maximised
+            tracing = probe.searching(None, ball)
+            asked = asked_constants(lambda p, delta: ask(search.maximize, p, delta).value, tracing)
+            probe.searches[name] = [made for made in tracing.passes.values() if made.at != CLEAN]
+        return partial(probe.searching, probe.constants(asked), ball)
+
+    compared, found = {name for of in objective.members("strongest").values() for name in of}, {}
+    for name in objective.alone():
+        search = objective.perturbations[name]
         ball = search.ball(threat)
         with placed(f"objective.perturbations.{name}"):
-            asked: set[str] = set()
-            if search.steps or search.restarts > 1:  # else the start is the result, whatever is maximised
-                tracing = probe.searching(None, ball)
-                asked = asked_constants(lambda p, delta, term=search.maximize: ask(term, p, delta).value, tracing)
-                probe.searches[name] = [made for made in tracing.passes.values() if made.at != CLEAN]
-            searching = partial(probe.searching, probe.constants(asked), ball)
-            deltas[name] = maximise(search, searching, ball, keys(name), by)
-    return deltas
+            seen = probes(name, search, ball, name in compared)
+            found[name] = searched(search, seen, ball, keys(name), by)
+    for name, of in objective.members("strongest").items():
+        found[name] = reduce(partial(prefer, goal="value"), (found[member] for member in of))
+    deltas = {name: jax.lax.stop_gradient(carry.best) for name, carry in found.items()}
+    for name, of in objective.members("drawn").items():
+        searches = [objective.perturbations[member] for member in of]
+        members = [Member(s, s.ball(threat), keys(member)) for s, member in zip(searches, of, strict=True)]
+        with placed(f"objective.choices.{name}"):
+            longest = max(searches, key=lambda search: search.steps)
+            seen = probes(name, longest, threat, judged=False)
+            deltas[name] = maximise_mixed(members, seen, drawn(keys(name), len(of)), by)
+    return {name: deltas[name] for name in objective.points()}
 
 
 def foresee(objective: Objective, probe: Probe, terms: Probe, states: Mapping[str, Any], classes: int) -> None:
     """Tell the probes of `evaluate` where the objective will ask for an input gradient, by tracing it on sketches."""
     sketches = {made: made.sketch(classes) for made in (probe, terms)}
-    deltas = {name: jnp.zeros_like(probe.x) for name in objective.perturbations}
+    deltas = {name: jnp.zeros_like(probe.x) for name in objective.points()}
     jax.eval_shape(lambda: evaluate(objective, sketches[probe], deltas, states, sketches[terms]).value)
     for made, sketched in sketches.items():
         made.expect(sketched)

@@ -47,6 +47,10 @@ class Threat(Component):
             )
         return self
 
+    def of_radius(self, epsilon: Any) -> Threat:
+        """The ball of another radius: a number, or one for each example [B], which may be traced."""
+        return self.model_copy(update={"epsilon": epsilon})
+
     @property
     def geometry(self) -> Norm:
         """What its norm is."""

@@ -25,6 +25,7 @@ from llrflow.data.schema import Data
 from llrflow.method.objective import CLEAN
 from llrflow.method.probe import LogitsFn, Probe
 from llrflow.method.term import lacking_classes
+from llrflow.method.threat import Threat
 from llrflow.program.compiled import Key, functions_of
 from llrflow.program.devices import Devices
 from llrflow.program.freeze import check_frozen
@@ -112,16 +113,16 @@ class Program:
         """How attacks get onto this program's devices."""
         return self._compiled.placement
 
-    def attack(self, attack: Attack, surrogate: Network | None = None) -> AttackProgram:
-        """An attack on this program's network, compiled over its devices."""
-        return kept_program(attack, self.spec.threat, self.network, self.placement, surrogate)
+    def attack(self, attack: Attack, threat: Threat, surrogate: Network | None = None) -> AttackProgram:
+        """An attack on this program's network within a threat, compiled over its devices."""
+        return kept_program(attack, threat, self.network, self.placement, surrogate)
 
-    def trace_attack(self, attack: Attack) -> None:
+    def trace_attack(self, attack: Attack, threat: Threat) -> None:
         """Trace an attack without running it: raises PluginError for a plugin's fault in it."""
         state, _, _, _ = self._abstract_step()
-        for part in attack.stages(self.spec.threat, self.classes).values():
+        for part in attack.stages(threat, self.classes).values():
             variables = (state.params, state.model_state)
-            self.attack(part).trace(variables, len(self.devices), example_of(self.image_shape))
+            self.attack(part, threat).trace(variables, len(self.devices), example_of(self.image_shape))
 
     def logits_fn(self, params: Any, model_state: Any) -> LogitsFn:
         """A plain JAX function of images for given unreplicated variables."""
@@ -277,9 +278,10 @@ def _check_objective(program: Program) -> None:
     normed = bool(jax.tree.leaves(program.abstract_state().model_state))
     if not normed and not spec.plugins:
         return
-    for name, attack in spec.evaluate.attacks.items() if spec.plugins else ():
-        with placed(f"evaluate.attacks.{name}"):
-            program.trace_attack(attack)
+    for under in spec.evaluate.by_threat(spec.threat) if spec.plugins else ():
+        for name, attack in under.attacks.items():
+            with placed(f"{under.place}.{name}"):
+                program.trace_attack(attack, under.threat)
     try:
         made = program.probes(None if spec.plugins else program.stand_in())
         kinds = made[-1].states  # the last computation of the gradient is the one that counts

@@ -59,19 +59,40 @@ def parts(program: Program) -> dict[str, Count]:
     """What the objective and its parameter gradient cost by part.
 
     A search step costs what its term asks at the perturbation, differentiated for inputs alone: 1 forward and 1
-    backward for a term of the perturbed pass. Comparing iterates or restarts costs one forward pass more a restart.
+    backward for a term of the perturbed pass. Comparing iterates, restarts or searches costs one forward pass more a
+    restart.
     """
     found: dict[str, Count] = {}
     for probe in probes_of(program):
         for name, asked in probe.searches.items():
-            search = program.spec.objective.perturbations[name]
+            steps, restarts, judged = searches_of(program.spec.objective)[name]
             step = functools.reduce(Count.plus, of_passes(asked, reverse=1).values(), Count())
-            compared = len(asked) if search.keep == "best" or search.restarts > 1 else 0
-            label = f"{search.steps} steps" + (f", {search.restarts} restarts" if search.restarts > 1 else "")
-            total = step.times(search.steps).plus(Count(compared)).times(search.restarts)
+            label = f"{steps} steps" + (f", {restarts} restarts" if restarts > 1 else "")
+            total = step.times(steps).plus(Count(len(asked) if judged else 0)).times(restarts)
             found[f"search {name} ({label})"] = total
         for part, count in of_passes(probe.passes.values()).items():
             found[part] = found.get(part, Count()).plus(count)
+    return found
+
+
+class SearchCost(NamedTuple):
+    """What decides how much a search takes."""
+
+    steps: int
+    restarts: int
+    judged: bool
+    """Whether the last iterate's value is used."""
+
+
+def searches_of(objective: Objective) -> dict[str, SearchCost]:
+    """The searches of a step by name; those from which each example has one drawn are together one, as long as any."""
+    compared = {name for of in objective.members("strongest").values() for name in of}
+    together = {name: (name,) for name in objective.alone()} | objective.members("drawn")
+    found = {}
+    for name, of in together.items():
+        searches = [objective.perturbations[member] for member in of]
+        judged = name in compared or any(s.keep == "best" or s.restarts > 1 for s in searches)
+        found[name] = SearchCost(max(s.steps for s in searches), searches[0].restarts, judged)
     return found
 
 
@@ -167,7 +188,7 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "forward_equivalents": {name: part.total for name, part in counts.items()},
         "forward_equivalents_per_step": total,
         "forward_equivalents_of_cross_entropy": CROSS_ENTROPY,
-        "search_steps": sum(p.steps * p.restarts for p in program.spec.objective.perturbations.values()),
+        "search_steps": sum(s.steps * s.restarts for s in searches_of(program.spec.objective).values()),
         "forward_flops_per_image": forward / share,
         "estimated_flops_per_step_and_device": forward * total,
         "estimated_flops_of_training": forward * total * count * program.steps,

@@ -14,7 +14,7 @@ from llrflow.report.read import changed_files
 from llrflow.report.tables import attack_list, differing_paths, leaves
 from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.presets import PRESETS, changed_block
-from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunRecord
+from llrflow.runs.records import AttackRecord, EvaluationRecord, Proportion, RunRecord, worst_within
 from llrflow.spec.source import read_source
 
 
@@ -80,20 +80,26 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
 
 def correct_images(folder: RunFolder, stem: str, record: EvaluationRecord) -> dict[str, np.ndarray]:
-    """Which images [N] are still correct: `nominal`, under each attack, in the `worst case`; from verdicts on disk.
+    """Which images [N] are still correct, by the names of `record.shares`; from verdicts on disk.
 
     Raises CheckpointError where files are missing, or are not those that the certificate `stem` was written from.
     """
     correct = np.zeros(record.n, bool)
     if record.nominal.correct:
-        correct = _read(folder, f"{stem}.random", record.n)["tried"] > 0  # the control is run on what is correct
-    standing, found = correct.copy(), {"nominal": correct}
-    for name, made in record.attacks.items():
-        wrong = _changed(folder, f"{stem}.{name}", made, record.n)
-        standing = standing & ~wrong
-        found[name] = standing if record.cascade else correct & ~wrong
+        control = ".".join([stem, *list(record.threats)[:1], "random"])
+        correct = _read(folder, control, record.n)["tried"] > 0  # the control is run on what is correct
+    standing, found = correct, {"nominal": correct}
+    for threat, attacks in record.by_threat().items():
+        left = correct
+        for name, made in attacks.items():
+            wrong = _changed(folder, f"{stem}.{name}", made, record.n)
+            left = left & ~wrong
+            found[name] = left if record.cascade else correct & ~wrong
+        standing = standing & left
+        if threat:
+            found[worst_within(threat)] = left
     found["worst case"] = standing
-    for name, share in _shares(record).items():
+    for name, share in record.shares.items():
         if int(found[name].sum()) != share.correct:
             got = f"holds verdicts of {name} that are not those of the certificate"
             raise CheckpointError(str(folder.evaluation), got, _again(folder))
@@ -137,14 +143,14 @@ def _evaluation(
                 for folder, record in zip(folders, (a, b), strict=True)
             ]
             tests = {name: mcnemar(right[0][name], right[1][name]) for name in right[0] if name in right[1]}
-            if a.threat != b.threat:
+            if a.attacked_within != b.attacked_within:
                 unpaired, tests = "they were attacked under different threat models", {"nominal": tests["nominal"]}
             elif (a.cascade, attack_list(a)) != (b.cascade, attack_list(b)):
-                del tests["worst case"]
+                tests = {name: test for name, test in tests.items() if not name.endswith("worst case")}
                 unpaired = "of the worst cases, which are of different attacks"
         except CheckpointError as error:
             unpaired = str(error)
-    shares = _shares(a), _shares(b)
+    shares = a.shares, b.shares
     results = {
         name: {
             **{side: _short(share) for side, share in _sides(name, shares).items()},
@@ -159,7 +165,7 @@ def _evaluation(
         "label": label,
         "n": {"a": a.n, "b": b.n},
         "images": {"a": a.described, "b": b.described},
-        "threat": {"a": f"{a.threat['norm']} {a.epsilon}", "b": f"{b.threat['norm']} {b.epsilon}"},
+        "threat": {"a": a.within, "b": b.within},
         "masked": {"a": [flag.name for flag in a.fired], "b": [flag.name for flag in b.fired]},
         "results": results,
         "unpaired": unpaired,
@@ -199,10 +205,6 @@ def _short(share: Proportion) -> dict[str, Any]:
 
 def _sides(name: str, both: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {side: values[name] for side, values in zip("ab", both, strict=True) if name in values}
-
-
-def _shares(record: EvaluationRecord) -> dict[str, Any]:
-    return {"nominal": record.nominal, **record.attacks, "worst case": record.worst_case}
 
 
 def _missing(

@@ -17,7 +17,7 @@ def elsewhere(runs: Sequence[ReadRun]) -> Iterator[Table]:
     for run in runs:
         for record in run.elsewhere:
             assert record.data is not None
-            key = json.dumps([record.threat, record.cascade, attack_list(record)], sort_keys=True)
+            key = json.dumps([record.attacked_within, record.cascade, attack_list(record)], sort_keys=True)
             groups.setdefault(key, {}).setdefault(record.data.title, {})[run.name] = record
     for number, by_data in enumerate(groups.values()):
         names = [run.name for run in runs if any(run.name in records for records in by_data.values())]
@@ -32,7 +32,7 @@ def elsewhere(runs: Sequence[ReadRun]) -> Iterator[Table]:
             shares = (_mean(list(by_data.values()), name, situation) for name in names for situation in situations)
             rows.append([f"mean of {len(by_data)}", "", *shares])
         described = "; ".join(f"{name}: {description(made.attack)}" for name, made in first.attacks.items())
-        under = f", {first.threat['norm']} {first.epsilon}" if first.attacks else ""
+        under = f", {first.within}" if first.attacks else ""
         headings = ["", "images", *(f"{name}, {situation}" for name in names for situation in situations)]
         note = f"Means are of the rows, whatever their numbers of images. {described or 'No attacks'}."
         yield Table(f"elsewhere-{number + 1}", f"Accuracy on other data{under}", headings, rows, note)

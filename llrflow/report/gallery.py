@@ -36,10 +36,11 @@ class Shown:
 
 def gallery(evaluated: Evaluated, most: int) -> Iterator[Shown]:
     """At most so many images of an evaluation, evenly spread over those that it kept."""
-    found, threat = evaluated.examples, evaluated.record.threat
+    found = evaluated.examples
     kept = len(found.get("ids", ()))
     for i in map(int, np.linspace(0, kept - 1, min(most, kept))):
         image, delta = found["images"][i], found["delta"][i]
+        threat = evaluated.record.threat_of(str(found["attacks"][i]))
         size = np.linalg.norm(delta.ravel(), ORDERS[threat["norm"]])
         yield Shown(
             id=int(found["ids"][i]),

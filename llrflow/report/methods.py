@@ -35,9 +35,7 @@ class Method:
 
     def accuracies(self, attack: str) -> list[float]:
         """By seed: `nominal`, under an attack, or in the worst case."""
-        named = {"nominal": lambda e: e.nominal, WORST: lambda e: e.worst_case}
-        share = named.get(attack, lambda e: e.attacks[attack])
-        return [share(evaluation).accuracy for evaluation in self.evaluations.values()]
+        return [evaluation.shares[attack].accuracy for evaluation in self.evaluations.values()]
 
     def text(self, attack: str) -> str:
         """Mean and standard deviation (n - 1) over the seeds, in per cent."""
@@ -80,14 +78,14 @@ def _method(sweep: ReadSweep, configuration: ConfigurationRecord) -> Method | No
 def _alike(method: Method, first: Method) -> bool:
     """Whether all was evaluated on the same images under the same threat and attacks."""
     every = [evaluation for one in (first, method) for evaluation in one.evaluations.values()]
-    keys = [(e.threat, e.cascade, e.ids_sha256, attack_list(e)) for e in every]
+    keys = [(e.attacked_within, e.cascade, e.ids_sha256, attack_list(e)) for e in every]
     return all(key == keys[0] for key in keys)
 
 
 def columns(found: Sequence[Method]) -> list[str]:
     """What accuracy was measured of: nominal, each attack, the worst case."""
     evaluation = next(iter(found[0].evaluations.values()))
-    return ["nominal", *evaluation.attacks, WORST]
+    return list(evaluation.shares)
 
 
 def table(sweep: ReadSweep, name: str, found: Sequence[Method]) -> Table:
@@ -100,7 +98,7 @@ def table(sweep: ReadSweep, name: str, found: Sequence[Method]) -> Table:
         cells = [("≤ " if fired and attack != "nominal" else "") + method.text(attack) for attack in attacks]
         chosen = measured(record.metric, method.configuration.mean, method.configuration.spread)
         rows.append([method.name, str(len(method.evaluations)), *cells, chosen])
-    title = f"Accuracy on {first.described}, {first.threat['norm']} {first.epsilon}, over seeds"
+    title = f"Accuracy on {first.described}, {first.within}, over seeds"
     note = "Means over n seeds, ± the standard deviation (n - 1) in percentage points."
     if record.winners:
         note += f" Each method with the values that won among its own, {record.chosen_on} (last column)."

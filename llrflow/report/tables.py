@@ -99,7 +99,7 @@ def alike(runs: Sequence[ReadRun]) -> list[list[tuple[ReadRun, EvaluationRecord]
     for run in runs:
         for evaluated in run.evaluations:
             record = evaluated.record
-            key = [record.threat, record.cascade, record.ids_sha256, attack_list(record)]
+            key = [record.attacked_within, record.cascade, record.ids_sha256, attack_list(record)]
             groups.setdefault(json.dumps(key, sort_keys=True), []).append((run, record))
     return list(groups.values())
 
@@ -114,7 +114,7 @@ def results(runs: Sequence[ReadRun]) -> Iterator[Table]:
     """Methods x attacks with 95 % intervals: a table for each group of evaluations that compare."""
     for number, group in enumerate(alike(runs)):
         first = group[0][1]
-        title = f"Accuracy on {first.described}, {first.threat['norm']} {first.epsilon}"
+        title = f"Accuracy on {first.described}, {first.within}"
         how = "Each attack saw every image that is classified correctly."
         if first.cascade:
             how = "A column is what still stood after its attack: each saw only what those to its left had left correct"
@@ -126,14 +126,14 @@ def results(runs: Sequence[ReadRun]) -> Iterator[Table]:
         rows = []
         for run, record in group:
             mark = "≤ " if record.fired else ""
-            cells = [percent(record.attacks[name], mark) for name in first.attacks]
+            nominal, *robust = (record.shares[name] for name in first.shares)
             known = " (trained on test images)" if run.record.trained_on_test else ""
-            rows.append([f"{run.name}{known}", percent(record.nominal), *cells, percent(record.worst_case, mark)])
+            rows.append([f"{run.name}{known}", percent(nominal), *(percent(share, mark) for share in robust)])
         described = "; ".join(f"{name}: {description(attack.attack)}" for name, attack in first.attacks.items())
         masked = any(record.fired for _, record in group)
         bound = " ≤ marks an upper bound: signs of gradient masking were found." if masked else ""
         note = f"In brackets 95 % intervals (Wilson). {how}{bound} {described}."
-        yield Table(f"results-{number + 1}", title, ["", "nominal", *first.attacks, "worst case"], rows, note)
+        yield Table(f"results-{number + 1}", title, ["", *first.shares], rows, note)
 
 
 def kills(runs: Sequence[ReadRun]) -> Iterator[Table]:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from llrflow.attacks.base import Attack
 from llrflow.attacks.search import Findings
+from llrflow.components.registry import make
 from llrflow.method.threat import Threat
 from llrflow.runs.classes import classes_record, taken_for
-from llrflow.runs.records import written
+from llrflow.runs.records import ThreatRecord, worst_within, written
 from llrflow.runs.summaries import attack_record, distances_of, distribution, last_word, proportion
 from llrflow.spec.schema import Evaluate
+from llrflow.spec.threats import UnderThreat
 
 RANDOM = "random"
 """Name of the control: uniform noise, whose linearity stands beside that of the attacks."""
 
 
 class Turn(NamedTuple):
-    """One attack of an evaluation."""
+    """One attack of an evaluation within one threat."""
 
     name: str
+    """In the whole evaluation."""
     attack: Attack
     attacked: np.ndarray
     """The images that it was run on, [N]."""
@@ -30,42 +33,53 @@ class Turn(NamedTuple):
     """Its stages with their findings, each on what the earlier ones left correct."""
     left: np.ndarray
     """The images that are correct after it; in a cascade also after all before it, [N]."""
+
+
+class Attacked(NamedTuple):
+    """What became of the images within one threat."""
+
+    under: UnderThreat
+    control: Findings
+    """What noise does to the images that are correct."""
+    turns: list[Turn]
     standing: np.ndarray
-    """Those that are correct after it and all before it, [N]."""
+    """The images that are correct after every attack, [N]."""
 
 
-def attacked_in_turn(
-    block: Evaluate,
-    threat: Threat,
+def attacked(
+    under: UnderThreat,
+    cascade: bool,
     classes: int,
     correct: np.ndarray,
     attack: Callable[[str, Attack, np.ndarray, bool], Findings],
-) -> Iterator[Turn]:
-    """Every attack of the block on the images that are `correct` [N], in the order of their cost.
+) -> Attacked:
+    """The control and every attack within one threat on the images that are `correct` [N], in the order of their cost.
 
-    `attack(name, attack, attacked, within)` makes one on images [N]; a stage `within` another need only find errors.
+    `attack(name, attack, attacked, within)` makes one on images [N], by its name within the threat; a stage `within`
+    another need only find errors.
     """
-    standing = correct
-    for name, whole in _in_order(block.attacks, threat, classes):
-        attacked = standing if block.cascade and not whole.minimum_norm else correct
-        found, left = [], attacked
-        for stage, part in whole.stages(threat, classes).items():
+    control, turns, standing = attack(RANDOM, make("attack", "noise"), correct, False), [], correct
+    for name, whole in _in_order(under, classes):
+        on = standing if cascade and not whole.minimum_norm else correct
+        found, left = [], on
+        for stage, part in whole.stages(under.threat, classes).items():
             findings = attack(f"{name}.{stage}" if stage else name, part, left, bool(stage))
             found.append((part, findings))
             left = left & ~findings.arrays["wrong"]
-        wrong = np.any([attacked & stage.arrays["wrong"] for _, stage in found], axis=0)
+        wrong = np.any([on & stage.arrays["wrong"] for _, stage in found], axis=0)
         standing = standing & ~wrong
-        yield Turn(name, whole, attacked, found, standing if block.cascade else correct & ~wrong, standing)
+        turns.append(Turn(under.named(name), whole, on, found, standing if cascade else correct & ~wrong))
+    return Attacked(under, control, turns, standing)
 
 
-def _in_order(attacks: Mapping[str, Attack], threat: Threat, classes: int) -> list[tuple[str, Attack]]:
+def _in_order(under: UnderThreat, classes: int) -> list[tuple[str, Attack]]:
     """Those that see the model's gradients first, and the cheaper before the dearer."""
 
     def place(item: tuple[str, Attack]) -> tuple[bool, int]:
-        stages = item[1].stages(threat, classes).values()
-        return not any(part.white_box for part in stages), item[1].forwards(threat, classes)
+        stages = item[1].stages(under.threat, classes).values()
+        return not any(part.white_box for part in stages), item[1].forwards(under.threat, classes)
 
-    return sorted(attacks.items(), key=place)
+    return sorted(under.attacks.items(), key=place)
 
 
 def certified(
@@ -74,33 +88,40 @@ def certified(
     class_names: Sequence[str],
     label: np.ndarray,
     clean: np.ndarray,
-    control: Findings,
-    turns: Sequence[Turn],
+    made: Sequence[Attacked],
 ) -> dict[str, Any]:
-    """The fields of a Certificate that verdicts decide.
+    """The fields of a Certificate that verdicts decide, from what was `made` within each threat.
 
-    `label` and `clean` predicted class are [N], `control` what noise does to the images that are correct.
+    `label` and `clean` predicted class are [N]. The worst case is that of all threats together: of their union.
     """
     correct = clean == label
-    linearity, attacks = {RANDOM: control.arrays["linearity"][correct]}, {}
+    linearity, attacks, threats = {}, {}, {}
     taken, worst = {"nominal": clean}, clean
-    for name, attack, attacked, found, left, _ in turns:
-        minimum = None
-        if attack.minimum_norm:
-            minimum = distances_of(found[0][1].arrays["distance"], correct, float(threat.epsilon))
-        worst = taken_for(label, worst, found)
-        taken[name] = worst if block.cascade else taken_for(label, clean, found)
-        attacks[name] = attack_record(attack, found, attacked, left, minimum)
-        if attacked.any():
-            linearity[name] = last_word(found, "linearity")[attacked]
+    for under, control, turns, standing in made:
+        linearity[under.named(RANDOM)] = control.arrays["linearity"][correct]
+        within = clean
+        for name, attack, on, found, left in turns:
+            minimum = None
+            if attack.minimum_norm:
+                minimum = distances_of(found[0][1].arrays["distance"], correct, float(under.threat.epsilon))
+            within, worst = taken_for(label, within, found), taken_for(label, worst, found)
+            taken[name] = within if block.cascade else taken_for(label, clean, found)
+            attacks[name] = attack_record(attack, found, on, left, minimum)
+            if on.any():
+                linearity[name] = last_word(found, "linearity")[on]
+        if under.name:
+            taken[worst_within(under.name)] = within
+            own = {"threat": under.threat.model_dump(), "epsilon": written(under.threat.epsilon)}
+            threats[under.name] = ThreatRecord(**own, worst_case=proportion(standing))
     return {
         "threat": threat.model_dump(),
         "epsilon": written(threat.epsilon),
+        "threats": threats,
         "n": len(label),
         "nominal": proportion(correct),
         "cascade": block.cascade,
         "attacks": attacks,
-        "worst_case": proportion(turns[-1].standing if turns else correct),
+        "worst_case": proportion(np.all([of.standing for of in made], axis=0)),
         "classes": classes_record(class_names, label, {**taken, "worst case": worst}),
         "gamma": {name: distribution(values) for name, values in linearity.items() if len(values)},
         "checked": min(block.checks.examples, int(correct.sum())),

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from llrflow.base.errors import CheckpointError
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import progress, say
 from llrflow.base.sealed import sealed
-from llrflow.components.registry import make
 from llrflow.data.split import Part, Split
 from llrflow.method.keys import purpose_key
+from llrflow.method.threat import Threat
 from llrflow.program.compile import Program
 from llrflow.program.state import TrainState
 from llrflow.runs.adversarial import write_adversarial, write_shown
-from llrflow.runs.certificate import RANDOM, attacked_in_turn, certified
+from llrflow.runs.certificate import RANDOM, Attacked, attacked, certified
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.pictures import draw_surfaces
@@ -42,6 +43,7 @@ from llrflow.runs.sealed import read_record, read_sealed
 from llrflow.runs.summaries import cost_and_yield, stage_record
 from llrflow.runs.surrogates import Surrogate
 from llrflow.runs.verdicts import Verdicts
+from llrflow.spec.threats import UnderThreat
 
 SHARES = "shares"
 """Folder, beside the verdicts, of those that workers found for their shares of the images."""
@@ -111,10 +113,7 @@ class Evaluator:
         share[np.flatnonzero(self._predicted.correct)[index::of]] = True
         self._share, self._place = share, self._place / SHARES / f"{index}-of-{of}"
         self._place.mkdir(parents=True, exist_ok=True)
-        self._attack(RANDOM, make("attack", "noise"), share)
-        spec, classes = self.program.spec, self.program.classes
-        for _ in attacked_in_turn(spec.evaluate, spec.threat, classes, share, self._attack):
-            pass
+        self._attacked(share)
 
     def drop_shares(self) -> None:
         """Delete what workers found for this evaluation, which has taken it up."""
@@ -129,16 +128,16 @@ class Evaluator:
         """evaluation/<step><label>.<name>."""
         return self._place / f"{self.step}{self.label}.{name}"
 
-    def _identity(self, *parts: Any, of: Split | None = None) -> str:
+    def _identity(self, *parts: Any, of: Split | None = None, threat: Threat | None = None) -> str:
         """A hash over `parts` and all else that decides what an attack finds: on disk, what has it is taken over.
 
-        It is of the images of a split, by default of those that are evaluated.
+        It is of the images of a split, by default of those that are evaluated, and of a threat, by default the spec's.
         """
         spec, split = self.program.spec, of or self.split
         packages = [self._versions[package] for package in ("llrflow", "jax", "jaxlib")]
         packages.append(self.program.devices.platform)
         model = {"type": spec.model.label(), **spec.model.model_dump(exclude={"start"})}
-        shared = [spec.threat.model_dump(), model, spec.seed, self._predicted.sha256, split.fingerprint]
+        shared = [(threat or spec.threat).model_dump(), model, spec.seed, self._predicted.sha256, split.fingerprint]
         text = json.dumps([*parts, *shared, *spec.plugin_identities(), *packages], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -151,12 +150,12 @@ class Evaluator:
         return record if record.identity == identity else None
 
     def _evaluate(self, identity: str, started: str) -> EvaluationRecord:
-        spec, predicted, classes = self.program.spec, self._predicted, self.program.classes
-        control = self._attack(RANDOM, make("attack", "noise"), predicted.correct)
-        turns = list(attacked_in_turn(spec.evaluate, spec.threat, classes, predicted.correct, self._attack))
+        spec, predicted = self.program.spec, self._predicted
+        made = self._attacked(predicted.correct)
         if predicted.correct.any():
-            write_shown(self._path("npz"), predicted, self._ids, {turn.name: turn.found for turn in turns})
-        flags = self._flags(list(itertools.chain(*(turn.found for turn in turns))))
+            found = {turn.name: turn.found for within in made for turn in within.turns}
+            write_shown(self._path("npz"), predicted, self._ids, found)
+        flags = [flag for within in made for flag in self._flags(within)]
         names, situations = self.split.dataset.class_names, (predicted.classes["label"], predicted.classes["clean"])
         return EvaluationRecord(
             identity=identity,
@@ -174,8 +173,16 @@ class Evaluator:
             flags={flag.name: FlagRecord(**flag._asdict()) for flag in flags},
             started=started,
             versions=self._versions,
-            **certified(spec.evaluate, spec.threat, names, *situations, control, turns),
+            **certified(spec.evaluate, spec.threat, names, *situations, made),
         )
+
+    def _attacked(self, correct: np.ndarray) -> list[Attacked]:
+        """Everything that is attacked, on images that are `correct` [N]."""
+        spec = self.program.spec
+        return [
+            attacked(under, spec.evaluate.cascade, self.program.classes, correct, partial(self._attack, under))
+            for under in spec.evaluate.by_threat(spec.threat)
+        ]
 
     def _subset(self) -> SubsetRecord | None:
         """How the images were drawn, unless they are all."""
@@ -200,7 +207,9 @@ class Evaluator:
 
     def _studied(self, study: Study, identity: str) -> dict[str, Any]:
         with progress(f"{study.title} study", study.parts, self.quiet) as report:
-            found = study.run(self._subject(study.examples, study.title), self._between(report))
+            found = study.run(
+                self._subject(study.examples, study.title, self.program.spec.threat), self._between(report)
+            )
         threat = self.program.spec.threat.model_dump()
         return {"identity": identity, "checkpoint": self.step, "threat": threat, **found}
 
@@ -214,33 +223,38 @@ class Evaluator:
 
         return between
 
-    def _attack(self, name: str, attack: Attack, attacked: np.ndarray, within: bool = False) -> Verdicts:
-        """The verdicts of one attack on the images `attacked` [N]; a stage `within` another need only find errors."""
+    def _attack(self, under: UnderThreat, bare: str, attack: Attack, attacked: np.ndarray, within: bool) -> Verdicts:
+        """The verdicts of one attack on the images `attacked` [N]; a stage `within` another need only find errors.
+
+        They are those that the attack has where its threat is the only one: `bare` is its name there.
+        """
+        name, control = under.named(bare), bare == RANDOM
         predicted, surrogate = self._predicted, self._surrogates.get(name)
         others = surrogate and surrogate.identity
         exhaustive = attack.minimum_norm and not within
-        identity = self._identity(name, attack.model_dump(), others, exhaustive, of=self._whole)
-        kept = np.arange(predicted.n) if self.export and name != RANDOM else predicted.shown
+        identity = self._identity(bare, attack.model_dump(), others, exhaustive, of=self._whole, threat=under.threat)
+        kept = np.arange(predicted.n) if self.export and not control else predicted.shown
         kept = kept if self._share is None else kept[self._share[kept]]
         path, known = self._path(f"{name}.npz"), {"ids": self._ids, **predicted.classes}
-        of, like = (attacked, exhaustive, identity), self._like(path, name)
+        of, like = (attacked, exhaustive, identity), self._like(path, bare)
         verdicts = Verdicts(path, *of, kept, self.split.image_shape, known, like)
         if len(verdicts.pending(attack.runs(self.program.classes))):
-            self._search(name, attack, verdicts)
-            if not self.quiet and name != RANDOM:
+            self._search(under, bare, attack, verdicts)
+            if not self.quiet and not control:
                 say(f"attack {name}: {cost_and_yield(stage_record(verdicts))}")
         if attacked.any() and not verdicts.on_disk:
             verdicts.save()
-        if self.export and attacked.any() and name != RANDOM and self._share is None:
+        if self.export and attacked.any() and not control and self._share is None:
             write_adversarial(self._path(f"{name}.adversarial.npz"), predicted, verdicts)
         return verdicts
 
-    def _search(self, name: str, attack: Attack, verdicts: Verdicts) -> None:
+    def _search(self, under: UnderThreat, bare: str, attack: Attack, verdicts: Verdicts) -> None:
         """Make an attack where it is still needed."""
         devices, spec, predicted = self.program.devices, self.program.spec, self._predicted
-        surrogate, attacked = self._surrogates.get(name), verdicts.candidates
-        program = self.program.attack(attack, surrogate and surrogate.network)
-        key = jax.random.key_data(purpose_key(spec.seed, f"attack {name}"))
+        name, attacked = under.named(bare), verdicts.candidates
+        surrogate = self._surrogates.get(name)
+        program = self.program.attack(attack, under.threat, surrogate and surrogate.network)
+        key = jax.random.key_data(purpose_key(spec.seed, f"attack {bare}"))
         other = None if surrogate is None else devices.replicate(surrogate.variables)
         own, example = predicted.variables, example_of(self.program.image_shape)
         places = (own, own if other is None else other, example)
@@ -284,17 +298,19 @@ class Evaluator:
         assert self.stop.signum is not None
         raise Interrupted(self.stop.signum, "evaluation stopped and saved; run the same command to continue")
 
-    def _flags(self, stages: list[tuple[Attack, Verdicts]]) -> list[Flag]:
-        """Signs of gradient masking: from the attacks made, and from trials on a sample of the correct images."""
+    def _flags(self, found: Attacked) -> list[Flag]:
+        """Signs of masking within a threat: from attacks that were made, and from trials on a few correct images."""
         examples = self.program.spec.evaluate.checks.examples
         if not examples or not self._predicted.correct.any():
             return []
-        subject = self._subject(examples, "masking")
-        with progress("masking checks", len(TRIALS), self.quiet) as report:
+        under, stages = found.under, itertools.chain(*(turn.found for turn in found.turns))
+        subject = self._subject(examples, "masking", under.threat)
+        with progress(f"masking checks {under.name}".strip(), len(TRIALS), self.quiet) as report:
             made = [(part, v.candidates & v.arrays["wrong"]) for part, v in stages]
-            return find_flags(subject, made, self._between(report))
+            flags = find_flags(subject, made, self._between(report))
+        return [flag._replace(name=under.named(flag.name)) for flag in flags]
 
-    def _subject(self, examples: int, purpose: str) -> Subject:
+    def _subject(self, examples: int, purpose: str, threat: Threat) -> Subject:
         """At most so many correctly classified images, evenly spread over them, as a subject of trials."""
         program, devices = self.program, len(self.program.devices)
         ids = spread(np.flatnonzero(self._predicted.correct), examples)
@@ -304,7 +320,7 @@ class Evaluator:
             program.network,
             program.placement,
             self._predicted.variables,
-            program.spec.threat,
+            threat,
             *self._predicted.examples(ids),
             key,
             program.classes,

@@ -26,18 +26,18 @@ from llrflow.attacks.trial_attacks import Subject
 from llrflow.base.errors import SpecError
 from llrflow.base.progress import progress
 from llrflow.base.validation import first_problem
-from llrflow.components.registry import make
 from llrflow.method.ascent import predicted_class
 from llrflow.method.keys import keyed
 from llrflow.method.term import lacking_classes
 from llrflow.method.threat import Threat
-from llrflow.runs.certificate import RANDOM, Turn, attacked_in_turn, certified
+from llrflow.runs.certificate import Turn, attacked, certified
 from llrflow.runs.classifier import hash_of
 from llrflow.runs.predictions import spread
 from llrflow.runs.presets import evaluate_block
 from llrflow.runs.printed import print_certificate
 from llrflow.runs.records import AttackRecord, Certificate, FlagRecord, Proportion, versions
 from llrflow.spec.schema import Evaluate
+from llrflow.spec.threats import UnderThreat
 
 FIELDS = ("attacks", "cascade", "checks", "batch_size")
 """Of an `evaluate` block, those that mean something for a function."""
@@ -97,7 +97,7 @@ class Examination:
         from rich.console import Console
 
         found, text = self.record, io.StringIO()
-        title = f"{found.name}: {found.n} images, {found.threat['norm']} {found.epsilon}"
+        title = f"{found.name}: {found.n} images, {found.within}"
         print_certificate(found, title, Console(file=text, width=100, color_system=None))
         return text.getvalue()
 
@@ -152,8 +152,8 @@ def examine(
     logits = examined.look(keyed(key, "nominal")).logits
     clean = np.asarray(predicted_class(jnp.asarray(logits)))
     work = _Work(examined, key, quiet)
-    control = work.attack(RANDOM, make("attack", "noise"), clean == labels, False)
-    turns = list(attacked_in_turn(block, ball, classes, clean == labels, work.attack))
+    within = UnderThreat("", ball, block.attacks, "attacks")
+    found = attacked(within, block.cascade, classes, clean == labels, work.attack)
     record = FunctionRecord(
         name=name or getattr(logits_fn, "__name__", type(logits_fn).__name__),
         stochastic=network.stochastic,
@@ -161,8 +161,8 @@ def examine(
         images_sha256=hash_of((images, labels)),
         started=started,
         versions=versions(),
-        flags=work.flags(np.flatnonzero(clean == labels), block.checks.examples, turns),
-        **certified(block, ball, named, labels, clean, control, turns),
+        flags=work.flags(np.flatnonzero(clean == labels), block.checks.examples, found.turns),
+        **certified(block, ball, named, labels, clean, [found]),
     )
     return Examination(record)
 
@@ -240,9 +240,9 @@ def _check_attacks(attacks: Mapping[str, Attack], threat: Threat, classes: int) 
         if attack.needs_surrogate:
             fix = "call llrflow.attack with `surrogate`"
             raise SpecError(f"attacks.{name}", "searches on the model of another run", fix)
-        if threat.norm not in attack.norms:
-            fix = f"choose an attack for {threat.norm}, or another norm"
-            raise SpecError(f"attacks.{name}", f"({attack.label()}) knows no {threat.norm} threat", fix)
+        if unknown := attack.unknown(threat.norm):
+            got, fix = unknown
+            raise SpecError(f"attacks.{name}", f"{attack.label()} {got}", fix)
         for part in attack.stages(threat, classes).values():
             if lacking := lacking_classes(part, classes, ("attacks", name)):
                 raise SpecError(*lacking, "choose another term, target or attack")

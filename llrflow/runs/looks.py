@@ -22,8 +22,9 @@ WORST = f"{PREFIX}worst_case.accuracy"
 
 
 def look_block(evaluate: Evaluate, attacks: Mapping[str, Any], checks: Checks) -> Evaluate:
-    """What a look evaluates: cheap attacks on every image, and nothing that a spec's evaluation has besides."""
-    nothing = {"images": None, "strength": None, "linearity": None, "surface": None, "cascade": False}
+    """What a look evaluates: cheap attacks on every image within the spec's `threat`, and nothing else that a spec's
+    evaluation has."""
+    nothing = {"images": None, "threats": {}, "strength": None, "linearity": None, "surface": None, "cascade": False}
     return evaluate.model_copy(update={"attacks": attacks, "checks": checks, **nothing})
 
 

@@ -38,7 +38,8 @@ def evaluate_block(attacks: str | Mapping[str, Any]) -> dict[str, Any]:
 
     `none` is no attack at all, and no signs of masking: nominal accuracy alone.
 
-    A file or mapping holds `attacks:` and other fields of the block, or the named attacks alone. Raises SpecError.
+    A file or mapping holds `attacks:` or `threats:` and other fields of the block, or the named attacks alone. Raises
+    SpecError.
     """
     if isinstance(attacks, str) and attacks in PRESETS:
         with resources.as_file(resources.files("llrflow.runs") / "presets" / f"{attacks}.yaml") as path:
@@ -53,6 +54,6 @@ def evaluate_block(attacks: str | Mapping[str, Any]) -> dict[str, Any]:
                 "--attacks", f"{attacks!r} is no preset", f"choose from {listing((*PRESETS, NONE))}"
             ) from error
         raise
-    named = data.get("attacks")
+    named = data.get("attacks", data.get("threats"))
     whole = isinstance(named, Mapping) and "type" not in named
     return dict(data) if whole else {"attacks": dict(data)}

@@ -20,8 +20,7 @@ def print_certificate(evaluation: Certificate, title: str, out: Console) -> None
     robust = "still correct" if evaluation.cascade else "accuracy"
     for heading in ("", robust, "95 % interval", "attacked", "changed"):
         table.add_column(heading, justify="right" if heading else "left")
-    rows = {"nominal": evaluation.nominal, **evaluation.attacks, "worst case": evaluation.worst_case}
-    for name, share in rows.items():
+    for name, share in evaluation.shares.items():
         low, high = share.interval
         made = evaluation.attacks.get(name)
         counts = ("", "") if made is None else (str(made.attacked), str(made.kills))

@@ -300,12 +300,25 @@ class FlagRecord(Record):
     """What the sign is, and what to do about it."""
 
 
+class ThreatRecord(Record):
+    """evaluation/<step>.json, one of `threats`: an image is robust within it if it stands under all its attacks."""
+
+    threat: dict[str, Any]
+    epsilon: str
+    """As that of a Certificate."""
+    worst_case: Proportion
+    """Images that are correct and that no attack within this threat changed."""
+
+
 class Certificate(Record):
     """What an evaluation found, of a checkpoint of a run or of any function."""
 
     threat: dict[str, Any]
+    """Of the run; what was attacked within, unless there are `threats`."""
     epsilon: str
     """The threat's epsilon as a fraction of 255 where it is one."""
+    threats: dict[str, ThreatRecord] = {}
+    """By name, where there are several; names of attacks, of `gamma` and of flags then begin with them: `l2.pgd`."""
     box: tuple[float, float] = (0.0, 1.0)
     n: int
     """Images."""
@@ -315,7 +328,8 @@ class Certificate(Record):
     attacks: dict[str, AttackRecord]
     """In the order in which they were run."""
     worst_case: Proportion
-    """Images that are correct and that no attack changed."""
+    """Images that are correct and that no attack changed; of several threats within any, so that it is that of their
+    union."""
     classes: ClassesRecord | None = None
     """The same by class; None where the evaluation was made before classes were kept."""
     gamma: dict[str, Distribution]
@@ -326,6 +340,44 @@ class Certificate(Record):
     started: str
     """UTC."""
     versions: dict[str, str]
+
+    def by_threat(self) -> dict[str, dict[str, AttackRecord]]:
+        """The attacks within each threat, by its name; an empty one where there is one threat."""
+        if not self.threats:
+            return {"": self.attacks}
+        return {
+            name: {attack: made for attack, made in self.attacks.items() if attack.startswith(f"{name}.")}
+            for name in self.threats
+        }
+
+    def threat_of(self, attack: str) -> dict[str, Any]:
+        """What an attack was made within."""
+        within = self.threats.get(attack.partition(".")[0])
+        return self.threat if within is None else within.threat
+
+    @property
+    def shares(self) -> dict[str, Proportion]:
+        """Every accuracy: `nominal`, under each attack, within each of several threats, in the `worst case`."""
+        found: dict[str, Proportion] = {"nominal": self.nominal}
+        for name, attacks in self.by_threat().items():
+            found |= attacks
+            if name:
+                found[worst_within(name)] = self.threats[name].worst_case
+        return {**found, "worst case": self.worst_case}
+
+    @property
+    def attacked_within(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every threat with its name: worst cases compare where these are equal."""
+        several = [(name, within.threat) for name, within in self.threats.items()]
+        return several or [("", self.threat)]
+
+    @property
+    def within(self) -> str:
+        """The threat in words: `linf 8/255`, or `the union of linf 8/255, l2 0.5`."""
+        if not self.threats:
+            return f"{self.threat['norm']} {self.epsilon}"
+        each = (f"{made.threat['norm']} {made.epsilon}" for made in self.threats.values())
+        return f"the union of {', '.join(each)}"
 
     @property
     def fired(self) -> list[FlagRecord]:
@@ -377,6 +429,11 @@ class EvaluationRecord(Certificate):
             return f"{self.counted} {what}"
         drawn = "random by class" if self.subset.stratified else "random"
         return f"{self.counted} {what}, {drawn}, seed {self.subset.seed}"
+
+
+def worst_within(threat: str) -> str:
+    """What the worst case within one of several threats is called in tables: no attack has a space in its name."""
+    return f"{threat} worst case"
 
 
 def written(epsilon: float) -> str:

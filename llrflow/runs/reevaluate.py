@@ -95,8 +95,14 @@ def changed_run(
     overrides: dict[str, Any] = {"devices.count": devices}
     block = changed_block(attacks, stop_after)
     label = label_of(block) if block else ""
-    if "attacks" in block:
-        overrides |= {"evaluate.attacks": None, **{f"evaluate.attacks.{n}": a for n, a in block.pop("attacks").items()}}
+    threats = stored_run(folder)[1].evaluate.threats if block else {}
+    if "attacks" in block:  # in the place of those that the spec has, within every threat
+        own = (name for name, threat in threats.items() if threat.attacks is not None)
+        overrides |= {"evaluate.attacks": None, **{f"evaluate.threats.{name}.attacks": None for name in own}}
+    if "threats" in block and threats:
+        overrides["evaluate.threats"] = None
+    for field in ("attacks", "threats"):
+        overrides |= {f"evaluate.{field}.{name}": value for name, value in block.pop(field, {}).items()}
     overrides |= {f"evaluate.{name}": value for name, value in block.items()}
     record, spec = stored_run(folder, overrides, trust_plugins)
     wanted = [name for name in studies if getattr(spec.evaluate, name) is None]

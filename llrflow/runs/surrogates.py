@@ -20,18 +20,24 @@ class Surrogate(NamedTuple):
 
 
 def surrogates_of(program: Program, trust_plugins: bool = False) -> dict[str, Surrogate]:
-    """The models that transfer attacks search on, by the attack's name; SpecError where one does not fit.
+    """The models that transfer attacks search on, by the attack's name in the evaluation; SpecError where one does not
+    fit.
 
     Raises as `load_model` does, too.
     """
-    found = {}
-    for name, attack in program.spec.evaluate.attacks.items():
+    found, spec = {}, program.spec
+    every = (
+        (under, name, attack)
+        for under in spec.evaluate.by_threat(spec.threat)
+        for name, attack in under.attacks.items()
+    )
+    for under, name, attack in every:
         if not attack.needs_surrogate:
             continue
         model = load_model(attack.run, attack.checkpoint, trust_plugins=trust_plugins)
         if (model.image_shape, model.classes) != (program.image_shape, program.classes):
             got = f"= {attack.run!r} takes images {list(model.image_shape)} of {model.classes} classes"
             fix = f"name a run on images {list(program.image_shape)} of {program.classes} classes"
-            raise at(program.spec, f"evaluate.attacks.{name}.run", got, fix)
-        found[name] = Surrogate(model.network, model.variables, hash_of(model.variables))
+            raise at(spec, f"{under.place}.{name}.run", got, fix)
+        found[under.named(name)] = Surrogate(model.network, model.variables, hash_of(model.variables))
     return found

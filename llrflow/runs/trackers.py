@@ -119,9 +119,13 @@ class RunShower:
             tracker.log(self._shown, {"step": step, **values})
 
     def evaluation(self, record: EvaluationRecord) -> None:
-        """Nominal accuracy, that under each attack and the worst case; and of how many images, if not of all."""
+        """Nominal accuracy, that under each attack and the worst case; and of how many images, if not of all.
+
+        The worst case also within each of several threats.
+        """
         shares = {"nominal": record.nominal, "worst_case": record.worst_case}
         shares |= {f"attacks.{name}": made for name, made in record.attacks.items()}
+        shares |= {f"threats.{name}.worst_case": made.worst_case for name, made in record.threats.items()}
         drawn = {} if record.subset is None else {"evaluation.images": record.n}
         accuracies = {f"evaluation.{name}.accuracy": share.accuracy for name, share in shares.items()}
         self.metrics(record.checkpoint, {**accuracies, **drawn})

@@ -33,6 +33,9 @@ STREAMS = ("augment", "mix", "terms")
 """Random streams of a step beside those of its perturbations."""
 
 
+UNUSED, USE = "is used by no term", "set `at:` of a term or of the loss to it, or delete it"
+
+
 class Problem(NamedTuple):
     """One contradiction."""
 
@@ -51,6 +54,7 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
     yield from _training(spec)
     yield from _mixing(spec)
     yield from _terms(spec)
+    yield from _choices(spec)
     yield from _perturbations(spec)
     yield from _components(spec)
     yield from _evaluation(spec)
@@ -115,9 +119,9 @@ def _terms(spec: Spec) -> Iterator[Problem]:
             yield Problem(f"objective.terms.{name}", "is the name of a metric that every run logs", "rename the term")
     places = objective.places()
     for name, term in objective.entries().items():
-        if term.at != CLEAN and term.at not in objective.perturbations:
+        if term.at not in (known := [CLEAN, *objective.perturbations, *objective.choices]):
             got = f"= {term.at!r} is not a perturbation of this objective"
-            yield Problem(f"{places[name]}.at", got, suggest(term.at, [CLEAN, *objective.perturbations]))
+            yield Problem(f"{places[name]}.at", got, suggest(term.at, known))
         elif term.at == CLEAN and getattr(term, "needs_perturbation", False):
             fix = "set `at:` to one of objective.perturbations" + (
                 f" ({', '.join(objective.perturbations)})" if objective.perturbations else ", and define it there"
@@ -127,14 +131,14 @@ def _terms(spec: Spec) -> Iterator[Problem]:
 
 
 def _perturbations(spec: Spec) -> Iterator[Problem]:
-    used = {term.at for term in spec.objective.entries().values()}
+    used = {*spec.objective.points(), *(name for choice in spec.objective.choices.values() for name in choice.of)}
     for name, search in spec.objective.perturbations.items():
         path, norm = f"objective.perturbations.{name}", search.norm or spec.threat.norm
         if name == CLEAN or name in STREAMS:
             what = "the unperturbed image" if name == CLEAN else "another random stream"
             yield Problem(path, f"is the name of {what}", "rename it")
         elif name not in used:
-            yield Problem(path, "is used by no term", "set `at:` of a term or of the loss to it, or delete it")
+            yield Problem(path, UNUSED, USE)
         if norm != spec.threat.norm and search.epsilon is None:
             got = f"= {norm!r} is not the threat's norm, and has no radius"
             yield Problem(f"{path}.norm", got, "give this perturbation its own `epsilon`")
@@ -144,6 +148,26 @@ def _perturbations(spec: Spec) -> Iterator[Problem]:
             except ValidationError as error:
                 _, got, fix = first_problem(error)
                 yield Problem(f"{path}.epsilon", got.removeprefix("epsilon "), fix)
+
+
+def _choices(spec: Spec) -> Iterator[Problem]:
+    known, points = spec.objective.perturbations, spec.objective.points()
+    for name, choice in spec.objective.choices.items():
+        path = f"objective.choices.{name}"
+        if name in (CLEAN, *STREAMS, *known):
+            yield Problem(path, "has the name of a perturbation, or of another random stream", "rename it")
+        elif name not in points:
+            yield Problem(path, UNUSED, USE)
+        for member in choice.of:
+            if member not in known:
+                yield Problem(f"{path}.of", f"has {member!r}, which is no perturbation", suggest(member, known))
+                return
+        if len(set(choice.of)) < len(choice.of):
+            yield Problem(f"{path}.of", "has a perturbation twice", "name each once")
+        members = [known[member] for member in choice.of]
+        for field in ("maximize", *(("restarts",) if choice.take == "drawn" else ())):
+            if any(getattr(member, field) != getattr(members[0], field) for member in members):
+                yield Problem(f"{path}.of", f"has searches that differ in `{field}`", "give them the same")
 
 
 def _components(spec: Spec) -> Iterator[Problem]:
@@ -160,12 +184,17 @@ def _components(spec: Spec) -> Iterator[Problem]:
 
 
 def _evaluation(spec: Spec) -> Iterator[Problem]:
-    for name, attack in spec.evaluate.attacks.items():
-        if spec.threat.norm not in attack.norms:
-            got = f"({attack.label()}) knows no {spec.threat.norm} threat"
-            yield Problem(f"evaluate.attacks.{name}", got, f"choose an attack for {spec.threat.norm}, or another norm")
-        if attack.needs_surrogate and not attack.run:
-            yield Problem(f"evaluate.attacks.{name}", "names no run to transfer from", "set `run:` to its folder")
+    for under in spec.evaluate.by_threat(spec.threat):
+        for name, attack in under.attacks.items():
+            place = f"{under.place}.{name}"
+            if unknown := attack.unknown(under.threat.norm):
+                got, fix = unknown
+                own = f"; or give evaluate.threats.{under.name} `attacks` of its own" if under.name else ""
+                yield Problem(place, f"({attack.label()}) {got}", fix + own)
+            if attack.needs_surrogate and not attack.run:
+                yield Problem(place, "names no run to transfer from", "set `run:` to its folder")
+    if len(spec.evaluate.threats) == 1:
+        yield Problem("evaluate.threats", "has one threat", "give several, or change `threat` itself")
     if spec.evaluate.parameters == "ema" and spec.train.ema is None:
         yield Problem("evaluate.parameters", "= 'ema' but training keeps no moving average", "set train.ema")
 

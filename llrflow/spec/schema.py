@@ -13,7 +13,7 @@ from llrflow.base.validation import invalid, raise_at
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.optimizers import Duration
 from llrflow.components.plugins import plugin_identity
-from llrflow.components.registry import AttackName, Component, make
+from llrflow.components.registry import Component, ResultName, make
 from llrflow.data.schema import Data
 from llrflow.data.subset import SubsetOrCount
 from llrflow.method.objective import Objective
@@ -24,6 +24,7 @@ from llrflow.spec.plugins import plugin_path
 from llrflow.spec.source import Source
 from llrflow.spec.start import ModelEntry
 from llrflow.spec.sweep_schema import RunTrackers, Sweep
+from llrflow.spec.threats import NamedThreat, UnderThreat
 
 
 def _check_memory(raw: Any) -> Any:
@@ -157,8 +158,13 @@ class Evaluate(Component):
     """Bytes that an attack may use on the devices together (`2 GiB`); batches that need more are halved. `auto` is
     half of what is free."""
 
-    attacks: dict[AttackName, Annotated[Any, Chosen("attack")]] = {}
+    attacks: dict[ResultName, Annotated[Any, Chosen("attack")]] = {}
     """Named attacks, run in the order of their cost, those without gradients last."""
+
+    threats: Annotated[dict[ResultName, NamedThreat], Field(exclude_if=lambda threats: not threats)] = {}
+    """Named threats to evaluate in the place of the spec's, each with all attacks or with its own. The worst case is
+    then that of their union: images that stand under every attack within every threat (Maini et al. 2020, Tramer &
+    Boneh 2019)."""
 
     cascade: bool = True
     """Run each attack only on the images that the earlier ones left correct; minimum-norm attacks see all. Turn it off
@@ -179,6 +185,27 @@ class Evaluate(Component):
     parameters: Literal["auto", "raw", "ema"] = "auto"
     """Parameters to evaluate; `auto` takes the moving average if training kept one."""
 
+    def by_threat(self, threat: Threat) -> list[UnderThreat]:
+        """What is attacked within which threat: within the spec's `threat`, unless there are `threats`."""
+        if not self.threats:
+            return [UnderThreat("", threat, self.attacks, "evaluate.attacks")]
+        found = []
+        for name, own in self.threats.items():
+            attacks, place = self.attacks, "evaluate.attacks"
+            if own.attacks is not None:
+                attacks, place = own.attacks, f"evaluate.threats.{name}.attacks"
+            found.append(UnderThreat(name, own.ball, attacks, place))
+        return found
+
+    def attacked_by(self, attacks: Mapping[str, Any]) -> Evaluate:
+        """The same with other attacks, within every threat."""
+        threats = {name: own.model_copy(update={"attacks": None}) for name, own in self.threats.items()}
+        return self.model_copy(update={"attacks": attacks, "threats": threats})
+
+    def forwards(self, threat: Threat, classes: int) -> int:
+        """Forward-equivalents spent on an image that no attack changes, the clean one included."""
+        return 1 + sum(under.forwards(classes) for under in self.by_threat(threat))
+
     def drawn_of(self, n: int) -> int:
         """How many of n images are evaluated."""
         return n if self.images is None else min(self.images.count, n)
@@ -190,7 +217,7 @@ class Best(Component):
     every: Annotated[Any, Duration()] = "1 epoch"
     """Distance of two looks; the last step always is one. A checkpoint is saved at each."""
 
-    attacks: Annotated[dict[AttackName, Annotated[Any, Chosen("attack")]], Field(min_length=1)] = Field(
+    attacks: Annotated[dict[ResultName, Annotated[Any, Chosen("attack")]], Field(min_length=1)] = Field(
         default_factory=lambda: {"pgd": make("attack", {"type": "pgd", "steps": 10})}
     )
     """Named cheap attacks; the best has the highest worst-case accuracy, the earliest of equals."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from llrflow.components.fields import Chosen
 from llrflow.components.optimizers import Duration
-from llrflow.components.registry import AttackName, Component, Name, make
+from llrflow.components.registry import Component, Name, ResultName, make
 
 
 class ParameterEntry(Component):
@@ -69,7 +69,7 @@ class Rung(Component):
     every: Annotated[Any, Duration()] = "10%"
     """Distance of two looks; the last step always is one. A checkpoint is saved at each."""
 
-    attacks: Annotated[dict[AttackName, Annotated[Any, Chosen("attack")]], Field(min_length=1)] = Field(
+    attacks: Annotated[dict[ResultName, Annotated[Any, Chosen("attack")]], Field(min_length=1)] = Field(
         default_factory=lambda: {"pgd": make("attack", {"type": "pgd", "steps": 10})}
     )
     """Named cheap attacks."""

@@ -157,7 +157,9 @@ def test_bad_fields_are_refused(kind, field):
 
 def test_ddn_knows_l2_alone(trained_like):
     logits, x, y = trained_like
-    with pytest.raises(SpecError, match=r"ddn.*knows no linf threat; choose from l2"):
+    with pytest.raises(
+        SpecError, match=r"ddn.*knows no linf threat; choose an attack for linf, or one of its norms: l2"
+    ):
         llrflow.attack(logits, x, y, {"norm": "linf", "epsilon": 0.1}, "ddn", KEY)
 
 

@@ -82,9 +82,7 @@ def test_the_l1_projection_is_the_nearest_point_of_ball_and_box_together():
     wanted = np.sign(delta) * [moved(i, t) for i, t in enumerate(shrinkages)]
     assert 8 < np.count_nonzero(shrinkages) < 32
     image = lambda flat, kind: jnp.asarray(flat, kind).reshape(40, 6, 5, 2)  # noqa: E731
-    project = jax.jit(
-        lambda delta, x, radii: Threat(norm="l1", epsilon=0.1).model_copy(update={"epsilon": radii}).project(delta, x)
-    )
+    project = jax.jit(lambda delta, x, radii: Threat(norm="l1", epsilon=0.1).of_radius(radii).project(delta, x))
     found = project(image(delta, np.float32), image(x, np.float32), jnp.asarray(radii, np.float32))
     np.testing.assert_allclose(found.reshape(40, -1)[:30], wanted[:30], atol=2e-6)
     np.testing.assert_allclose(found.reshape(40, -1)[30:], wanted[30:], atol=3e-5)  # float32 holds 300 to 3e-5

@@ -31,6 +31,11 @@ def llr(steps, **terms):
     }
 
 
+def choice(take):
+    short = {"steps": 3, "norm": "l2", "epsilon": 0.5}
+    return {"perturbations": {**PGD, "short": short}, "choices": {"any": {"of": ["p", "short"], "take": take}}}
+
+
 # name: (objective, what it counts in all, derivatives that end at the first layer)
 OBJECTIVES = {
     "cross-entropy": ({}, Count(1, 2), 1),
@@ -46,6 +51,16 @@ OBJECTIVES = {
     "gradient norm": ({"terms": {"norm": GRADIENT_NORM}}, Count(1, 5, 1), 2),
     "curvature": ({"terms": {"curvature": {"type": "curvature"}}}, Count(2, 10, 2), 4),
     "pgd-7": ({"loss": AT_PGD, "perturbations": PGD}, Count(8, 9), 1),
+    "strongest of pgd-7 and pgd-3": (
+        {"loss": {"type": "cross_entropy", "at": "any"}, **choice("strongest")},
+        Count(forward=13, backward=12),
+        1,
+    ),
+    "drawn of pgd-7 and pgd-3": (
+        {"loss": {"type": "cross_entropy", "at": "any"}, **choice("drawn")},
+        Count(forward=8, backward=9),
+        1,
+    ),
     "best of pgd-7": (
         {"loss": AT_PGD, "perturbations": {"p": {"steps": 7, "keep": "best"}}},
         Count(9, 9),

@@ -47,6 +47,21 @@ def test_batch_statistics_are_those_of_the_whole_batch(trained):
     assert others[0]["loss"] == pytest.approx(metrics[0]["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("take", ["drawn", "strongest"])
+def test_choices_among_perturbations_do_not_depend_on_the_devices(trained, take):
+    changes = {
+        **dict.fromkeys(("objective.perturbations.llr", "objective.terms.gamma", "objective.terms.slope")),
+        "optimizer": {"type": "sgd", "learning_rate": 0.05},
+        "objective.perturbations": {"linf": {"steps": 2}, "l2": {"norm": "l2", "epsilon": 0.5, "steps": 3}},
+        "objective.choices": {"any": {"of": ["linf", "l2"], "take": take}},
+        "objective.terms": {"adversarial": {"type": "cross_entropy", "at": "any"}},
+    }
+    single, metrics = trained(1, changes)
+    state, others = trained(2, changes)
+    assert relative(state.params, single.params) < 1e-5
+    assert others[-1]["adversarial"] == pytest.approx(metrics[-1]["adversarial"], rel=1e-5)
+
+
 def test_more_devices_than_there_are_is_an_error(load):
     says = r"devices\.count = 5 but JAX started with 4 cpu device\(s\); ask for at most 4"
     with pytest.raises(llrflow.SpecError, match=says):

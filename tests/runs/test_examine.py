@@ -221,7 +221,7 @@ def test_a_class_of_minus_infinity_is_as_if_it_were_not_there():
         ({"attacks": {"attacks": {}, "surface": {}}}, "sets 'surface', which a function has not"),
         (
             {"attacks": {"df": {"type": "deepfool"}}, "threat": {"norm": "l1", "epsilon": 1}},
-            r"attacks\.df: \(attack deepfool\) knows no l1 threat; choose an attack for l1",
+            r"attacks\.df: attack deepfool knows no l1 threat; choose an attack for l1",
         ),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"checks": -1}, "checks.examples = -1"),

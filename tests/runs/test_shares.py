@@ -54,9 +54,9 @@ def test_shares_add_up_to_the_files_of_one_process(alone, copied, monkeypatch):
     monkeypatch.setattr(
         Evaluator,
         "_search",
-        lambda self, name, attack, found: (
+        lambda self, under, name, attack, found: (
             searched.append((name, found.candidates & (found.arrays["tried"] == 0)))
-            or search(self, name, attack, found)
+            or search(self, under, name, attack, found)
         ),
     )
     for index in range(3):  # another number of workers takes up what the first ones found

@@ -32,12 +32,13 @@ def sweep_cost(spec: Spec, step_seconds: float | None = None) -> dict[str, Any]:
         block = look_block(trial.spec, sweep)
         escalated = {} if sweep.escalate is None else preset_attacks(sweep.escalate.attacks)
         deciding = program.facts.test if sweep.decide_on == "test" else program.facts.validation
+        own = trial.spec.evaluate
         look, final, finalist = (
-            images * (1 + sum(a.forwards(trial.spec.threat, program.classes) for a in attacks.values()))
-            for images, attacks in (
-                (deciding, block.attacks),
-                (trial.spec.evaluate.drawn_of(program.facts.test), trial.spec.evaluate.attacks),
-                (trial.spec.evaluate.drawn_of(deciding), escalated),
+            images * evaluate.forwards(trial.spec.threat, program.classes)
+            for images, evaluate in (
+                (deciding, block),
+                (own.drawn_of(program.facts.test), own),
+                (own.drawn_of(deciding), own.attacked_by(escalated)),
             )
         )
         stronger += [finalist] * len(same)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,10 +77,12 @@ def base_of(spec: Spec, variant: str | None = None) -> dict[str, Any]:
     directory = spec.data.dir
     if not directory.startswith("~"):
         data["data"] = {**data["data"], "dir": str(Path(directory).absolute())}
-    if transfers := {n: a.run for n, a in spec.evaluate.attacks.items() if a.needs_surrogate}:
-        attacks = data["evaluate"]["attacks"]
-        moved = {name: {**attacks[name], "run": os.path.abspath(run)} for name, run in transfers.items()}  # noqa: PTH100
-        data["evaluate"] = {**data["evaluate"], "attacks": {**attacks, **moved}}
+    for under in spec.evaluate.by_threat(spec.threat):
+        if transfers := {name: attack.run for name, attack in under.attacks.items() if attack.needs_surrogate}:
+            data["evaluate"] = copy.deepcopy(data["evaluate"])
+            attacks = functools.reduce(operator.getitem, under.place.split("."), data)
+            for name, run in transfers.items():
+                attacks[name]["run"] = os.path.abspath(run)  # noqa: PTH100
     return data if variant is None else variant_base(spec, data, variant)
 
 
