@@ -30,7 +30,7 @@ from llrflow.program.devices import Devices
 from llrflow.program.freeze import check_frozen
 from llrflow.program.inputs import Inputs, optax_errors
 from llrflow.program.memory import fitting_parts
-from llrflow.program.state import Batch, TrainState
+from llrflow.program.state import Batch, Placed, TrainState
 from llrflow.program.step import predict, stand_in, updating_pass
 from llrflow.spec.load import at
 from llrflow.spec.resolve import resolve
@@ -78,8 +78,15 @@ class Program:
 
         `state` is given up; metrics are device arrays, equal on all devices.
         """
-        shards = self.devices.shard(batch)
-        return self._compiled.train(self.devices.ended(state), shards, self._seed, self._numbers(step))
+        return self.advance(state, self.place(batch, step))
+
+    def place(self, batch: Batch, step: int) -> Placed:
+        """What `advance` needs of a step besides the state, on its way to the devices: nothing waits for it."""
+        return Placed(self.devices.shard(batch), self._numbers(step))
+
+    def advance(self, state: TrainState, placed: Placed) -> tuple[TrainState, dict[str, Any]]:
+        """As `train_step`, with a batch that was placed before."""
+        return self._compiled.train(self.devices.ended(state), placed.batch, self._seed, placed.numbers)
 
     def averaged_statistics(
         self, state: TrainState, batches: Iterable[Batch], between: Callable[[int], None] = lambda done: None
