@@ -171,10 +171,19 @@ class Program:
         return self._compiled.train.lower(*self._abstract_step())
 
     def lowered_forward(self) -> Any:
-        """One prediction of a training batch, lowered."""
+        """A device's share of one prediction of a training batch, lowered for a CPU: clients of GPUs and TPUs know what
+        a program costs only once it is compiled. Raises SpecError where JAX was started without its CPU."""
         state, batch, _, _ = self._abstract_step()
         images = jax.ShapeDtypeStruct(batch.images.shape, np.float32)
-        return self._compiled.predict.lower((state.params, state.model_state), images)
+        arguments = (state.params, state.model_state), images
+        share = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), arguments)
+        try:
+            cpu = jax.local_devices(backend="cpu")[0]
+        except RuntimeError:
+            got = "names no CPU, for which costs are counted"
+            raise SpecError("JAX_PLATFORMS", got, "leave it unset, or name both: cuda,cpu") from None
+        with jax.default_device(cpu):
+            return jax.jit(self._compiled.attacked.predict).lower(*share)
 
     def _abstract_step(self, network: hk.TransformedWithState | None = None) -> tuple[TrainState, Batch, Any, Any]:
         init = self._compiled.init  # which was traced before, most likely

@@ -236,9 +236,8 @@ def _extra(program: Program, batch_size: int) -> dict[str, Any] | None:
 
 def _by_xla(program: Program, lowered_forward: Any) -> dict[str, Any]:
     # Nobody runs these: LLVM's optimisations on CPUs, half of the time, change neither operations nor buffers.
-    options = quick_options(program.devices.platform)
-    step = program.lowered_step().compile(compiler_options=options)
-    flops, forward = _flops(step), _flops(lowered_forward.compile(compiler_options=options))
+    step = program.lowered_step().compile(compiler_options=quick_options(program.devices.platform))
+    flops, forward = _flops(step), _flops(lowered_forward.compile(compiler_options=quick_options("cpu")))
     found = step.memory_analysis()
     return {
         "xla_flops_per_step_and_device": flops,
