@@ -12,7 +12,7 @@ PART := tests/method tests/components tests/program/test_training_step.py tests/
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start many processes, which need not compile llrflow each
 
-.PHONY: help quickstart methods test test-long test-fast test-part figures lint format install docs docs-links clean
+.PHONY: help quickstart methods accelerator accelerator-dry test test-long test-fast test-part figures lint format install docs docs-links clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,12 @@ test: $(VENV)/.installed-test  ## Run all tests, slow ones included, but for lon
 
 test-long: $(VENV)/.installed-test  ## Run the rest: sweeps whose processes die, networks and data of some size
 	$(BIN)/python -m pytest -m "long and not alone"
+
+accelerator:  ## Look at one GPU in at most 7 minutes, with the packages of PYTHON; options in KIT
+	$(PYTHON) tests/accelerator $(KIT)
+
+accelerator-dry: $(VENV)/.installed-test  ## Run the same in tiny sizes on a CPU
+	$(BIN)/python tests/accelerator --dry $(KIT)
 
 figures: $(VENV)/.installed-test  ## Time what is promised: steps, start-up, quickstart; on a machine with nothing else to do
 	$(BIN)/python -m pytest -m alone

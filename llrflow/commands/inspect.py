@@ -72,6 +72,17 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
 @click.option("--devices", type=click.IntRange(min=1), help="Plan for this many devices; there may be fewer here.")
 @click.option("--measure", is_flag=True, help="Also time this spec's step and the plain cross-entropy step.")
 @click.option(
+    "--peak",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="TFLOPS",
+    help="With --measure: what a device can do at best, in Tflop/s, by its maker; prints the share that is reached.",
+)
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --measure: write a trace of a few steps to this folder (jax.profiler).",
+)
+@click.option(
     "--compile/--estimate",
     "compiled",
     default=None,
@@ -84,6 +95,8 @@ def plan(
     changes: dict[str, Any],
     devices: int | None,
     measure: bool,
+    peak: float | None,
+    profile: Path | None,
     compiled: bool | None,
     as_json: bool,
 ) -> None:
@@ -93,16 +106,20 @@ def plan(
 
     \b
     Examples:
-      llrflow plan specs/quickstart.yaml --measure
+      llrflow plan specs/quickstart.yaml --measure --profile trace
       llrflow plan specs/methods/llr.yaml --on specs/datasets/imagenet2012.yaml --devices 128
     """
+    from llrflow.base.errors import SpecError
     from llrflow.program.cost import plan as make_plan
     from llrflow.program.estimate import devices_of, program_of_share
     from llrflow.spec.load import load_spec
 
     loaded = load_spec(str(spec), changes, on)
+    for option, given in (("--peak", peak), ("--profile", profile)):
+        if given is not None and not measure:
+            raise SpecError(option, "is about a step that is timed", "add --measure")
     program, count = program_of_share(loaded, devices_of(loaded) if devices is None else devices)
-    result = make_plan(program, count, measure, compiled)
+    result = make_plan(program, count, measure, compiled, peak, profile)
     if loaded.sweep is not None:
         from llrflow.sweep.space.cost import sweep_cost
 
@@ -157,6 +174,9 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
             f"measured: {times['step'] * 1e3:.1f} ms a step, cross-entropy {times['cross_entropy_step'] * 1e3:.1f} ms, "
             f"ratio {times['ratio']:.2f} ({times['ratio_min']:.2f} to {times['ratio_max']:.2f})"
         )
+        reached = f"{times['flops_per_second_and_device'] / 1e12:.3g} Tflop/s a device by the count"
+        share = f", {times['share_of_peak']:.1%} of the stated peak" if "share_of_peak" in times else ""
+        yield f"  {times['images_per_second']:,.0f} images/s on {times['devices']} device(s), {reached}{share}"
     if "sweep" in result:
         yield from _sweep_lines(result["sweep"])
     for warning in result["warnings"]:

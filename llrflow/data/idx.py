@@ -32,14 +32,8 @@ def import_idx(name: str, source_dir: Path, data_dir: Path, progress: Progress |
     http://yann.lecun.com/exdb/mnist. Raises DataError naming the file and what is wrong with it.
     """
     check_name(name)
-    if not source_dir.is_dir():
-        raise DataError(str(source_dir), "is not a directory", "give the directory that holds the idx files")
-    files = {
-        (split, kind): _read(_locate(source_dir, stem, kind), kind)
-        for split, stem in (("train", "train"), ("test", "t10k"))
-        for kind in ("images", "labels")
-    }
-    splits = {split: _pair(files[split, "images"], files[split, "labels"]) for split in ("train", "test")}
+    files = _files(source_dir)
+    splits = _splits(files)
     known, other = files["train", "labels"], files["test", "labels"]
     classes = class_count(known.values, other.values, str(known.path), str(other.path))
     train, test = splits["train"][0], splits["test"][0]
@@ -48,6 +42,25 @@ def import_idx(name: str, source_dir: Path, data_dir: Path, progress: Progress |
         raise DataError(str(files["test", "images"].path), got, "take both files from the same dataset")
     sums = {file.path.name: sha256_file(file.path) for file in files.values()}
     return store_arrays(name, data_dir, splits, file_format="idx", classes=classes, files=sums, progress=progress)
+
+
+def read_idx(source_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(images uint8 [N,H,W,1], labels [N]) of `train` and `test`, out of the four files. DataError as `import_idx`."""
+    return _splits(_files(source_dir))
+
+
+def _files(source_dir: Path) -> dict[tuple[str, str], _Idx]:
+    if not source_dir.is_dir():
+        raise DataError(str(source_dir), "is not a directory", "give the directory that holds the idx files")
+    return {
+        (split, kind): _read(_locate(source_dir, stem, kind), kind)
+        for split, stem in (("train", "train"), ("test", "t10k"))
+        for kind in ("images", "labels")
+    }
+
+
+def _splits(files: dict[tuple[str, str], _Idx]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {split: _pair(files[split, "images"], files[split, "labels"]) for split in ("train", "test")}
 
 
 def _locate(source_dir: Path, stem: str, kind: str) -> Path:

@@ -31,7 +31,7 @@ from llrflow.program.devices import Devices
 from llrflow.program.freeze import check_frozen
 from llrflow.program.inputs import Inputs, optax_errors
 from llrflow.program.memory import fitting_parts
-from llrflow.program.state import Batch, TrainState
+from llrflow.program.state import Batch, Placed, TrainState
 from llrflow.program.step import predict, stand_in, updating_pass
 from llrflow.spec.load import at
 from llrflow.spec.resolve import resolve
@@ -79,8 +79,15 @@ class Program:
 
         `state` is given up; metrics are device arrays, equal on all devices.
         """
-        shards = self.devices.shard(batch)
-        return self._compiled.train(self.devices.ended(state), shards, self._seed, self._numbers(step))
+        return self.advance(state, self.place(batch, step))
+
+    def place(self, batch: Batch, step: int) -> Placed:
+        """What `advance` needs of a step besides the state, on its way to the devices: nothing waits for it."""
+        return Placed(self.devices.shard(batch), self._numbers(step))
+
+    def advance(self, state: TrainState, placed: Placed) -> tuple[TrainState, dict[str, Any]]:
+        """As `train_step`, with a batch that was placed before."""
+        return self._compiled.train(self.devices.ended(state), placed.batch, self._seed, placed.numbers)
 
     def averaged_statistics(
         self, state: TrainState, batches: Iterable[Batch], between: Callable[[int], None] = lambda done: None
@@ -165,10 +172,19 @@ class Program:
         return self._compiled.train.lower(*self._abstract_step())
 
     def lowered_forward(self) -> Any:
-        """One prediction of a training batch, lowered."""
+        """A device's share of one prediction of a training batch, lowered for a CPU: clients of GPUs and TPUs know what
+        a program costs only once it is compiled. Raises SpecError where JAX was started without its CPU."""
         state, batch, _, _ = self._abstract_step()
         images = jax.ShapeDtypeStruct(batch.images.shape, np.float32)
-        return self._compiled.predict.lower((state.params, state.model_state), images)
+        arguments = (state.params, state.model_state), images
+        share = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), arguments)
+        try:
+            cpu = jax.local_devices(backend="cpu")[0]
+        except RuntimeError:
+            got = "names no CPU, for which costs are counted"
+            raise SpecError("JAX_PLATFORMS", got, "leave it unset, or name both: cuda,cpu") from None
+        with jax.default_device(cpu):
+            return jax.jit(self._compiled.attacked.predict).lower(*share)
 
     def _abstract_step(self, network: hk.TransformedWithState | None = None) -> tuple[TrainState, Batch, Any, Any]:
         init = self._compiled.init  # which was traced before, most likely

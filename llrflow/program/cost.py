@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -121,14 +122,20 @@ def of_passes(passes: Iterable[Pass], reverse: int = 2) -> dict[str, Count]:
     return found
 
 
-def measure(program: Program, plain: Program, rounds: int = 7) -> dict[str, float]:
-    """Median seconds of both programs' steps, taken in turn on random images, and the median of their ratios."""
+def measure(program: Program, plain: Program, rounds: int = 7, profile: Path | None = None) -> dict[str, float]:
+    """Median seconds of both programs' steps, taken in turn on random images, and the median of their ratios.
+
+    A trace of a few steps more is written to the folder `profile`, as `jax.profiler` does.
+    """
     steps = {"step": _Stepper(program), "cross_entropy_step": _Stepper(plain)}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, stepper in steps.items():
             times[name].append(stepper.seconds())
     medians = {name: float(np.median(values)) for name, values in times.items()}
+    if profile is not None:
+        with jax.profiler.trace(str(profile)):
+            steps["step"].seconds()
     ratios = np.array(times["step"]) / np.array(times["cross_entropy_step"])
     return {
         **medians,
@@ -136,6 +143,15 @@ def measure(program: Program, plain: Program, rounds: int = 7) -> dict[str, floa
         "ratio_min": float(ratios.min()),
         "ratio_max": float(ratios.max()),
     }
+
+
+def rates(seconds: float, images: int, flops: float, peak: float | None = None) -> dict[str, float]:
+    """What a step of so many seconds comes to, for `images` on all devices and `flops` on each of them.
+
+    `flops` are counted: F times those of a forward pass. `peak` is what a device can do at best, in Tflop/s.
+    """
+    found = {"images_per_second": images / seconds, "flops_per_second_and_device": flops / seconds}
+    return found if peak is None else {**found, "share_of_peak": flops / seconds / (peak * 1e12)}
 
 
 def plain_program(spec: Spec) -> Program:
@@ -156,10 +172,18 @@ def warnings_of(program: Program) -> list[str]:
     return [warning for warning in found if warning]
 
 
-def plan(program: Program, count: int, timed: bool, compiled: bool | None = None) -> dict[str, Any]:
+def plan(
+    program: Program,
+    count: int,
+    timed: bool,
+    compiled: bool | None = None,
+    peak: float | None = None,
+    profile: Path | None = None,
+) -> dict[str, Any]:
     """Everything that `llrflow plan` prints, for `count` devices with the share of the program's devices each.
 
-    `compiled` adds XLA's flops and memory; None does where that takes no longer than about a minute on 2 cores.
+    `compiled` adds XLA's flops and memory; None does where that takes no longer than about a minute on 2 cores. `peak`
+    is of `rates`, `profile` of `measure`.
     """
     state, counts = program.abstract_state(), parts(program)
     total = sum(part.total for part in counts.values())
@@ -198,7 +222,11 @@ def plan(program: Program, count: int, timed: bool, compiled: bool | None = None
         "warnings": [*warnings_of(program), *filter(None, (_too_much(program, sum(needed)),))],
         **(_by_xla(program, lowered) if compiled else {}),
     }
-    return {**result, "measured": measure(program, plain_program(program.spec))} if timed else result
+    if not timed:
+        return result
+    measured = measure(program, plain_program(program.spec), profile=profile)
+    here = rates(measured["step"], program.spec.train.batch_size, forward * total, peak)
+    return {**result, "measured": {**measured, **here, "devices": len(program.devices)}}
 
 
 def _too_much(program: Program, needed: int) -> str | None:
@@ -229,9 +257,8 @@ def _extra(program: Program, batch_size: int) -> dict[str, Any] | None:
 
 def _by_xla(program: Program, lowered_forward: Any) -> dict[str, Any]:
     # Nobody runs these: LLVM's optimisations on CPUs, half of the time, change neither operations nor buffers.
-    options = quick_options(program.devices.platform)
-    step = program.lowered_step().compile(compiler_options=options)
-    flops, forward = _flops(step), _flops(lowered_forward.compile(compiler_options=options))
+    step = program.lowered_step().compile(compiler_options=quick_options(program.devices.platform))
+    flops, forward = _flops(step), _flops(lowered_forward.compile(compiler_options=quick_options("cpu")))
     found = step.memory_analysis()
     return {
         "xla_flops_per_step_and_device": flops,

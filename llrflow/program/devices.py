@@ -55,7 +55,7 @@ class Devices:
 
     def pmap(self, fn: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         """The function on every device; arguments and results carry a leading axis of this process's devices."""
-        if jax.process_count() > 1 and self.all == self.own:
+        if not hasattr(jax, "pmap") or (jax.process_count() > 1 and self.all == self.own):
             return self._mapped(fn, donate)
         return jax.pmap(fn, axis_name=AXIS, devices=self.all, donate_argnums=donate)
 
@@ -79,7 +79,9 @@ class Devices:
 
     def fetch(self, tree: T) -> T:
         """One copy of replicated arrays as NumPy: [D, ...] -> [...]."""
-        return jax.tree.map(lambda a: np.asarray(a.addressable_shards[0].data)[0], tree)
+        # All copies are begun before one is waited for.
+        first = jax.device_get(jax.tree.map(lambda a: a.addressable_shards[0].data, tree))
+        return jax.tree.map(lambda a: a[0], first)
 
     def gather(self, tree: T) -> T:
         """Sharded arrays as NumPy: [D, B/D, ...] -> [B, ...]."""

@@ -34,3 +34,12 @@ class Batch(NamedTuple):
     """int32 [B]: row of the example in its split; randomness is keyed by it."""
     partners: Any = None
     """Batch of the examples that these are mixed with, one each; None where nothing is mixed."""
+
+
+class Placed(NamedTuple):
+    """What a training step takes besides its state, on the devices."""
+
+    batch: Batch
+    """This process's part, its images still uint8: each leaf [D, B/D, ...]."""
+    numbers: jax.Array
+    """Values of the traced numbers at the step, float32 [D, N]."""

@@ -450,7 +450,14 @@ def written(epsilon: float) -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of what decides the numbers."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # llrflow out of its sources; images that come without TFDS
+        return "not installed"
 
 
 def git_state() -> str | None:

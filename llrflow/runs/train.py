@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import time
@@ -19,7 +20,7 @@ from llrflow.base.progress import progress
 from llrflow.data.split import Split
 from llrflow.program.compile import Program
 from llrflow.program.group import Group
-from llrflow.program.state import Batch, TrainState
+from llrflow.program.state import Batch, Placed, TrainState
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.events import Events
 from llrflow.runs.folder import RunFolder
@@ -106,6 +107,18 @@ class Log:
         self.checkpoints.save(state, self._spec_hash)
 
 
+AHEAD = 2
+"""Batches that are on the devices, or on their way, before their step begins; and steps under way at once."""
+
+
+def ahead(placed: Iterator[Placed]) -> Iterator[Placed]:
+    """The same, of which `AHEAD` more than were handed out are on their way to the devices."""
+    waiting = deque(itertools.islice(placed, AHEAD))
+    while waiting:
+        waiting.extend(itertools.islice(placed, 1))
+        yield waiting.popleft()
+
+
 class Trainer:
     """The training loop, from a state to the last step or to one before it."""
 
@@ -116,6 +129,7 @@ class Trainer:
         self.seconds = {"compile": 0.0, "train": 0.0}  # of the last call
         self._warm = False
         self._pending: deque[tuple[int, dict[str, Any]]] = deque()
+        """Steps whose metrics are on the devices still."""
         self._finite: tuple[int, dict[str, float]] | None = None
 
     def train(self, state: TrainState, stop: StopRequest, until: int | None = None) -> TrainState:
@@ -139,8 +153,11 @@ class Trainer:
             stack.callback(lambda: self.seconds.update(train=time.monotonic() - began))
             steps = range(first, end)
             batches = self.split.batches(spec.seed, steps, spec.train.batch_size, group.index, group.count)
-            for step, batch in zip(steps, batches, strict=True):
-                state, metrics = program.train_step(state, Batch(*batch), step)
+            made = (program.place(Batch(*batch), step) for step, batch in zip(steps, batches, strict=True))
+            for step, placed in zip(steps, ahead(made), strict=True):
+                if len(self._pending) >= AHEAD:
+                    jax.block_until_ready(self._pending[-AHEAD][1])
+                state, metrics = program.advance(state, placed)
                 if not self._warm:
                     jax.block_until_ready(metrics)
                     self.seconds["compile"], began = time.monotonic() - began, time.monotonic()
@@ -148,11 +165,10 @@ class Trainer:
                 signum = group.stop_signal(stop.signum)
                 self._pending.append((step + 1, metrics))
                 done, last = step + 1, step + 1 == end
-                if done % spec.train.log_every == 0 or last:
-                    values = self._settle()
-                    report(done, f"objective {values['objective']:.4g}, accuracy {values['accuracy']:.1%}")
+                if step % spec.train.log_every == 0:  # the step before is due; this one computes while it is fetched
+                    self._settle(report, keep=1)
                 if done % spec.checkpoint.every == 0 or last or signum is not None:
-                    self._settle()
+                    self._settle(report)
                     if self.log:
                         self.log.save(program.devices.fetch(state))
                 if signum is not None and not last:
@@ -160,21 +176,21 @@ class Trainer:
                     raise Interrupted(signum, message)
         return state
 
-    def _settle(self) -> dict[str, float]:
-        """Fetch the pending metrics, refuse a non-finite objective, log the steps that are due; the last values."""
-        values: dict[str, float] = {}
-        spec = self.program.spec
-        while self._pending:
-            step, metrics = self._pending.popleft()
-            values = {name: float(value) for name, value in self.program.devices.fetch(metrics).items()}
+    def _settle(self, report: Callable[[int, str], None], keep: int = 0) -> None:
+        """Fetch the pending metrics, but for those of the last `keep` steps; refuse a non-finite objective, and log the
+        steps that are due."""
+        due = [self._pending.popleft() for _ in range(len(self._pending) - keep)]
+        for (step, _), fetched in zip(due, self.program.devices.fetch([metrics for _, metrics in due]), strict=True):
+            values = {name: float(value) for name, value in fetched.items()}
             if not math.isfinite(values["objective"]) or not math.isfinite(values["gradient_norm"]):
                 raise NonFiniteError(self._obituary(step, values))
             self._finite = (step, values)
-            if self.log and (step % spec.train.log_every == 0 or step == self.program.steps):
-                self.log.write(step, values)
+            if step % self.program.spec.train.log_every == 0 or step == self.program.steps:
+                report(step, f"objective {values['objective']:.4g}, accuracy {values['accuracy']:.1%}")
+                if self.log:
+                    self.log.write(step, values)
         if self.log:
             self.log.flush()
-        return values
 
     def _obituary(self, step: int, values: dict[str, float]) -> str:
         what = "gradient" if math.isfinite(values["objective"]) else "objective"

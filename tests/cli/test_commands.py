@@ -151,13 +151,28 @@ def test_plan_counts_forward_equivalents(command, repository, data_dir, changes,
     assert cost * 0.7 < plan["xla_forward_equivalents"] < cost * 1.3
 
 
-def test_plan_measures_the_ratio_to_the_cross_entropy_step(command, spec_file):
-    code, out, err = command("plan", spec_file, "--measure", "--json")
+def test_plan_measures_a_step_and_traces_it(command, spec_file, tmp_path):
+    code, out, err = command("plan", spec_file, "--measure", "--json", "--peak", 2, "--profile", tmp_path / "trace")
     assert code == 0, err
-    found = json.loads(out)["measured"]
+    plan = json.loads(out)
+    found = plan["measured"]
+    assert found["images_per_second"] * found["step"] == pytest.approx(plan["batch_size"]) and found["devices"] == 1
+    reached = plan["estimated_flops_per_step_and_device"] / found["step"]
+    assert (
+        found["flops_per_second_and_device"] == pytest.approx(reached) == pytest.approx(found["share_of_peak"] * 2e12)
+    )
+    assert [*tmp_path.glob("trace/plugins/profile/*/*.xplane.pb")]
     assert found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
     assert found["ratio_min"] <= found["step"] / found["cross_entropy_step"] <= found["ratio_max"]
     assert found["step"] > 0
+
+
+@pytest.mark.parametrize("option", ["--peak", "--profile"])
+def test_options_of_a_measurement_need_one(option, command, spec_file):
+    assert command("plan", spec_file, option, 1)[::2] == (
+        2,
+        f"error: {option}: is about a step that is timed; add --measure\n",
+    )
 
 
 def test_plan_of_a_gradient_penalty_and_of_more_devices(command, spec_file):

@@ -1,10 +1,12 @@
 """The number of devices changes nothing but float noise."""
 
+import jax
 import numpy as np
 import pytest
 from tree_difference import relative
 
 import llrflow
+from llrflow.program.compiled import functions_of
 
 CNN = {"type": "cnn", "channels": [4, 8], "dense": 16}
 RESNET = {"type": "resnet", "widths": [4], "norm": "batch"}
@@ -60,6 +62,32 @@ def test_choices_among_perturbations_do_not_depend_on_the_devices(trained, take)
     state, others = trained(2, changes)
     assert relative(state.params, single.params) < 1e-5
     assert others[-1]["adversarial"] == pytest.approx(metrics[-1]["adversarial"], rel=1e-5)
+
+
+def test_without_pmap_the_same_numbers_are_computed(load, train, monkeypatch):
+    changes = {
+        "train.steps": 3,
+        "devices.count": 2,
+        "model": RESNET,
+        "train.ema": 0.9,
+        "data.mix": {"mixup": {"type": "mixup"}},
+    }
+
+    def numbers():
+        functions_of.cache_clear()  # another mapping is no other program
+        program = llrflow.compile(load(changes))
+        states, metrics = train(program, 3)
+        variables = program.devices.replicate((states[-1].params, states[-1].model_state))
+        images = np.random.default_rng(0).random((6, 8, 8, 1), np.float32)
+        return jax.tree.leaves((states[-1], metrics, program.logits(variables, images)))
+
+    found = [numbers()]
+    with monkeypatch.context() as without:
+        without.delattr(jax, "pmap")
+        found.append(numbers())
+    functions_of.cache_clear()  # the other tests have pmap
+    for ours, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, other)
 
 
 def test_more_devices_than_there_are_is_an_error(load):
