@@ -47,8 +47,8 @@ def evaluate_on_workers(
     `address`, each with the spec's `devices.resources`.
 
     A worker that is lost is replaced, up to `retries` times for a share. Raises as these do, SpecError where no node
-    has room for a worker or sees the run folder, Interrupted after Ctrl-C or SIGTERM, LlrflowError when too much was
-    lost.
+    has room for a worker or sees the run folder, Interrupted after Ctrl-C or SIGTERM, LlrflowError when Ray does not
+    start or too much was lost.
     """
     folder = RunFolder(path.absolute())
     record, spec, _ = changed_run(folder, attacks, stop_after, trust_plugins=trust_plugins)

@@ -38,7 +38,8 @@ def run_on_hosts(
 
     `arguments` are those of the command, which every process is given. Losses in a row without a new checkpoint or
     evaluated attack between them are forgiven `retries` times. Raises SpecError, DataError, Interrupted after Ctrl-C or
-    SIGTERM, LlrflowError when too much was lost, SystemExit with the status of a process that failed by itself.
+    SIGTERM, LlrflowError when Ray does not start or too much was lost, SystemExit with the status of a process that
+    failed by itself.
     """
     with located(spec):
         digest = spec_hash(resolve(spec, describe(spec.data)))

@@ -30,7 +30,6 @@ def test_quickstart_is_quick(tmp_path: Path, data_dir: Path, plain_environment: 
     assert seconds <= 75
 
 
-@pytest.mark.long  # docs/tutorial.md goes the same way on the same data, and its test knows its numbers
 def test_quickstart(tmp_path: Path, data_dir: Path, plain_environment: dict[str, str]) -> None:
     regularized, _ = run(plain_environment, tmp_path / "llr", data_dir)
     assert regularized["n"] == 360

@@ -41,7 +41,7 @@ PATIENCE = 30.0
 
 @contextmanager
 def cluster(spec: Spec, sweep: Sweep, address: str) -> Iterator[None]:
-    """Ray, started or joined, with room for a trial. Raises SpecError."""
+    """Ray, started or joined, with room for a trial. Raises as `ray_at`, and SpecError where there is no room."""
     own = {} if sweep.concurrency is None else {"resources": {SLOT: sweep.concurrency}}
     with ray_at(address, **own):
         wanted = {"CPU": sweep.resources.cpu, "GPU": sweep.resources.gpu, **sweep.resources.custom}

@@ -50,7 +50,8 @@ def run_sweep(
     that runs here) or HOST:PORT. `resume` goes on with the sweep in the folder: finished trials are only read.
     `mirror` is a URI where the folder is copied while the sweep goes on, and from where `resume` brings it when there
     is none.
-    Raises SpecError and DataError before Ray starts, Interrupted after Ctrl-C or SIGTERM with everything on record.
+    Raises SpecError and DataError before Ray starts, LlrflowError when it does not,
+    Interrupted after Ctrl-C or SIGTERM with everything on record.
     """
     sweep, trials = sweep_of(spec), trials_of(spec, describe)
     _check(spec, trials, address)
@@ -119,7 +120,7 @@ def _run_what_is_left(
 ) -> None:
     """Run the trials, then the stronger attacks on the best; Ray starts where there is anything to do.
 
-    Returns early when the budget is spent, or a signal asks to stop. Raises SpecError and DataError.
+    Returns early when the budget is spent, or a signal asks to stop. Raises SpecError, DataError and LlrflowError.
     """
     sweep, todo = sweep_of(spec), agenda.todo()
     if agenda.done:
