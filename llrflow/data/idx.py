@@ -7,7 +7,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def _read(path: Path, kind: str) -> _Idx:
     return _Idx(path, np.frombuffer(content, np.uint8).reshape(shape))
 
 
-def _header(path: Path, kind: str, file: IO[bytes]) -> tuple[int, ...]:
+def _header(path: Path, kind: str, file: gzip.GzipFile | BinaryIO) -> tuple[int, ...]:
     """The shape that a header announces. Raises DataError where it is not that of an idx file of the kind."""
     fix, (dimensions, other) = "download the file again", {"images": (3, "labels"), "labels": (1, "images")}[kind]
     magic = file.read(4).hex()
