@@ -178,8 +178,8 @@ class Piecewise(Component):
 
     pieces: Annotated[
         dict[Annotated[Any, Duration(as_key=True)], Annotated[Any, Traced()]],
-        BeforeValidator(_distinct),
         Field(min_length=1),
+        BeforeValidator(_distinct),
     ]
     """By the step at which each begins; the first at 0."""
 

@@ -7,6 +7,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -77,37 +78,42 @@ def _locate(source_dir: Path, stem: str, kind: str) -> Path:
 def _read(path: Path, kind: str) -> _Idx:
     """The array in an idx file: 2 zero bytes, type code 8 (uint8), number of dimensions, sizes as big-endian uint32."""
     fix = "download the file again"
-    dimensions, other = {"images": (3, "labels"), "labels": (1, "images")}[kind]
-    start, size = 4 + 4 * dimensions, path.stat().st_size
     try:
         with open_regular(path) as plain, gzip.open(plain) if path.suffix == ".gz" else plain as file:
-            content = file.read(start)
-            announced = math.prod(int(n) for n in np.frombuffer(content[4:], ">u4", len(content[4:]) // 4))
-            # Up to what there should be, and a byte to see that there is no more.
-            content += file.read(min(announced, budget_of(size)) + 1)
+            shape = _header(path, kind, file)
+            expected, size = math.prod(shape), path.stat().st_size
+            if expected > budget_of(size):
+                got = f"announces {expected} bytes of data, more than {size} bytes of a file are worth"
+                raise DataError(str(path), got, fix)
+            content = file.read(expected + 1)  # the last one to see that there is no more
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(str(path), f"is not an intact gzip file ({error})", fix) from None
-    magic = content[:4].hex()
-    if magic == f"0000080{4 - dimensions}":
-        raise DataError(str(path), f"holds {other}, not {kind} (magic {magic})", f"swap it with the file of {other}")
-    if magic != f"0000080{dimensions}":
-        got = f"starts with {magic or 'nothing'}, not with 0000080{dimensions}"
-        raise DataError(str(path), f"is no idx file of {kind}: {got}", fix)
-    if len(content) < start:
-        raise DataError(str(path), "is truncated within its header", fix)
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, offset=4))
-    expected = int(np.prod(shape, dtype=object))
-    if len(content) - start != expected:
-        short = len(content) - start < expected
+    if len(content) != expected:
         there = (
-            f"is truncated: {len(content) - start}" if short else f"has trailing bytes: {len(content) - start} or more"
+            f"is truncated: {len(content)}"
+            if len(content) < expected
+            else f"has trailing bytes: {len(content)} or more"
         )
         got = f"{there} bytes of data where its header {list(shape)} announces {expected}"
         raise DataError(str(path), got, fix)
     if expected == 0:
         raise DataError(str(path), f"is empty: its header says {list(shape)}", fix)
-    values = np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-    return _Idx(path, values)
+    return _Idx(path, np.frombuffer(content, np.uint8).reshape(shape))
+
+
+def _header(path: Path, kind: str, file: gzip.GzipFile | BinaryIO) -> tuple[int, ...]:
+    """The shape that a header announces. Raises DataError where it is not that of an idx file of the kind."""
+    fix, (dimensions, other) = "download the file again", {"images": (3, "labels"), "labels": (1, "images")}[kind]
+    magic = file.read(4).hex()
+    if magic == f"0000080{4 - dimensions}":
+        raise DataError(str(path), f"holds {other}, not {kind} (magic {magic})", f"swap it with the file of {other}")
+    if magic != f"0000080{dimensions}":
+        got = f"starts with {magic or 'nothing'}, not with 0000080{dimensions}"
+        raise DataError(str(path), f"is no idx file of {kind}: {got}", fix)
+    sizes = file.read(4 * dimensions)
+    if len(sizes) < 4 * dimensions:
+        raise DataError(str(path), "is truncated within its header", fix)
+    return tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
 
 
 def _pair(images: _Idx, labels: _Idx) -> tuple[np.ndarray, np.ndarray]:

@@ -212,7 +212,7 @@ def damaged(whole, command, capsys, tmp_path):
 def test_a_sample_of_damage_is_told_or_changes_nothing(sample, damaged):
     ended = [damaged(number, *case) for number, case in enumerate(sample[:70])]
     assert not "\n".join(wrong for _, wrong in ended if wrong)
-    assert 5 < sum(code == 2 for code, _ in ended) < 60
+    assert 2 <= sum(code == 2 for code, _ in ended) < 60
 
 
 @pytest.mark.long

@@ -10,13 +10,7 @@ from llrflow.spec.load import load_spec
 from llrflow.spec.resolve import spec_hash
 from llrflow.spec.source import dump_yaml, scalar
 
-FILES = (
-    "quickstart.yaml",
-    "digits_sweep.yaml",
-    "digits_population.yaml",
-    "robust_overfitting.yaml",
-    "digits_methods.yaml",
-)
+SPECS = ("quickstart", "digits_sweep", "digits_population", "robust_overfitting", "digits_methods")
 VALUES = (
     None, True, -1, 0, 1e308, 1e-320, float("nan"), float("inf"), 10**400, -(10**309), 2**63, "", " ", "8/0", "1/0/1",
     "1e999999999", "nominal", "worst_case", "\0", "\ud800", "[/x]", "\x1b[31m", "a" * 5000, "..", "~", "$HOME", [], {},
@@ -87,7 +81,7 @@ def outcome(load, *arguments):
 def specs(repository):
     from llrflow.spec.source import read_source
 
-    found = [read_source(repository / "specs" / name).data for name in FILES]
+    found = [read_source(repository / "specs" / f"{name}.yaml").data for name in SPECS]
     for spec in found:
         spec.pop("plugins", None)
     return found
@@ -118,6 +112,50 @@ def check(specs, folder, seed, many, sets):
             continue
         found.add(outcome(load_spec, data, {path: value}))
     return found
+
+
+def pieces(*keys):
+    return {"type": "piecewise", "pieces": {key: float(i) for i, key in enumerate(keys)}}
+
+
+WEIGHT = "objective.terms.gamma.weight"
+REFUSED = {
+    "nominal": (
+        {"evaluate.attacks.nominal": {"type": "fgsm"}},
+        "evaluate.attacks.nominal",
+        "accuracy without an attack",
+    ),
+    "worst_case": (
+        {"evaluate.attacks.worst_case": {"type": "fgsm"}},
+        "evaluate.attacks.worst_case",
+        "rename the attack",
+    ),
+    "union": ({"evaluate.attacks.union": {"type": "fgsm"}}, "evaluate.attacks.union", "rename the attack"),
+    "control": ({"evaluate.attacks.random": {"type": "fgsm"}}, "evaluate.attacks.random", "the noise control"),
+    "look": (
+        {"checkpoint.best": {"attacks": {"nominal": {"type": "fgsm"}}}},
+        "checkpoint.best.attacks.nominal",
+        "rename",
+    ),
+    "term": (
+        {"objective.terms.validation": {"type": "gradient_norm", "weight": 1.0}},
+        "terms.validation",
+        "every run logs",
+    ),
+    "two keys": ({WEIGHT: pieces(0, "0")}, WEIGHT, "has 0 and '0', which are one step; delete one of them"),
+    "two spellings": ({WEIGHT: pieces(0, 10, "10 steps")}, WEIGHT, "has 10 and '10 steps', which are one step"),
+    "400 zeros": ({"threat.epsilon": 10**400}, "--set threat.epsilon", "use a smaller number"),
+    "310 digits": ({"train.steps": 10**309}, "--set train.steps", "use a smaller number"),
+    "NUL": ({"plugins": ["a\0.py"]}, "plugins", "is no possible name"),
+}
+
+
+@pytest.mark.parametrize(("changes", "where", "says"), REFUSED.values(), ids=REFUSED)
+def test_names_of_results_doubled_steps_and_numbers_without_end_are_refused(tiny, changes, where, says):
+    with pytest.raises(InputError) as caught:
+        load_spec(tiny(), changes)
+    message = str(caught.value)
+    assert where in message and says in message and "\n" not in message
 
 
 def test_a_few_hundred(specs, tmp_path):
