@@ -86,7 +86,7 @@ TEMPORARY = f"{'[0-9a-f]' * 8}.tmp"
 
 
 def require_local(folder: Path) -> None:
-    """Raise SpecError where a folder to be written is a URI (`s3://bucket/x`): `Path` makes a local `s3:/x` of it."""
+    """Raise SpecError where a folder to be written is a URI (`s3://b/x`), which `Path` makes a local `s3:/b/x` of."""
     if len(folder.parts) > 1 and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", folder.parts[0]):
         fix = "name a local folder; `llrflow sweep --mirror URI` copies a sweep there while it runs"
         raise SpecError(str(folder).replace(":/", "://", 1), "is a URI, and only local folders are written", fix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -15,6 +16,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 def parse_number(raw: Any) -> float:
     """A float from a number or from text such as `8/255` (exact fraction, nothing is evaluated)."""
     if isinstance(raw, str):
+        if "_" in raw:
+            raise invalid("number", "is text to YAML 1.2; write the number without underscores")
         try:
             decimals = [Decimal(part.strip()) for part in raw.split("/", 1)]
             if any(abs(d.adjusted()) > 400 for d in decimals):  # as a Fraction it would fill the memory
@@ -58,6 +61,8 @@ def first_problem(error: ValidationError | PydanticCustomError) -> tuple[tuple[s
     value = repr(problem["input"])
     if problem["type"] == "missing":
         message, fix = "is missing", "add it"
+    elif problem["type"] == "int_type" and re.fullmatch(r"'\d+(_\d+)+'", value):
+        message, fix = f"= {value} is text to YAML 1.2", "write the number without underscores"
     elif not isinstance(problem["input"], (Mapping, BaseModel)):
         message = f"= {value if len(value) <= 60 else value[:57] + '...'} {message}"
     return path, f"{'.'.join(map(str, path))} {message}".strip(), fix

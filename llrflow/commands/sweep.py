@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,5 +133,5 @@ def _won(folder: Path, record: Any) -> Iterator[str]:
         value = measured(record.metric, one.mean, one.spread)
         many = f"s {', '.join(map(str, one.trials))}, mean of {len(one.trials)} seeds" if len(one.trials) > 1 else ""
         of, file = (f" of {name}", f"best-{name}.yaml") if name else ("", "best.yaml")
-        again = f"llrflow run {folder}/{file}"
+        again = f"llrflow run {shlex.quote(f'{folder}/{file}')}"
         yield f"best{of}: trial{many or f' {one.trials[0]}'}, {record.metric} {value}, {record.chosen_on}; {again}"

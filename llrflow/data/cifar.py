@@ -179,7 +179,7 @@ def _load(path: Path, content: bytes) -> dict[str, Any]:
         found = unpickle(content)
     except UnsafePickle as error:
         fix = "do not use this file: download it again from where CIFAR is published"
-        raise DataError(str(path), f"is no pickle of CIFAR: it {error}, which could run any program", fix) from None
+        raise DataError(str(path), f"is no pickle of CIFAR: it {error}", fix) from None
     except ValueError as error:
         raise DataError(str(path), f"is truncated, damaged or no pickle ({error})", _AGAIN) from None
     if not isinstance(found, dict):

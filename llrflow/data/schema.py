@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,6 +127,13 @@ class Data(Component):
 
     extra: Annotated[Extra | None, Field(exclude_if=lambda extra: extra is None)] = None
     """Images of another dataset that each training batch holds a share of; epochs count those of `train` alone."""
+
+    @field_validator("dir")
+    @classmethod
+    def _a_path_as_it_is(cls, path: str) -> str:
+        if re.match(r"\$\w|\$\{", path):
+            raise invalid("variable", "begins with a variable, which specs do not know; write ~ or the path in full")
+        return path
 
     @model_validator(mode="after")
     def _options_of_the_dataset(self) -> Data:

@@ -28,8 +28,11 @@ _ARRAYS = "GLOBAL STACK_GLOBAL REDUCE BUILD"
 _OPCODES = frozenset(f"{_STRUCTURE} {_VALUES} {_COLLECTIONS} {_ARRAYS}".split())
 
 
+RUNS = ", which could run any program"
+
+
 class UnsafePickle(Exception):
-    """A pickle that asks for more than plain data and arrays."""
+    """A pickle that asks for more than plain data and arrays of whole numbers."""
 
 
 class _Dtype:
@@ -96,7 +99,7 @@ _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
-            raise UnsafePickle(f"asks for {module}.{name}"[:100])
+            raise UnsafePickle(f"asks for {module}.{name}"[:100] + RUNS)
         return _NAMES[module, name]
 
 
@@ -108,7 +111,7 @@ def unpickle(content: bytes) -> Any:
     try:
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name not in _OPCODES:
-                raise UnsafePickle(f"uses the opcode {opcode.name}")
+                raise UnsafePickle(f"uses the opcode {opcode.name}{RUNS}")
             # The memo is an array, as long as the greatest index that the file writes down.
             if (
                 opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")

@@ -36,7 +36,9 @@ def load_spec(
         loaded = Spec.model_validate(source.data)
     except (ValidationError, PydanticCustomError) as error:
         path, got, fix = first_problem(error)
-        raise SpecError(source.where(path), got, fix) from None
+        place = ".".join(map(str, path))
+        where = f"--set {place}=null" if overrides.get(place, "") is None else source.where(path)
+        raise SpecError(where, got, fix) from None
     loaded._source = source
     for problem in contradictions(loaded):
         raise at(loaded, *problem)

@@ -139,7 +139,9 @@ def compose(text: str, file: str) -> yaml.Node:
         mark = error.problem_mark or error.context_mark
         place = str(_origin(mark, file)) if mark else file
         tab = mark and text.startswith("\t", mark.index)
-        fix = "indent with spaces, not tabs" if tab else "correct the YAML syntax"
+        before = mark and text[text.rfind("\n", 0, mark.index) + 1 : mark.index]
+        where_tab = "write spaces in place of the tab" if before and before.strip() else "indent with spaces, not tabs"
+        fix = where_tab if tab else "correct the YAML syntax"
         raise SpecError(place, ", ".join(filter(None, (error.context, error.problem))), fix) from None
     except SpecError:
         raise

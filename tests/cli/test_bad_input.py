@@ -20,6 +20,9 @@ SPECS = {
     "unknown key": ({"train.batchsize": 8}, [r"train\.batchsize", "8", "did you mean 'batch_size'"]),
     "unknown block": ({"optimiser": {"type": "sgd"}}, ["optimiser", "did you mean 'optimizer'"]),
     "text for a number": ({"train.batch_size": "many"}, [r"train\.batch_size = 'many'", "integer"]),
+    "underscores": ({"train.batch_size": "1_000"}, [r"train\.batch_size = '1_000'", "without underscores"]),
+    "underscores in a fraction": ({"threat.epsilon": "0.0_1"}, [r"threat\.epsilon = '0\.0_1'", "without underscores"]),
+    "a variable": ({"data.dir": "$HOME/data"}, [r"data\.dir = '\$HOME/data'", "variable", "write ~"]),
     "number for a text": ({"name": 7}, ["name = 7", "string"]),
     "mapping missing": ({"threat": 0.1}, ["threat", "mapping"]),
     "epsilon 0": ({"threat.epsilon": 0}, [r"threat\.epsilon = 0", "must be > 0"]),
@@ -243,6 +246,7 @@ TEXTS = {
     ),
     "syntax": ("name: [a\nseed: 1\n", r":2:\d+: .*; correct the YAML syntax"),
     "tab": ("train:\n\tsteps: 1\n", r":2:1: .*; indent with spaces, not tabs"),
+    "tab before a comment": ("name: a\t# b\n", r":1:8: .*; write spaces in place of the tab"),
     "alias bomb": (
         "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)),
@@ -345,6 +349,10 @@ COMMANDS = {
     "devices": (
         ["validate", "{spec}", "--set", "devices.count=64"],
         r"error: --set devices\.count: devices\.count = 64 but JAX started with 4 cpu device\(s\); .*",
+    ),
+    "a block taken away": (
+        ["validate", "{spec}", "--set", "train=null"],
+        r"error: --set train=null: train is missing; add it",
     ),
     "devices of a plan": (
         ["plan", "{spec}", "--devices", "60"],

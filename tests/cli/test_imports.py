@@ -4,8 +4,10 @@ import ast
 import graphlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,20 @@ def test_start_up_is_quick(arguments, limit, data_dir):
     if "validate" in arguments:
         arguments = [*arguments, "--set", f"data.dir={data_dir}"]
     assert is_within(limit, arguments)
+
+
+def test_an_editable_install_is_found_from_the_folder_above_a_clone_called_llrflow(tmp_path):
+    """There Python takes the clone for a namespace package, unless another path holds a real one."""
+    (tmp_path / "llrflow/llrflow").mkdir(parents=True)
+    (tmp_path / "llrflow/llrflow/__init__.py").write_text("here = 'found'\n")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / "llrflow" / name)
+    build = "import setuptools.build_meta as b; print(b.build_editable('..'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path / "llrflow", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]).extractall(tmp_path / "site")
+    script = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import llrflow; print(llrflow.here)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    asked = [sys.executable, "-S", "-c", script]
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stdout == "found\n", done.stderr

@@ -47,7 +47,7 @@ def test_no_command_prints_control_characters(command, folder, tmp_path):
         if "markdown" in str(arguments):
             assert "<script>" not in out and "&lt;script>" in out
     page = tmp_path / "page.html"
-    code, _, err = command("report", run, "-o", page, "--assets", tmp_path / "assets")
+    code, _, err = command("report", run, "-o", page)
     assert code == 0 and "<script>alert" not in page.read_text(), err
 
 
@@ -57,7 +57,6 @@ def test_no_command_prints_control_characters(command, folder, tmp_path):
         ["run", "{spec}", "--out"],
         ["sweep", "{sweep}", "--out"],
         ["export", "{run}", "--out"],
-        ["report", "{run}", "--assets"],
         ["report", "{run}", "--out"],
     ],
     ids=lambda arguments: " ".join(arguments).replace("{", "").replace("}", ""),
