@@ -186,7 +186,7 @@ def eta(
 
     `row` and `column` [H,W] are each pixel's place in the square. The square is cut into the first floor(side / 2)
     columns and the rest; a pixel at Chebyshev distance d from the centre of its part is sum_{m=d}^{side/2} 1/(m+1)^2,
-    under l1 (Croce & Hein 2021, arXiv:2103.01208) 1/(m+1)^4.
+    under l1 (Croce & Hein 2021, arXiv:2103.01208) 1/(m+1)^4 with parts of equal norm.
     """
     row, column = jnp.where(turned, column, row), jnp.where(turned, row, column)
     cut = side // 2
@@ -197,7 +197,11 @@ def eta(
     tails = np.cumsum(1.0 / np.arange(max(row.shape) + 2.0, 0, -1) ** power)[::-1]  # tails[d] = sum_{m >= d}
     tails = jnp.asarray(tails, float)
     height = jnp.take(tails, distance, mode="clip") - jnp.take(tails, side // 2 + 1, mode="clip")
-    bumps = jnp.where(_inside(row, column, side), jnp.where(right, -height, height), 0.0)
+    height = jnp.where(_inside(row, column, side), height, 0.0)
+    if norm == "l1":  # as in the authors' code; the paper on l2 leaves the larger part the larger bump
+        first, second = (_length(jnp.where(part, height, 0.0), norm) for part in (~right, right))
+        height = height / jnp.maximum(jnp.where(right, second, first), 1e-12)  # of a square of one pixel one is empty
+    bumps = jnp.where(right, -height, height)
     return bumps / _length(bumps, norm)
 
 

@@ -168,6 +168,8 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
         flops, memory = result["xla_flops_per_step_and_device"], result["xla_memory_bytes_per_device"]
         yield f"XLA, per device: {flops / 1e9:.3g} Gflop a step, {memory / 2**20:.0f} MiB"
     yield from _estimate_lines(result)
+    most = result["evaluation_forwards"]
+    yield f"evaluation: at most {most:.3g} forward passes of an image; masking checks and studies not counted"
     if "measured" in result:
         times = result["measured"]
         yield (

@@ -189,6 +189,7 @@ def plan(
     total = sum(part.total for part in counts.values())
     if compiled is None:
         compiled = total * len(jax.tree.leaves(state.params)) <= COMPILED_UP_TO
+    evaluated = program.spec.evaluate
     data, share = program.spec.data, program.spec.train.batch_size // len(program.devices)
     lowered = program.lowered_forward()
     forward, needed = _flops(lowered), memory(program)
@@ -219,6 +220,8 @@ def plan(
         "estimated_memory_bytes_per_device": needed._asdict(),
         "accumulate": program.spec.train.accumulate,
         "accumulate_why": program.why_parts,
+        "evaluation_forwards": evaluated.drawn_of(program.facts.test)
+        * evaluated.forwards(program.spec.threat, program.classes),
         "warnings": [*warnings_of(program), *filter(None, (_too_much(program, sum(needed)),))],
         **(_by_xla(program, lowered) if compiled else {}),
     }

@@ -90,7 +90,7 @@ POWERS = {"l2": 2, "l1": 4}
 
 
 def paper_eta(h, power=2):
-    """Eq. (2), with 1-based r, s as printed; the two parts beside each other."""
+    """Eq. (2), with 1-based r, s as printed; the two parts beside each other, under l1 of the same sum."""
 
     def half(h1, h2):
         n, out = h1 // 2, np.zeros((h1, h2))
@@ -98,7 +98,7 @@ def paper_eta(h, power=2):
             for s in range(1, h2 + 1):
                 m = n - max(abs(r - h1 // 2 - 1), abs(s - h2 // 2 - 1))
                 out[r - 1, s - 1] = sum(1 / (n + 1 - k) ** power for k in range(m + 1))
-        return out
+        return out if power == 2 else out / out.sum()
 
     k = h // 2
     eta = np.concatenate([half(h, k), -half(h, h - k)], axis=1)

@@ -147,6 +147,7 @@ def test_plan_counts_forward_equivalents(command, repository, data_dir, changes,
     plan = json.loads(out)
     assert plan["forward_equivalents_per_step"] == sum(plan["forward_equivalents"].values()) == cost
     assert plan["search_steps"] == steps and plan["steps"] == 60 * 22 and plan["per_device_batch"] == 64
+    assert plan["evaluation_forwards"] == 360 * (1 + 2 + 2 * 50 * 2)  # clean, fgsm, pgd
     assert plan["parameters"] == 32 * 9 + 32 + 64 * 288 + 64 + 128 * 1024 + 128 + 10 * 128 + 10
     assert cost * 0.7 < plan["xla_forward_equivalents"] < cost * 1.3
 
