@@ -53,7 +53,7 @@ def tail(run_folder: Path, lines: int, follow: bool, as_json: bool) -> None:
         under_way = under_way and record.state != "finished"
         show(metrics.new(), metrics.written)
     if problem := None if under_way else folder.metrics_problem(record):
-        click.echo(problem, err=True)
+        echo(problem, err=True)
     if not as_json:
         echo(f"{record.state}, saved at step {record.step} of {record.steps}: {record.error or folder.path}")
 
