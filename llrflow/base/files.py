@@ -148,6 +148,6 @@ def sync(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file's bytes, in hex. Raises OSError for all else."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,7 @@ from llrflow.runs.pipeline import Run
 from llrflow.runs.presets import evaluate_block
 from llrflow.runs.records import EvaluationRecord
 from llrflow.runs.reevaluate import attack_share, changed_run, evaluate_elsewhere, evaluate_run
+from llrflow.runs.surrogates import check_consent
 from llrflow.spec.schema import Spec
 from llrflow.sweep.running.cluster import check_room, patience
 
@@ -54,6 +55,7 @@ def evaluate_on_workers(
     record, spec, _ = changed_run(folder, attacks, stop_after, trust_plugins=trust_plugins)
     how |= {"step": chosen_step(folder, checkpoints_of(folder, record), step), "stop_after": stop_after}
     how |= {"attacks": attacks and evaluate_block(attacks)}  # from here: workers may lack the file
+    check_consent([spec], trust_plugins)
     how |= {"trust_plugins": True}  # decided here: workers may have another home
     with driving(spec, address, workers or 1) as stop:
         check_room(spec, "devices.resources", spec.devices.wanted, "a worker", patience=patience(address))

@@ -69,6 +69,7 @@ class _Metrics:
 
     def new(self) -> list[dict[str, Any]]:
         """The lines since the last call."""
+        from llrflow.base.errors import CheckpointError
         from llrflow.base.files import open_regular
         from llrflow.runs.folder import metric_line
         from llrflow.runs.looks import is_look
@@ -77,6 +78,9 @@ class _Metrics:
             opened = open_regular(self._path)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            got = f"cannot be read: {error.strerror}"
+            raise CheckpointError(str(self._path), got, "make it readable, or remove it") from None
         with opened as file:
             status = os.fstat(file.fileno())
             if self._file != status.st_ino:  # a resumed run has written it anew

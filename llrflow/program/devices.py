@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llrflow.base.compilations import keep_compilations
-from llrflow.base.errors import SpecError
+from llrflow.base.errors import LlrflowError, SpecError
 from llrflow.models.network import AXIS
 
 T = TypeVar("T")
@@ -54,8 +54,15 @@ class Devices:
         return self if self.all == self.own else Devices(len(self.own))
 
     def pmap(self, fn: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-        """The function on every device; arguments and results carry a leading axis of this process's devices."""
-        if not hasattr(jax, "pmap") or (jax.process_count() > 1 and self.all == self.own):
+        """The function on every device; arguments and results carry a leading axis of this process's devices.
+
+        Raises LlrflowError for the devices of several processes where JAX has no pmap.
+        """
+        if jax.process_count() > 1 and self.all == self.own:
+            return self._mapped(fn, donate)
+        if not hasattr(jax, "pmap"):
+            if self.all != self.own:
+                raise LlrflowError(f"JAX {jax.__version__} has no pmap, which several processes train by; use an older")
             return self._mapped(fn, donate)
         return jax.pmap(fn, axis_name=AXIS, devices=self.all, donate_argnums=donate)
 

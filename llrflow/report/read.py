@@ -30,6 +30,9 @@ KEYS = {
 
 STUDIES = tuple(KEYS)
 
+SHOWN = {"ids", "labels", "images", "delta", "attacks", "changed", "clean", "attacked"}
+"""What the file of images to look at must hold, a row of each for an image."""
+
 NEEDED = {"data": {"name": str}, "model": {"type": str}, "threat": {"norm": str, "epsilon": int | float}}
 """What of spec.yaml a report cannot do without."""
 
@@ -216,6 +219,8 @@ def _evaluated(folder: RunFolder, label: str, record: EvaluationRecord) -> Evalu
     if path.exists():
         try:
             examples = read_npz(path)
+            if not examples.keys() >= SHOWN or len({array.shape[:1] for array in examples.values()}) > 1:
+                raise NotArrays("holds other arrays")
         except NotArrays:
             raise CheckpointError(str(path), "is damaged", "delete it: the report does without it") from None
     return Evaluated(label, record, studies, examples)

@@ -29,14 +29,15 @@ STATISTICS = "statistics.npz"
 class Checkpoints:
     """The checkpoints of one run. A step counts once its manifest is on disk; anything else is debris."""
 
-    def __init__(self, directory: Path, keep: int = 1, spec_hash: str | None = None) -> None:
-        """`spec_hash` is that of the run: a checkpoint of another one that was put here counts as damaged."""
+    def __init__(self, directory: Path, keep: int = 1, spec_hash: str | None = None, taken_over: int = -1) -> None:
+        """`spec_hash` is that of the run: a checkpoint of another one that was put here counts as damaged, but for
+        those up to the step `taken_over`."""
         import orbax.checkpoint as ocp
 
         self.directory = directory.absolute()
         self._manifests = self.directory / "manifests"
         self._ocp = ocp
-        self._keep, self._spec_hash = keep, spec_hash
+        self._keep, self._spec_hash, self._taken_over = keep, spec_hash, taken_over
         self.protected: int | None = None
         """A step that is kept however many are newer."""
         self.on_save: Callable[[], None] | None = None
@@ -119,7 +120,7 @@ class Checkpoints:
             return "no readable manifest"
         if manifest["step"] != step:
             return f"its manifest is that of step {manifest['step']}"
-        if self._spec_hash not in (None, manifest["spec_hash"]):
+        if step > self._taken_over and self._spec_hash not in (None, manifest["spec_hash"]):
             return f"it is of another spec's run (hash {manifest['spec_hash']}, this one has {self._spec_hash})"
         found = {str(p.relative_to(self._step(step))) for p in self._files(step)}
         if missing := sorted(set(manifest["files"]) - found):

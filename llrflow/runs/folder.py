@@ -154,8 +154,7 @@ class RunFolder:
         found, run = read_record(EvaluationRecord, path, fix), self.record()
         if found.checkpoint != step:
             raise CheckpointError(str(path), f"is an evaluation of step {found.checkpoint}", fix)
-        forked = -1 if run is None or run.forked is None else run.forked.step  # what was taken over with the weights
-        if run is not None and step > forked and found.spec_hash != run.spec_hash:
+        if run is not None and step > run.taken_over and found.spec_hash != run.spec_hash:
             raise CheckpointError(str(path), f"is an evaluation of another spec's run (hash {found.spec_hash})", fix)
         return found
 

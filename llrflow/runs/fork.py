@@ -47,6 +47,7 @@ def fork(source: RunFolder, pinned: Checkpoints, step: int, spec: Spec, digest: 
             "losses": [],
             "metrics": folder.metrics_known(),
             "spec_sha256": None,
+            "stored_hash": None,
             "forked": ForkRecord(run=source.path.name, step=step),
         }
     ).write(folder.run)

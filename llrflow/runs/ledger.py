@@ -41,9 +41,10 @@ class Ledger:
         expected = step // log_every + (step == self.record.steps and step % log_every > 0)
         if there.lines - there.looks < expected and self.record.forked is None:
             problem = f"{self._folder.metrics} holds {there.lines - there.looks} of {expected} lines up to step {step}"
-        if problem is not None:
+        if problem is not None and step > 0:  # before the first step no line is missed
             say(f"{problem}: the run goes on without what is missing")
-            self.record = self.record.model_copy(update={"found_changed": [*self.record.found_changed, problem]})
+            found = dict.fromkeys([*self.record.found_changed, problem])
+            self.record = self.record.model_copy(update={"found_changed": list(found)})
         # First what will be true: a kill before the file is cut leaves one that begins as run.json says.
         self.update(metrics=there)
         write_atomic(self._folder.metrics, kept)

@@ -82,24 +82,30 @@ def stored_run(
     lie may have been edited, as they change no number. PluginError as `load_spec` does without `trust_plugins`.
     """
     record = folder.existing()
-    if record.spec_sha256 is None or folder.spec_problem(record):
-        _check_edited(folder, record, trust_plugins)
-    return record, load_spec(folder.spec, overrides or {}, trust_plugins=trust_plugins)
-
-
-def _check_edited(folder: RunFolder, record: RunRecord, trust_plugins: bool) -> None:
+    edited = record.spec_sha256 is None or folder.spec_problem(record) is not None
     spec = load_spec(folder.spec, trust_plugins=trust_plugins)
+    if edited or spec.plugins:
+        _check_hash(folder, record, spec, edited)
+    return record, load_spec(folder.spec, overrides, trust_plugins=trust_plugins) if overrides else spec
+
+
+def _check_hash(folder: RunFolder, record: RunRecord, spec: Spec, edited: bool) -> None:
+    """Raise CheckpointError where the stored spec, with its plugins as they are now, is not what was trained."""
+    found, wanted = spec_hash(spec), record.stored_hash or record.spec_hash
     # Older runs do not know what they wrote; in spec.yaml paths are absolute and `accumulate: auto` is a number.
     rewritten = spec.train.accumulate != 1 or any(attack.needs_surrogate for attack in spec.evaluate.attacks.values())
-    if spec_hash(spec) != record.spec_hash and not (record.spec_sha256 is None and rewritten):
-        got = f"is not the spec of this run any more (hash {spec_hash(spec)}, run.json has {record.spec_hash})"
-        fix = "put the original back, or train what it says in a folder of its own"
-        raise CheckpointError(str(folder.spec), got, fix)
+    if found == wanted or (record.stored_hash is None and rewritten):
+        return
+    got = f"is not the spec of this run any more (hash {found}, run.json has {wanted})"
+    if not edited:
+        got = f"names plugins that have changed since the run was trained: {', '.join(spec.plugins)}"
+    fix = "put the original back, or train what it says in a folder of its own"
+    raise CheckpointError(str(folder.spec), got, fix)
 
 
 def checkpoints_of(folder: RunFolder, record: RunRecord) -> Checkpoints:
     """The checkpoints of a run, and no other's."""
-    return Checkpoints(folder.checkpoints, spec_hash=record.spec_hash)
+    return Checkpoints(folder.checkpoints, spec_hash=record.spec_hash, taken_over=record.taken_over)
 
 
 def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None = None) -> int:

@@ -30,6 +30,7 @@ from llrflow.runs.folder import RunFolder, label_of
 from llrflow.runs.interrupt import StopRequest, stop_requests
 from llrflow.runs.ledger import Ledger, earlier, new_record
 from llrflow.runs.looks import PREFIX, Chosen, chosen, ended_early, look_block, look_steps, measured
+from llrflow.runs.model import stored_run
 from llrflow.runs.predictions import spread
 from llrflow.runs.records import DataRecord, EvaluationRecord, Images, RunRecord, versions
 from llrflow.runs.start import Begun, start_of
@@ -37,7 +38,7 @@ from llrflow.runs.surrogates import surrogates_of
 from llrflow.runs.trackers import RunShower, require_trackers, run_shown
 from llrflow.runs.train import Log, Trainer, begin, receive
 from llrflow.spec.load import at, load_spec
-from llrflow.spec.resolve import resolve, spec_hash
+from llrflow.spec.resolve import make_runs_absolute, resolve, spec_hash
 from llrflow.spec.schema import Best, Checks, Evaluate, Spec
 from llrflow.spec.source import dump_yaml
 
@@ -236,13 +237,15 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
         before = None if fresh else earlier(folder, digest, data)
         if fresh:
             folder.clear()
-        program = _in_parts(spec, program, group, folder)
-        checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep, digest)
+        program = _in_parts(spec, program, group, None if before is None else folder)
+        taken_over = -1 if before is None else before.taken_over
+        checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep, digest, taken_over)
         if before is not None:
             start = start_of(program, before, trained=bool(checkpoints.steps()))
-        stored = dump_yaml(_storable(program.spec)).encode()
-        record = new_record(program, spec, data, digest, before)
-        record = record.model_copy(update={"spec_sha256": hashlib.sha256(stored).hexdigest()})
+        held = _storable(program.spec)
+        stored = dump_yaml(held).encode()
+        seal = {"spec_sha256": hashlib.sha256(stored).hexdigest(), "stored_hash": spec_hash(load_spec(held))}
+        record = new_record(program, spec, data, digest, before).model_copy(update=seal)
         if start is not None:
             record = record.model_copy(update={"start": start.record})
         # run.json is the first file: it marks the folder as a run's.
@@ -298,11 +301,12 @@ def _group(program: Program) -> Group:
 def _in_parts(spec: Spec, program: Program, group: Group, folder: RunFolder | None) -> Program:
     """The program with the parts of a batch that the run in `folder` began with, in all processes of the group.
 
-    What `train.accumulate: auto` stands for may differ on other devices; with BatchNorm it changes numbers.
+    What `train.accumulate: auto` stands for may differ on other devices; with BatchNorm it changes numbers. Raises
+    CheckpointError where the folder's spec.yaml is not what the run began with.
     """
     if spec.train.accumulate != "auto":
         return program
-    begun = load_spec(folder.spec, trust_plugins=False) if folder is not None and folder.spec.exists() else program.spec
+    begun = stored_run(folder)[1] if folder is not None and folder.spec.exists() else program.spec
     parts = int(group.share(np.int32(begun.train.parts)))
     if parts == program.spec.train.parts:
         return program
@@ -325,9 +329,7 @@ def _storable(spec: Spec) -> dict[str, Any]:
     Plugin files and other runs by absolute path, since the run folder lies elsewhere.
     """
     data = {**spec.model_dump(exclude={"sweep"}), "plugins": list(spec.plugin_paths())}
-    for attack in data["evaluate"]["attacks"].values():
-        if attack.get("type") == "transfer":
-            attack["run"] = str(Path(attack["run"]).absolute())
+    make_runs_absolute(spec, data)
     return data
 
 

@@ -111,6 +111,8 @@ class RunRecord(Record):
     format: Literal[1] = FORMAT
     name: str
     spec_hash: str
+    stored_hash: str | None = None
+    """The same of what spec.yaml holds, where paths are absolute and `train.accumulate: auto` is a number."""
     state: Literal["training", "interrupted", "trained", "finished", "failed"]
     step: int
     steps: int
@@ -145,6 +147,11 @@ class RunRecord(Record):
     """What the run met when it went on that was not as it had left it."""
     losses: list[LossRecord] = []
     """What `llrflow run --address` started again from."""
+
+    @property
+    def taken_over(self) -> int:
+        """The step up to which everything is that of another run; -1 where nothing is."""
+        return -1 if self.forked is None else self.forked.step
 
 
 class Proportion(Record):

@@ -95,7 +95,7 @@ def changed_run(
     overrides: dict[str, Any] = {"devices.count": devices}
     block = changed_block(attacks, stop_after)
     label = label_of(block) if block else ""
-    threats = stored_run(folder)[1].evaluate.threats if block else {}
+    threats = stored_run(folder, trust_plugins=trust_plugins)[1].evaluate.threats if block else {}
     if "attacks" in block:  # in the place of those that the spec has, within every threat
         own = (name for name, threat in threats.items() if threat.attacks is not None)
         overrides |= {"evaluate.attacks": None, **{f"evaluate.threats.{name}.attacks": None for name in own}}

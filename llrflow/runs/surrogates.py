@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from llrflow.attacks.network import Network
+from llrflow.base.errors import CheckpointError
 from llrflow.program.compile import Program
 from llrflow.runs.classifier import hash_of
-from llrflow.runs.model import load_model
+from llrflow.runs.folder import RunFolder
+from llrflow.runs.model import load_model, stored_run
 from llrflow.spec.load import at
+from llrflow.spec.schema import Spec
 
 
 class Surrogate(NamedTuple):
@@ -17,6 +23,21 @@ class Surrogate(NamedTuple):
     network: Network
     variables: Any
     identity: str
+
+
+def check_consent(specs: Iterable[Spec], trust_plugins: bool = False) -> None:
+    """Raise PluginError where another run that specs name, to attack with or to begin with, has plugins that nobody
+    here has agreed to. For a driver, whose workers do not ask. A run that lies elsewhere is found missing by them.
+    """
+    runs = set()
+    for spec in specs:
+        every = (attack for under in spec.evaluate.by_threat(spec.threat) for attack in under.attacks.values())
+        runs |= {attack.run for attack in every if attack.needs_surrogate}
+        if spec.model.start is not None and spec.model.start.run is not None:
+            runs.add(str(spec.model.start.path))
+    for run in sorted(runs):
+        with contextlib.suppress(CheckpointError):
+            stored_run(RunFolder(Path(run)), trust_plugins=trust_plugins)
 
 
 def surrogates_of(program: Program, trust_plugins: bool = False) -> dict[str, Surrogate]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from llrflow.attacks.search import Findings
 from llrflow.base.arrays import NotArrays, open_npz
-from llrflow.base.files import open_atomic, write_atomic
+from llrflow.base.files import open_atomic, read_regular, write_atomic
 
 SAVE_SECONDS = 2.0
 """Longest stretch of finished work that a kill can lose."""
@@ -130,5 +130,5 @@ def _clock(path: Path) -> Path:
 
 def _seconds_of(path: Path) -> float:
     with contextlib.suppress(OSError, ValueError):
-        return float(_clock(path).read_text())
+        return float(read_regular(_clock(path)))
     return 0.0

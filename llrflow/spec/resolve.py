@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +51,15 @@ def steps_of_epoch(spec: Spec, facts: DatasetFacts) -> int:
             got = f"= {extra.share:g} of a batch is {added} images, and {extra.name} has {facts.extra.train}"
             raise DataError("data.extra.share", got, "lower it, or choose a larger dataset")
     return steps_per_epoch(facts.train, max(1, size))  # none in the share of a device, where a plan is for many
+
+
+def make_runs_absolute(spec: Spec, data: dict[str, Any]) -> None:
+    """Let the transfer attacks in `data`, which is of that spec, name their runs by paths that hold anywhere."""
+    for under in spec.evaluate.by_threat(spec.threat):
+        for name, attack in under.attacks.items():
+            if attack.needs_surrogate:
+                attacks = functools.reduce(operator.getitem, under.place.split("."), data)
+                attacks[name]["run"] = os.path.abspath(attack.run)  # noqa: PTH100
 
 
 def spec_hash(spec: Spec) -> str:

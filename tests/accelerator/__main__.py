@@ -81,7 +81,9 @@ def peak(text: str) -> tuple[str, float]:
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("accelerator", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/accelerator"), help="Folder of what it writes.")
+    parser.add_argument(
+        "--out", type=Path, help="Folder of what it writes; default runs/accelerator, or runs/accelerator-dry."
+    )
     parser.add_argument("--dry", action="store_true", help="Tiny sizes on a CPU: whether the kit itself works.")
     parser.add_argument("--seconds", type=float, help="Of the whole kit, by default 420; 1,200 in a dry run.")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=[*PARTS], help="By default all.")
@@ -94,13 +96,15 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> int:
     seconds = options.seconds or (1200 if options.dry else 420)  # what is tested on a busy CPU must not be cut off
-    end, out = time.monotonic() + seconds, options.out.resolve()
+    out = (options.out or Path("runs/accelerator-dry" if options.dry else "runs/accelerator")).resolve()
+    end = time.monotonic() + seconds
     if out.exists():
         if any(out.iterdir()) and not (out / "results.json").exists():
             print(f"error: {out} holds something else; choose another --out", file=sys.stderr)
             return 2
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
+        for path in out.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
     quick = of_a_dry_run() if options.dry else {}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("device", *PARTS, "counts")}
     rows["device"] = Part("device", options, out, 60, **quick).rows()

@@ -52,7 +52,7 @@ def prepared(case: Case, setting: Setting, objective: Any) -> Any:
 
 
 def images_a_second(program: Any, step: Any, setting: Setting, batch: int, dry: bool) -> tuple[float, int]:
-    """(images/s, bytes of the device in use at most, or 0 where it does not tell)."""
+    """(images/s, bytes of the device that this process had in use at most so far, or 0 where it does not tell)."""
     program._compiled.train = step
     examples, state = batch_of(setting, batch), program.init()
     state, metrics = program.train_step(state, examples, 0)
@@ -93,7 +93,7 @@ def main(dry: bool, seconds: float) -> None:
             except Exception as error:  # most likely out of memory
                 emit(**row, refused=line_of(error)[:160])
             else:
-                emit(**row, images_per_second=rate, peak_bytes=used, compile_seconds_of_wave=took)
+                emit(**row, images_per_second=rate, peak_bytes_so_far=used, compile_seconds_of_wave=took)
         made.clear()
         functions_of.cache_clear()
         box.took(time.perf_counter() - began)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from llrflow.attacks.base import Attack
 from llrflow.base.errors import SpecError
 from llrflow.components.traced import numbers
 from llrflow.data.facts import DatasetFacts
@@ -36,11 +37,20 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
         try:
             program = compile_spec(trial.spec, training=not (resources.gpu or resources.custom), facts_of=facts_of)
             if sweep.escalate is not None:
-                for attack in preset_attacks(sweep.escalate.attacks).values():
-                    attack.stages(trial.spec.threat, program.classes)
+                _check_escalation(trial.spec, preset_attacks(sweep.escalate.attacks), program.classes)
         except SpecError as error:
             got = f"sweep: trial {trial.number} ({shown(trial.parameters)}): {error.got}"
             raise SpecError(spec.where(("sweep",)), got, error.fix) from None
+
+
+def _check_escalation(spec: Spec, attacks: Mapping[str, Attack], classes: int) -> None:
+    """Raise SpecError unless all these attacks can be made on a trial, within every threat that it is evaluated in."""
+    for under in spec.evaluate.attacked_by(attacks).by_threat(spec.threat):
+        for name, attack in under.attacks.items():
+            if unknown := attack.unknown(under.threat.norm):
+                got, fix = unknown
+                raise SpecError("sweep.escalate.attacks", f"{name} ({attack.label()}) {got}", fix)
+            attack.stages(under.threat, classes)
 
 
 def _check_members(spec: Spec, trials: Sequence[Trial]) -> None:

@@ -18,6 +18,7 @@ from llrflow.components.consent import remember
 from llrflow.data.facts import describe
 from llrflow.runs.interrupt import Interrupted
 from llrflow.runs.sealed import read_record
+from llrflow.runs.surrogates import check_consent
 from llrflow.spec.load import at
 from llrflow.spec.schema import Spec
 from llrflow.spec.source import dump_yaml
@@ -81,6 +82,7 @@ def _check(spec: Spec, trials: Sequence[Trial], address: str) -> None:
     if sweep.resources.gpu or sweep.resources.custom:
         jax.config.update("jax_platforms", "cpu")  # the driver leaves accelerators to its workers
     check_trials(spec, trials, describe)
+    check_consent(trial.spec for trial in trials)
 
 
 def _tell_left_out(storage: Storage, agenda: Agenda) -> None:

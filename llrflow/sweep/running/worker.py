@@ -18,6 +18,7 @@ from jax import monitoring
 from ray.tune import Trainable
 
 from llrflow.base.errors import DataError, line_of
+from llrflow.components.consent import decided_elsewhere
 from llrflow.data.facts import describe
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
@@ -68,6 +69,7 @@ class TrialRunner(Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Nothing yet: what can fail does so in `step`, where it is put on record."""
+        decided_elsewhere()  # by the driver
         self._config = config["trial"]
         self._reported = self._config["reported"]
         if jax.config.values["jax_compilation_cache_dir"] is None:  # for workers that start after others have compiled

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
-import operator
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +22,7 @@ from llrflow.runs import looks
 from llrflow.runs.folder import label_of
 from llrflow.runs.pipeline import run_name
 from llrflow.spec.load import load_spec
-from llrflow.spec.resolve import resolve, spec_hash, steps_of_epoch
+from llrflow.spec.resolve import make_runs_absolute, resolve, spec_hash, steps_of_epoch
 from llrflow.spec.schema import Checks, Evaluate, Spec
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.space.configurations import all_configurations
@@ -77,12 +74,9 @@ def base_of(spec: Spec, variant: str | None = None) -> dict[str, Any]:
     directory = spec.data.dir
     if not directory.startswith("~"):
         data["data"] = {**data["data"], "dir": str(Path(directory).absolute())}
-    for under in spec.evaluate.by_threat(spec.threat):
-        if transfers := {name: attack.run for name, attack in under.attacks.items() if attack.needs_surrogate}:
-            data["evaluate"] = copy.deepcopy(data["evaluate"])
-            attacks = functools.reduce(operator.getitem, under.place.split("."), data)
-            for name, run in transfers.items():
-                attacks[name]["run"] = os.path.abspath(run)  # noqa: PTH100
+    if "evaluate" in data:
+        data["evaluate"] = copy.deepcopy(data["evaluate"])
+        make_runs_absolute(spec, data)
     return data if variant is None else variant_base(spec, data, variant)
 
 
