@@ -81,9 +81,7 @@ def peak(text: str) -> tuple[str, float]:
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("accelerator", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, help="Folder of what it writes; default runs/accelerator, or runs/accelerator-dry."
-    )
+    parser.add_argument("--out", type=Path, help="Folder of what it writes; default runs/accelerator[-dry].")
     parser.add_argument("--dry", action="store_true", help="Tiny sizes on a CPU: whether the kit itself works.")
     parser.add_argument("--seconds", type=float, help="Of the whole kit, by default 420; 1,200 in a dry run.")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=[*PARTS], help="By default all.")

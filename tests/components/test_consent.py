@@ -38,8 +38,8 @@ def test_what_is_remembered_is_a_file_as_it_was(home, package, plugin):
     assert not trusted(plugin)
     remember((plugin,))
     assert trusted(plugin)
-    ((note,),) = [list((home / "llrflow/plugins").iterdir())]
-    file = package / note.read_text().strip()
+    noted = [package / note.read_text().strip() for note in (home / "llrflow/plugins").iterdir()]
+    file = next(file for file in noted if len(noted) == 1 or file.name != "__init__.py")
     assert (home / "llrflow/plugins").stat().st_mode & 0o777 == 0o700
     content = file.read_text()
     file.write_text(content + "# changed\n")
@@ -48,6 +48,20 @@ def test_what_is_remembered_is_a_file_as_it_was(home, package, plugin):
     assert trusted(plugin)
     file.rename(file.with_name("elsewhere.py"))
     assert not trusted(str(file.with_name("elsewhere.py")))
+
+
+def test_every_file_that_an_import_runs_counts(home, package):
+    assert not trusted("mine.nosuch")  # runs mine/__init__.py before it fails
+    remember((str(package / "mine/inner.py"),))
+    assert not trusted("mine.inner")
+    remember(("mine.inner",))
+    assert trusted("mine.inner") and trusted("mine")
+
+
+def test_a_name_of_something_installed_is_not_its_code(home, package):
+    assert trusted("iniconfig")
+    (package / "iniconfig.py").write_text("raise SystemExit('was imported')\n")
+    assert not trusted("iniconfig")
 
 
 def test_what_this_process_has_imported_runs_no_code_again(home, tmp_path):

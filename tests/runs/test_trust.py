@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import llrflow
-from llrflow.base.errors import PluginError
+from llrflow.base.errors import CheckpointError, PluginError
 from llrflow.components.registry import entries, forget
 from llrflow.runs.export import export_model
 
@@ -99,6 +99,10 @@ def test_with_consent_it_runs_and_is_asked_for_again(command, strange, later, tr
     assert code == 2 and "so it was not run" in err
     assert command("evaluate", strange / "run", "--trust-plugins")[0] == 0
     later(trained / "state")
+    (strange / "attacks.yaml").write_text("fgsm: {type: fgsm}\n")
+    arguments = ("--attacks", strange / "attacks.yaml", "--trust-plugins")
+    assert command("evaluate", strange / "run", *arguments)[0] == 0
+    later(trained / "state")
     assert llrflow.load_model(strange / "run", trust_plugins=True).step == 2
 
 
@@ -114,6 +118,16 @@ def test_a_run_of_ones_own_asks_nothing(command, trained, later, tmp_path):
     assert command("run", trained / "spec.yaml", "--out", trained / "run")[0] == 0  # a spec that the user names
     later(tmp_path / "of another user")
     assert command("evaluate", trained / "run")[0] == 0
+
+
+def test_other_code_of_a_plugin_is_not_what_was_trained(trained, later):
+    later(trained / "state")
+    try:
+        (trained / "mine.py").write_text(PLUGIN.replace("jnp.max", "jnp.min"))
+        with pytest.raises(CheckpointError, match=r"names plugins that have changed since .*mine\.py; put the original"):
+            llrflow.load_model(trained / "run", trust_plugins=True)
+    finally:
+        (trained / "mine.py").write_text(PLUGIN)
 
 
 def test_a_transfer_attack_on_a_strange_run_is_refused_too(command, strange, trained, later, tiny, write_spec):
