@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from llrflow.attacks.base import Attack
 from llrflow.base.errors import SpecError
 from llrflow.components.traced import numbers
 from llrflow.data.facts import DatasetFacts
@@ -43,7 +43,7 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
             raise SpecError(spec.where(("sweep",)), got, error.fix) from None
 
 
-def _check_escalation(spec: Spec, attacks: Mapping[str, Attack], classes: int) -> None:
+def _check_escalation(spec: Spec, attacks: Mapping[str, Any], classes: int) -> None:
     """Raise SpecError unless all these attacks can be made on a trial, within every threat that it is evaluated in."""
     for under in spec.evaluate.attacked_by(attacks).by_threat(spec.threat):
         for name, attack in under.attacks.items():
