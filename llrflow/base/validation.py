@@ -16,7 +16,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 def parse_number(raw: Any) -> float:
     """A float from a number or from text such as `8/255` (exact fraction, nothing is evaluated)."""
     if isinstance(raw, str):
-        if "_" in raw:
+        if re.fullmatch(r"[\d_./eE+-]*\d_\d[\d_./eE+-]*", raw):
             raise invalid("number", "is text to YAML 1.2; write the number without underscores")
         try:
             decimals = [Decimal(part.strip()) for part in raw.split("/", 1)]

@@ -104,15 +104,18 @@ class Objective(Component):
         """Dotted path of the loss and of each term in a spec, by name."""
         return {LOSS: "objective.loss", **{name: f"objective.terms.{name}" for name in self.terms}}
 
-    def points(self) -> list[str]:
+    def used(self) -> set[str]:
         """The perturbations and choices that the loss or a term stands at."""
-        used = {term.at for term in self.entries().values()}
-        return [name for name in (*self.perturbations, *self.choices) if name in used]
+        return {term.at for term in self.entries().values()} - {CLEAN}
+
+    def points(self) -> list[str]:
+        """Those where they may stand: choices, and perturbations that are not there for a choice alone."""
+        chosen = {name for choice in self.choices.values() for name in choice.of} - self.used()
+        return [name for name in (*self.perturbations, *self.choices) if name not in chosen]
 
     def members(self, take: Literal["strongest", "drawn"]) -> dict[str, tuple[str, ...]]:
-        """Names of the perturbations among which each choice of a kind chooses, where a term stands at it."""
-        points = self.points()
-        return {name: choice.of for name, choice in self.choices.items() if choice.take == take and name in points}
+        """Names of the perturbations among which each choice of a kind chooses."""
+        return {name: choice.of for name, choice in self.choices.items() if choice.take == take}
 
     def alone(self) -> list[str]:
         """The perturbations that are searched for by themselves: all but those from which examples are drawn."""

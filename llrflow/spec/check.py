@@ -131,7 +131,7 @@ def _terms(spec: Spec) -> Iterator[Problem]:
 
 
 def _perturbations(spec: Spec) -> Iterator[Problem]:
-    used = {*spec.objective.points(), *(name for choice in spec.objective.choices.values() for name in choice.of)}
+    used = {*spec.objective.used(), *(name for choice in spec.objective.choices.values() for name in choice.of)}
     for name, search in spec.objective.perturbations.items():
         path, norm = f"objective.perturbations.{name}", search.norm or spec.threat.norm
         if name == CLEAN or name in STREAMS:
@@ -151,12 +151,12 @@ def _perturbations(spec: Spec) -> Iterator[Problem]:
 
 
 def _choices(spec: Spec) -> Iterator[Problem]:
-    known, points = spec.objective.perturbations, spec.objective.points()
+    known, used = spec.objective.perturbations, spec.objective.used()
     for name, choice in spec.objective.choices.items():
         path = f"objective.choices.{name}"
         if name in (CLEAN, *STREAMS, *known):
             yield Problem(path, "has the name of a perturbation, or of another random stream", "rename it")
-        elif name not in points:
+        elif name not in used:
             yield Problem(path, UNUSED, USE)
         for member in choice.of:
             if member not in known:

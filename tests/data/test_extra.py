@@ -71,15 +71,15 @@ def test_any_step_can_be_gone_on_from_and_processes_share_a_batch(made, pipeline
 
 
 def test_devices_share_the_batches_of_one_and_train_alike(load, monkeypatch):
-    seen, step = {1: [], 2: []}, Program.train_step
+    seen, place = {1: [], 2: []}, Program.place
 
-    def watched(program, state, batch, number):
+    def watched(program, batch, number):
         on_devices = np.asarray(program.devices.shard(batch.ids))
         assert on_devices.shape == (len(program.devices), 64 // len(program.devices))
         seen[len(program.devices)].append(on_devices.reshape(-1))
-        return step(program, state, batch, number)
+        return place(program, batch, number)
 
-    monkeypatch.setattr(Program, "train_step", watched)
+    monkeypatch.setattr(Program, "place", watched)
     ends = []
     for count in (1, 2):
         spec = load({"data.extra": EXTRA, "train.steps": None, "train.epochs": 1, "devices.count": count})

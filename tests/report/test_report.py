@@ -212,7 +212,8 @@ def test_what_was_written_is_told_as_json(runs, command, tmp_path):
     code, out, err = command("report", *runs, "--json")
     told, page = json.loads(out), tmp_path / "cwd" / "report.html"
     assert (code, err) == (0, "") and told["page"] == "report.html" and told["bytes"] == page.stat().st_size
-    assert told["answer"][0].startswith("How accurate is mlp on digits") and len(told["missing"]) == 1
+    assert told["answer"][0].startswith("How accurate is mlp on digits") and len(told["missing"]) == 2
+    assert "spec.yaml was edited after the run" in told["missing"][0]
     code, out, err = command("report", *runs, "--json", "--table", "latex")
     assert code == 2 and out == "" and "choose one" in err
 

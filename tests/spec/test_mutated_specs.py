@@ -128,9 +128,9 @@ REFUSED = {
     "worst_case": (
         {"evaluate.attacks.worst_case": {"type": "fgsm"}},
         "evaluate.attacks.worst_case",
-        "rename the attack",
+        "choose another",
     ),
-    "union": ({"evaluate.attacks.union": {"type": "fgsm"}}, "evaluate.attacks.union", "rename the attack"),
+    "union": ({"evaluate.attacks.union": {"type": "fgsm"}}, "evaluate.attacks.union", "choose another"),
     "control": ({"evaluate.attacks.random": {"type": "fgsm"}}, "evaluate.attacks.random", "the noise control"),
     "look": (
         {"checkpoint.best": {"attacks": {"nominal": {"type": "fgsm"}}}},
