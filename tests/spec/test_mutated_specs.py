@@ -135,7 +135,7 @@ REFUSED = {
     "look": (
         {"checkpoint.best": {"attacks": {"nominal": {"type": "fgsm"}}}},
         "checkpoint.best.attacks.nominal",
-        "rename",
+        "choose another",
     ),
     "term": (
         {"objective.terms.validation": {"type": "gradient_norm", "weight": 1.0}},
