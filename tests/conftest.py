@@ -247,6 +247,21 @@ def rewrite():
 
 
 @pytest.fixture(scope="session")
+def as_trained(rewrite):
+    """as_trained(folder, text): the folder of a run as if it had stored that spec.yaml."""
+    from llrflow.base.files import sha256_file
+    from llrflow.spec.load import load_spec
+    from llrflow.spec.resolve import spec_hash
+
+    def write(folder, text):
+        spec = folder / "spec.yaml"
+        spec.write_text(text)
+        rewrite(folder / "run.json", spec_sha256=sha256_file(spec), stored_hash=spec_hash(load_spec(spec)))
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def numbers_of():
     """numbers_of(folder) -> what a run must reproduce exactly: its metrics as bytes, its evaluation without times."""
 

@@ -157,8 +157,8 @@ class Checkpoints:
             number = path.name.split(".")[0]
             if path.is_dir() and number.isdigit() and (path.name != number or int(number) not in kept):
                 shutil.rmtree(path, ignore_errors=True)
-        for step in kept:
-            if not self._step(step).exists():
+        for step in sorted(kept):
+            if step < max(kept) and not self._step(step).exists():  # the newest is told as damaged
                 self._drop(step)
             remove_temporaries(self._step(step) / STATISTICS)
         for left in self._manifests.glob(f".*.json.{TEMPORARY}"):

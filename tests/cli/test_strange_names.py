@@ -1,6 +1,5 @@
 """What a folder that was handed out says of itself is printed, and obeyed by nothing."""
 
-import json
 import shutil
 
 import pytest
@@ -11,27 +10,27 @@ TITLE, TAG = "\x1b]0;gone\x07", "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def folder(load, tmp_path_factory):
+def folder(load, tmp_path_factory, rewrite):
     """A folder of a run whose names are those of a joker."""
     spec = load({"train.steps": 2, "checkpoint.every": 2, "evaluate.attacks.pgd": None})
     path = tmp_path_factory.mktemp("given") / f"{TAG.replace('/', '')}{TITLE}"
     llrflow.run(spec, path)
-    record = json.loads((path / "run.json").read_text())
-    record |= {"name": f"{TAG}{TITLE}", "git": f"{TITLE}abc", "versions": {"jax": f"1{TITLE}"}}
-    (path / "run.json").write_text(json.dumps(record))
-    for evaluation in (path / "evaluation").glob("*.json"):
-        found = json.loads(evaluation.read_text())
+    rewrite(path / "run.json", name=f"{TAG}{TITLE}", git=f"{TITLE}abc", versions={"jax": f"1{TITLE}"})
+
+    def renamed(found):
         if found.get("classes"):
             found["classes"]["names"][0] = f"{TAG}{TITLE}"
-        evaluation.write_text(json.dumps(found))
+        return found
+
+    for evaluation in (path / "evaluation").glob("*.json"):
+        rewrite(evaluation, renamed)
     return path.parent
 
 
-def test_no_command_prints_control_characters(command, folder, tmp_path):
+def test_no_command_prints_control_characters(command, folder, rewrite, tmp_path):
     (run,) = folder.iterdir()
     shutil.copytree(run, tmp_path / "other")
-    other = json.loads((tmp_path / "other/run.json").read_text())
-    (tmp_path / "other/run.json").write_text(json.dumps(other | {"git": "another"}))
+    rewrite(tmp_path / "other/run.json", git="another")
     for arguments in (
         ["runs", folder],
         ["runs", folder, "--markdown"],

@@ -145,13 +145,13 @@ def test_killed_before_a_look_or_between_it_and_its_line(kept, load, tmp_path, m
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_no_batch_of_an_epoch_holds_a_validation_image(load, tmp_path, monkeypatch, devices):
-    seen, step = [], Program.train_step
+    seen, place = [], Program.place
 
-    def spied(self, state, batch, number):
+    def spied(self, batch, number):
         seen.append(batch)
-        return step(self, state, batch, number)
+        return place(self, batch, number)
 
-    monkeypatch.setattr(Program, "train_step", spied)
+    monkeypatch.setattr(Program, "place", spied)
     spec = load(BEST | {"train.steps": None, "train.epochs": 1, "devices.count": devices})
     with llrflow.runs.pipeline.session(spec, tmp_path / "run") as opened:
         opened.train()

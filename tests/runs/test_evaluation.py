@@ -19,6 +19,7 @@ from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted, StopRequest
 from llrflow.runs.records import EvaluationRecord
 from llrflow.runs.reevaluate import evaluate_run
+from llrflow.runs.sealed import read_record
 from llrflow.runs.summaries import proportion
 
 ATTACKS = {"fgsm": {"type": "fgsm"}, "pgd": {"type": "pgd", "steps": 5, "restarts": 2}}
@@ -89,7 +90,7 @@ def test_the_record_adds_up(evaluator):
     written = json.loads((work.folder.evaluation / "12.json").read_text())
     assert {"n", "nominal", "attacks", "worst_case", "gamma", "threat", "checkpoint", "parameters"} <= written.keys()
     assert written["attacks"].keys() == {"fgsm", "pgd"} and written["attacks"]["pgd"]["attack"]["restarts"] == 2
-    assert EvaluationRecord.model_validate(written) == record
+    assert read_record(EvaluationRecord, work.folder.evaluation / "12.json", "") == record
 
 
 @pytest.mark.parametrize(
@@ -278,12 +279,10 @@ def test_evaluation_uses_the_moving_average_unless_told_otherwise(load, tmp_path
     assert any(jax.tree.leaves(differs))
 
 
-def test_a_run_is_evaluated_where_its_training_batch_does_not_divide(copied):
+def test_a_run_is_evaluated_where_its_training_batch_does_not_divide(copied, as_trained):
     text = (copied / "spec.yaml").read_text()
     assert "batch_size: 64" in text and "count: 1" in text
-    (copied / "spec.yaml").write_text(
-        text.replace("batch_size: 64", "batch_size: 66").replace("count: 1", "count: null")
-    )
+    as_trained(copied, text.replace("batch_size: 64", "batch_size: 66").replace("count: 1", "count: null"))
     assert evaluate_run(copied).evaluation.n == 360  # on four devices
 
 

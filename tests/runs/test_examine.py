@@ -13,6 +13,7 @@ from llrflow.base.errors import SpecError
 from llrflow.data.resident import load_split
 from llrflow.runs.examine import FunctionRecord
 from llrflow.runs.folder import RunFolder
+from llrflow.runs.sealed import read_record
 
 N, K, SIDE = 96, 8, 6
 KEY = jax.random.key(5)
@@ -153,7 +154,7 @@ def test_the_network_of_a_run_gets_the_verdicts_of_the_run(finished, tmp_path):
     assert {n: g.mean for n, g in found.gamma.items()} == pytest.approx({n: g.mean for n, g in run.gamma.items()}, 1e-3)
     found.write(tmp_path / "tiny.json")
     written = json.loads((tmp_path / "tiny.json").read_text())
-    assert FunctionRecord.model_validate(written) == found
+    assert read_record(FunctionRecord, tmp_path / "tiny.json", "") == found
     assert not written.keys() & {"spec_hash", "checkpoint", "network_sha256", "parameters", "identity"}
 
 

@@ -65,15 +65,15 @@ def test_one_that_fails_is_left_out_and_the_run_goes_on(listening, load, tmp_pat
 
 
 def test_a_run_that_failed_or_was_stopped_says_so(listening, load, tmp_path, monkeypatch):
-    listener, original = listening(Listener()), Program.train_step
+    listener, original = listening(Listener()), Program.place
     for error, failed in ((ValueError("broken"), True), (Interrupted(signal.SIGTERM, "stopped"), False)):
 
-        def broken(self, state, batch, step, error=error):
+        def broken(self, batch, step, error=error):
             if step == 6:
                 raise error
-            return original(self, state, batch, step)
+            return original(self, batch, step)
 
-        monkeypatch.setattr(Program, "train_step", broken)
+        monkeypatch.setattr(Program, "place", broken)
         with pytest.raises(type(error)):
             llrflow.run(load(), tmp_path / "run")
         assert listener.told[-2] == ("end", "run", failed)
