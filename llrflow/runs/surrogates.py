@@ -31,8 +31,7 @@ def check_consent(specs: Iterable[Spec], trust_plugins: bool = False) -> None:
     """
     runs = set()
     for spec in specs:
-        every = (attack for under in spec.evaluate.by_threat(spec.threat) for attack in under.attacks.values())
-        runs |= {attack.run for attack in every if attack.needs_surrogate}
+        runs |= {attack.run for _, _, attack in spec.evaluate.transfers(spec.threat)}
         if spec.model.start is not None and spec.model.start.run is not None:
             runs.add(str(spec.model.start.path))
     for run in sorted(runs):
@@ -47,14 +46,7 @@ def surrogates_of(program: Program, trust_plugins: bool = False) -> dict[str, Su
     Raises as `load_model` does, too.
     """
     found, spec = {}, program.spec
-    every = (
-        (under, name, attack)
-        for under in spec.evaluate.by_threat(spec.threat)
-        for name, attack in under.attacks.items()
-    )
-    for under, name, attack in every:
-        if not attack.needs_surrogate:
-            continue
+    for under, name, attack in spec.evaluate.transfers(spec.threat):
         model = load_model(attack.run, attack.checkpoint, trust_plugins=trust_plugins)
         if (model.image_shape, model.classes) != (program.image_shape, program.classes):
             got = f"= {attack.run!r} takes images {list(model.image_shape)} of {model.classes} classes"

@@ -55,11 +55,9 @@ def steps_of_epoch(spec: Spec, facts: DatasetFacts) -> int:
 
 def make_runs_absolute(spec: Spec, data: dict[str, Any]) -> None:
     """Let the transfer attacks in `data`, which is of that spec, name their runs by paths that hold anywhere."""
-    for under in spec.evaluate.by_threat(spec.threat):
-        for name, attack in under.attacks.items():
-            if attack.needs_surrogate:
-                attacks = functools.reduce(operator.getitem, under.place.split("."), data)
-                attacks[name]["run"] = os.path.abspath(attack.run)  # noqa: PTH100
+    for under, name, attack in spec.evaluate.transfers(spec.threat):
+        attacks = functools.reduce(operator.getitem, under.place.split("."), data)
+        attacks[name]["run"] = os.path.abspath(attack.run)  # noqa: PTH100
 
 
 def spec_hash(spec: Spec) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, PrivateAttr, model_validator
@@ -196,6 +196,11 @@ class Evaluate(Component):
                 attacks, place = own.attacks, f"evaluate.threats.{name}.attacks"
             found.append(UnderThreat(name, own.ball, attacks, place))
         return found
+
+    def transfers(self, threat: Threat) -> Iterator[tuple[UnderThreat, str, Any]]:
+        """The attacks that search on the model of another run, by where they stand and their name there."""
+        for under in self.by_threat(threat):
+            yield from ((under, name, attack) for name, attack in under.attacks.items() if attack.needs_surrogate)
 
     def attacked_by(self, attacks: Mapping[str, Any]) -> Evaluate:
         """The same with other attacks, within every threat."""
