@@ -17,6 +17,7 @@ from llrflow.runs import evaluate
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.printed import print_certificate
 from llrflow.runs.reevaluate import attack_share, changed_run, evaluate_run
+from llrflow.spec.resolve import make_runs_absolute
 from llrflow.spec.source import dump_yaml
 
 L2_ATTACKS = {"ddn": {"type": "ddn", "steps": 5}, "step": {"type": "fgsm"}}
@@ -175,3 +176,14 @@ def test_a_spec_without_threats_is_the_spec_that_it_was(load):
     own = sum(a.forwards(spec.threat, 10) for a in spec.evaluate.threats["small"].attacks.values())
     shared = sum(a.forwards(spec.threat, 10) for a in spec.evaluate.attacks.values())
     assert found == 1 + 2 * shared + own
+
+
+def test_a_transfer_within_a_threat_is_stored_by_absolute_path(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    transfer = {"t": {"type": "transfer", "run": "runs/other"}}
+    own = {"linf": {"norm": "linf", "epsilon": 0.1}, "l2": {"norm": "l2", "epsilon": 0.5, "attacks": transfer}}
+    spec = load({"evaluate.attacks": transfer, "evaluate.threats": own})
+    data = json.loads(spec.model_dump_json())["evaluate"]
+    make_runs_absolute(spec, whole := {"evaluate": data})
+    stored = whole["evaluate"]["attacks"], whole["evaluate"]["threats"]["l2"]["attacks"]
+    assert [attacks["t"]["run"] for attacks in stored] == [str(tmp_path / "runs/other")] * 2
