@@ -17,7 +17,7 @@ from llrflow.commands.printing import echo
 
 PATHS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-    errno.ELOOP,
+    errno.ELOOP, errno.EINVAL,
 }  # fmt: skip
 """What the system says of a path that should have been chosen otherwise; a full or broken disk is no wrong input."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 from llrflow.base.errors import DataError
 from llrflow.base.validation import listing, suggest
 from llrflow.components.registry import entries
+from llrflow.data.metadata import FEATURES_FILE, INFO_FILE, read_metadata
 from llrflow.data.schema import Data
-
-INFO_FILE = "dataset_info.json"
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,12 @@ class Prepared:
     directory: Path
 
     def info(self) -> dict:
-        """Contents of its dataset_info.json."""
-        return json.loads((self.directory / INFO_FILE).read_text())
+        """Contents of its dataset_info.json. Raises DataError where it cannot be read."""
+        return read_metadata(self.directory, INFO_FILE)
+
+    def features(self) -> dict:
+        """Contents of its features.json. Raises DataError where it cannot be read."""
+        return read_metadata(self.directory, FEATURES_FILE)
 
 
 def prepared(data_dir: Path) -> list[Prepared]:
@@ -44,7 +46,7 @@ def prepared(data_dir: Path) -> list[Prepared]:
 def summary(dataset: Prepared) -> dict[str, Any]:
     """What the metadata files say: name, config, version, format, examples by split, image shape or None."""
     info = dataset.info()
-    features = json.loads((dataset.directory / "features.json").read_text())
+    features = dataset.features()
     image = features.get("featuresDict", {}).get("features", {}).get("image", {}).get("image", {})
     sizes = image.get("shape", {}).get("dimensions")
     return {
@@ -109,12 +111,7 @@ def how_to_prepare(name: str, data_dir: Path) -> str:
 
 
 def _check_format(dataset: Prepared) -> None:
-    try:
-        info = dataset.info()
-    except (OSError, ValueError) as error:
-        got = f"{dataset.directory / INFO_FILE} cannot be read: {error}"
-        raise DataError("data.name", got, "prepare the dataset again") from None
-    file_format = info.get("fileFormat") or "tfrecord"
+    file_format = dataset.info().get("fileFormat") or "tfrecord"
     if file_format == "array_record":
         return
     why = {"tfrecord": "needs TensorFlow to read", "parquet": "ignores split slices"}.get(

@@ -18,7 +18,8 @@ from llrflow.base.validation import listing
 from llrflow.data.examples import Examples, of_files
 from llrflow.data.images import CorruptImage, Header, allowed_corrupt, decode, header_of
 from llrflow.data.importing import ImportReport, check_name, store
-from llrflow.data.writer import VERSION, Progress, content_of
+from llrflow.data.metadata import content_of
+from llrflow.data.writer import VERSION, Progress
 
 HELD_OUT = ("test", "val", "validation", "valid")
 """Folders that may hold the images to evaluate on; the first that exists becomes the split `test`."""

@@ -14,7 +14,8 @@ from llrflow.base.errors import DataError
 from llrflow.base.validation import listing
 from llrflow.data.catalog import prepared
 from llrflow.data.examples import Splits, content_sha256
-from llrflow.data.writer import VERSION, Progress, content_of, write_tfds
+from llrflow.data.metadata import content_of
+from llrflow.data.writer import VERSION, Progress, write_tfds
 
 
 @dataclass(frozen=True)

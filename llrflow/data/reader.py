@@ -15,8 +15,8 @@ import numpy as np
 from llrflow.base.errors import DataError, line_of
 from llrflow.base.validation import listing, suggest
 from llrflow.data.catalog import Prepared, find
+from llrflow.data.metadata import INFO_FILE, check_metadata, content_of
 from llrflow.data.schema import Data
-from llrflow.data.writer import content_of
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
@@ -45,7 +45,8 @@ class Opened:
 def open_dataset(data: Data) -> Opened:
     """The dataset of a `data:` block. Raises DataError when it is not prepared or no classification of images."""
     prepared = find(data)
-    builder = _builder(str(prepared.directory), (prepared.directory / "dataset_info.json").stat().st_mtime_ns)
+    check_metadata(prepared.directory)
+    builder = _builder(str(prepared.directory), (prepared.directory / INFO_FILE).stat().st_mtime_ns)
     features: Any = builder.info.features
     keys: Any = builder.info.supervised_keys
     image_key, label_key = keys if keys and len(keys) == 2 else ("image", "label")
@@ -171,7 +172,7 @@ def fingerprint(data: Data, dataset: Opened, split: str) -> str:
         "dataset": [prepared.name, prepared.config, prepared.version],
         "split": split,
         "keys": [dataset.image_key, dataset.label_key],
-        "features": json.loads((prepared.directory / "features.json").read_text()),
+        "features": prepared.features(),
         "image_size": data.image_size,
         "content": content,
     }

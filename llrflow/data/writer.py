@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from llrflow.base.errors import DataError
-from llrflow.base.files import locked, sync, write_atomic
+from llrflow.base.files import locked, sync
 from llrflow.data.examples import FILES, Checksum, Examples, Splits, as_examples, encoded
+from llrflow.data.metadata import INFO_FILE, write_source
 
 PRIVATE = ".llrflow"
 """Directory below a data directory for files of llrflow that are not datasets."""
-
-SOURCE_FILE = "llrflow_source.json"
-"""File next to dataset_info.json that says what the dataset was made from."""
 
 VERSION = "1.0.0"
 """Version of every dataset written here."""
@@ -59,20 +56,20 @@ def write_tfds(
     encoding = None if any(part.label == FILES for part in examples.values()) else "png"
     info = {"name": name, "config": config, "image": (shape, encoding), "classes": classes, "description": description}
     try:
-        if not (target / "dataset_info.json").exists():
+        if not (target / INFO_FILE).exists():
             check_space(data_dir, examples)
         staging.mkdir(parents=True, exist_ok=True)
         with locked(data_dir / PRIVATE / "write.lock"):
             for leftover in staging.iterdir():
                 shutil.rmtree(leftover)
-            if (target / "dataset_info.json").exists():
+            if (target / INFO_FILE).exists():
                 return False
             built = staging / name
             built.mkdir()
             try:
                 sums = _write(built, examples, info, progress)
                 origin = {**(source() if callable(source) else source), "content_sha256": sums}
-                write_atomic(built / SOURCE_FILE, json.dumps(origin, indent=2).encode())
+                write_source(built, origin)
                 for file in built.iterdir():
                     sync(file)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,12 +90,6 @@ def check_space(data_dir: Path, splits: Mapping[str, Examples]) -> None:
     if needed > free:
         got = f"has {free / 1e9:.3g} GB left on its disk, the dataset takes about {needed / 1e9:.3g} GB"
         raise DataError(str(data_dir), got, "make room, or choose another --data-dir")
-
-
-def content_of(directory: Path) -> dict[str, str] | None:
-    """The `content_sha256` stored with a dataset that llrflow wrote; None for any other dataset."""
-    file = directory / SOURCE_FILE
-    return json.loads(file.read_text())["content_sha256"] if file.exists() else None
 
 
 def _info(directory: Path, name: str, config: str | None, image: Any, classes: Any, description: str) -> Any:

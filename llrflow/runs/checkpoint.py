@@ -125,9 +125,13 @@ class Checkpoints:
         found = {str(p.relative_to(self._step(step))) for p in self._files(step)}
         if missing := sorted(set(manifest["files"]) - found):
             return f"{missing[0]} is missing"
-        changed = (name for name, digest in manifest["files"].items() if sha256_file(self._step(step) / name) != digest)
-        name = next(changed, None)
-        return None if name is None else f"{name} has changed"
+        for name, digest in manifest["files"].items():
+            try:
+                if sha256_file(self._step(step) / name) != digest:
+                    return f"{name} has changed"
+            except OSError as error:
+                return f"{name} cannot be read: {error.strerror}"
+        return None
 
     def copy_to(self, other: Checkpoints, step: int) -> None:
         """Put one of these among others, linked where the file system can; it becomes theirs.

@@ -145,8 +145,11 @@ class RunFolder:
 
     def spec_problem(self, record: RunRecord) -> str | None:
         """What to tell of a spec.yaml that is not as the run wrote it, or None."""
-        if record.spec_sha256 is None or sha256_file(self.spec) == record.spec_sha256:
-            return None
+        try:
+            if record.spec_sha256 is None or sha256_file(self.spec) == record.spec_sha256:
+                return None
+        except OSError as error:
+            return f"{self.spec} cannot be read: {error.strerror}"
         return f"{self.spec} was edited after the run: what it says need not be what was trained"
 
     def _evaluation_at(self, path: Path, step: int) -> EvaluationRecord:

@@ -12,6 +12,7 @@ from llrflow.base.errors import DataError
 from llrflow.data import resident
 from llrflow.data.catalog import prepared
 from llrflow.data.facts import describe
+from llrflow.data.metadata import SOURCE_FILE
 from llrflow.data.resident import load_split
 from llrflow.data.schema import Data
 from llrflow.data.writer import write_tfds
@@ -43,6 +44,7 @@ def edit(file, change):
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
+    file.with_name(SOURCE_FILE).unlink(missing_ok=True)  # as TFDS leaves a dataset
 
 
 def cache_of(tmp_path, split):
@@ -203,8 +205,18 @@ def test_damaged_metadata_and_records_are_one_line_errors(tmp_path):
         load_split(data, "train")
     assert len(load_split(data, "test").labels) == 2
     (directory / "dataset_info.json").write_text("{")
-    with pytest.raises(DataError, match=r"dataset_info\.json cannot be read"):
+    with pytest.raises(DataError, match=r"dataset_info\.json:? cannot be read"):
         load_split(data, "test")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", SOURCE_FILE])
+def test_metadata_that_llrflow_wrote_is_believed_as_it_was_written(tmp_path, name):
+    toy(tmp_path)
+    file = tmp_path / "toy" / "1.0.0" / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), "version": "1.0.1"}))
+    with pytest.raises(DataError, match=f"{name}:? (cannot be read: it is not|has changed)") as refused:
+        load_split(Data(name="toy", dir=str(tmp_path)), "train")
+    assert "prepare the dataset again" in str(refused.value)
 
 
 def test_unlabelled_examples_are_refused(tmp_path):

@@ -11,13 +11,14 @@ from llrflow.base.errors import DataError
 from llrflow.data.batches import batch_ids
 from llrflow.data.examples import of_files
 from llrflow.data.facts import describe
+from llrflow.data.metadata import SOURCE_FILE
 from llrflow.data.pipelines import choose, open_split
 from llrflow.data.reader import Records
 from llrflow.data.resident import Resident
 from llrflow.data.schema import Data
 from llrflow.data.split import Request
 from llrflow.data.streaming import AHEAD, Streaming
-from llrflow.data.writer import SOURCE_FILE, write_tfds
+from llrflow.data.writer import write_tfds
 
 N, BATCH, SEED = 60, 8, 5
 SIZES = {"one": [(24, 20)], "many": [(24, 20), (50, 90), (17, 31), (230, 120)]}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from damages import Damaging, cases_of, report
 
 import llrflow
 from llrflow.spec.resolve import spec_hash
@@ -145,8 +146,38 @@ def test_a_finished_sweep_is_refused_and_resumed_without_running_anything(swept,
     fewer = ["--set", "sweep.parameters.rate.values=[0.01, 0.02]", "--set", "sweep.escalate=null", "--json"]
     code, out, err = command("sweep", spec, "--out", copy, "--resume", *fewer)
     assert code == 0, err
+    assert "1 finished trial(s) are not in the space any more, and in no table; their runs stay: " in err
     assert [t["state"] for t in json.loads(out)["trials"]] == ["finished"] * 2 and json.loads(out)["workers"] == []
     assert {path: path.stat().st_mtime_ns for path in (copy / "runs").rglob("*") if path.is_file()} == before
+
+
+ON_SWEEP = {
+    "runs": lambda folder, command: command("runs", folder, "--json"),
+    "report": report,
+    "resume": lambda folder, command: command(
+        "sweep", folder.parent / "spec.yaml", "--out", folder, "--resume", "--json"
+    ),
+}
+
+
+@pytest.fixture
+def damaged(swept, command, capsys, tmp_path):
+    return Damaging(swept[0].parent, "out", ON_SWEEP, tmp_path / "case", capsys, command)
+
+
+def test_a_sample_of_damage_is_told_or_changes_nothing(damaged):
+    cases = [case for case in cases_of(damaged.whole / "out", ON_SWEEP) if case[0].parts[0] != "runs"]
+    codes = damaged.all([case for case in cases if case[2] != "resume"][:25])
+    assert 0 < codes.count(2) < 20
+
+
+@pytest.mark.long
+def test_all_damage_is_told_or_changes_nothing(damaged):
+    cases = cases_of(damaged.whole / "out", ON_SWEEP)
+    reading = [case for case in cases if case[2] != "resume" and "checkpoints" not in case[0].parts]
+    resumed = [case for case in cases if case[2] == "resume" and len(case[0].parts) == 1]  # each starts Ray
+    codes = damaged.all(reading[:: max(1, len(reading) // 120)] + resumed[:8])
+    assert len(codes) >= 120 and codes.count(2) > 10
 
 
 @pytest.mark.parametrize(
