@@ -38,7 +38,7 @@ def length(delta, norm):
 
 
 @NORMS
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(draws)
 def test_project_lands_in_ball_and_box_and_is_idempotent(norm, drawn):
     seed, epsilon, scale = drawn

@@ -34,8 +34,11 @@ def test_every_published_model_has_a_spec():
     assert chosen == ours - {"mlp", "cnn", "resnet"}
 
 
+SECOND = ("denoise_resnet", "preact_resnet", "resnet_v1")  # made of what others are made of too
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n in SECOND else []) for n in VARIANTS])
 def test_the_loss_falls_on_a_fixed_batch(name, synthetic, batch_of):
     # No search, which would double the time to compile: the slope alone has every kind of derivative.
     changes = {"objective.perturbations.llr.steps": 0, "objective.terms.gamma": None, "data.options": SMALL}

@@ -96,7 +96,7 @@ def test_more_devices_than_there_are_is_an_error(load):
         llrflow.compile(load({"devices.count": 5, "train.batch_size": 65}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devices_of_a_cpu_do_not_wait_for_each_other_for_good(tiny, write_spec, tmp_path, llrflow_command):
     """XLA:CPU stands still when one device is 32 steps ahead of another: between two looks there may be many."""
     changes = {"model": {"type": "cnn", "channels": [32, 64]}, "devices.count": 2, "evaluate.attacks.pgd": None}
