@@ -50,6 +50,9 @@ class Run:
     path: Path
     record: RunRecord
     evaluation: EvaluationRecord
+    why: str | None = None
+    """What must be known of the choice of its checkpoint: it is not the newest, since that is damaged, or the best of
+    few."""
 
 
 def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: bool = True) -> Run:

@@ -139,7 +139,7 @@ def _evaluated(
         if share is None:
             folder.clean()
         chosen = chosen_step(folder, checkpoints, step)
-        state = checkpoints.restore(program.abstract_state(), chosen)
+        state = checkpoints.restore(program.abstract_state(), chosen.step)
         surrogates, found = surrogates_of(program, trust_plugins), []
         estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
         state, used = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
@@ -153,6 +153,6 @@ def _evaluated(
             if share is not None:
                 evaluator.attack_share(*share)
             else:
-                found.append(Run(folder.path, record, evaluator.evaluate()))
+                found.append(Run(folder.path, record, evaluator.evaluate(), chosen.why))
                 evaluator.drop_shares()
     return found
