@@ -82,7 +82,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(
 
 def test_an_evaluation_says_why_it_is_not_of_the_newest_checkpoint(copied, command, numbers_of):
     flip_payload(copied / "checkpoints", "12")
-    code, out, err = command("evaluate", copied)
+    code, out, _ = command("evaluate", copied)
     (why,) = (line for line in out.splitlines() if "not the newest" in line)
     assert code == 0 and ", step 8" in out.splitlines()[0] and why in out.splitlines()[-2]
     assert re.fullmatch(r"step 8 is not the newest: checkpoint 12 is damaged: default/.* has changed", why), why
