@@ -12,7 +12,22 @@ AS_A_USER = """
 import ctypes, os, sys
 for capability in (1, 2):
     ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
-os.execv(sys.executable, [sys.executable, "-m", "llrflow", *sys.argv[1:]])
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])
+"""
+# One process for all commands: most of their time is that of starting.
+COMMANDS = """
+import contextlib, io, json, sys
+from llrflow.cli import main
+found = []
+for arguments in json.loads(sys.argv[1]):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code
+    found.append((code or 0, out.getvalue(), err.getvalue().splitlines()))
+print(json.dumps(found))
 """
 
 
@@ -30,49 +45,44 @@ def sealed_off(finished, tmp_path_factory):
 
 @pytest.fixture
 def as_a_user(start, sealed_off, tmp_path):
-    """as_a_user(*arguments) -> (exit code, stdout, lines of stderr) of llrflow as someone who may not write there."""
+    """as_a_user(*commands) -> (exit code, stdout, lines of stderr) of each, as someone who may not write there."""
     folder, before = sealed_off
 
-    def run(*arguments):
-        process = start(arguments, tmp_path, [sys.executable, "-c", AS_A_USER])
+    def run(*commands):
+        given = json.dumps([[str(argument) for argument in command] for command in commands])
+        process = start([COMMANDS, given], tmp_path, [sys.executable, "-c", AS_A_USER])
         out, err = process.communicate(timeout=240)
         assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
-        return process.returncode, out, err.splitlines()
+        assert process.returncode == 0, err
+        return json.loads(out)
 
     return run
 
 
 @pytest.mark.slow
-def test_what_only_reads_works(as_a_user, sealed_off, finished, tiny, write_spec, tmp_path):
+def test_what_reads_works_and_what_would_write_is_one_line(as_a_user, sealed_off, finished, tiny, write_spec, tmp_path):
     folder, spec = sealed_off[0], write_spec(tmp_path / "spec.yaml", tiny())
     stored = json.loads((finished / "evaluation" / "12.json").read_text())
     del stored["sha256"]
-    said = f"{folder} cannot be written: {os.strerror(13)}: what it holds is only read"
-    for arguments, told in ((("run", spec, "--out", folder), [said]), (("evaluate", folder), [])):
-        code, out, err = as_a_user(*arguments, "--json")
+    denied = f"cannot be written: {os.strerror(13)}"
+    run = ("run", spec, "--out", folder)
+    reading = [(*run, "--json"), ("evaluate", folder, "--json"), ("export", folder, "-o", "export", "--json")]
+    reading += [("report", folder), ("compare", folder, finished), ("runs", folder), ("tail", folder, "--no-follow")]
+    asked = f"{folder}: {denied}, and what is asked for is not in it; make it writable, or copy it and name the copy"
+    writing = {
+        (*run, "--fresh"): f"{folder}: {denied}; make it writable, or choose another --out",
+        (*run, "--set", "seed=3"): f"{folder}: holds a run of another spec (hash ",
+        ("evaluate", folder, "--checkpoint", "8"): asked,
+        ("evaluate", folder, "--attacks", "quick"): asked,
+        ("evaluate", folder, "--study", "strength"): asked,
+        ("export", folder): f"{folder}/export: {denied}; choose another --out",
+    }
+    found = as_a_user(*reading, *writing)
+    (read, evaluated, exported, *others, tail), refused = found[: len(reading)], found[len(reading) :]
+    for (code, out, err), told in ((read, [f"{folder} {denied}: what it holds is only read"]), (evaluated, [])):
         assert (code, json.loads(out)["evaluation"], err) == (0, stored, told)
-    code, out, _ = as_a_user("export", folder, "-o", tmp_path / "export", "--json")
-    assert code == 0 and json.loads(out)["network_sha256"] == stored["network_sha256"]
-    for arguments in (("report", folder), ("compare", folder, finished), ("runs", folder)):
-        code, out, _ = as_a_user(*arguments)
-        assert code == 0 and out
-    assert (tmp_path / "report.html").exists()
-    code, out, _ = as_a_user("tail", folder, "--no-follow")
-    assert code == 0 and "finished" in out
-
-
-@pytest.mark.slow
-def test_what_would_write_is_one_line(as_a_user, sealed_off, tiny, write_spec, tmp_path):
-    folder, spec = sealed_off[0], write_spec(tmp_path / "spec.yaml", tiny())
-    got = f"error: {folder}: cannot be written: {os.strerror(13)}"
-    asked = f"{got}, and what is asked for is not in it; make it writable, or copy it and name the copy"
-    for arguments, line in (
-        (("run", spec, "--out", folder, "--fresh"), f"{got}; make it writable, or choose another --out"),
-        (("run", spec, "--out", folder, "--set", "seed=3"), f"error: {folder}: holds a run of another spec (hash "),
-        (("evaluate", folder, "--checkpoint", "8"), asked),
-        (("evaluate", folder, "--attacks", "quick"), asked),
-        (("evaluate", folder, "--study", "strength"), asked),
-        (("export", folder), f"error: {folder}/export: cannot be written: {os.strerror(13)}; choose another --out"),
-    ):
-        code, out, err = as_a_user(*arguments)
-        assert (code, out, len(err)) == (2, "", 1) and err[0].startswith(line), err
+    assert exported[0] == 0 and json.loads(exported[1])["network_sha256"] == stored["network_sha256"]
+    assert all(code == 0 and out for code, out, _ in others) and (tmp_path / "report.html").exists()
+    assert tail[0] == 0 and "finished" in tail[1]
+    for (code, out, err), line in zip(refused, writing.values(), strict=True):
+        assert (code, out, len(err)) == (2, "", 1) and err[0].startswith(f"error: {line}"), err
