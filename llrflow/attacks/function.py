@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llrflow.attacks.network import Examples, Network, looked_at, one_device
-from llrflow.base.errors import SpecError
+from llrflow.base.errors import LlrflowError, SpecError, line_of
 
 _JITTED = type(jax.jit(lambda: None))
 
@@ -90,6 +90,12 @@ def foreign(name: str, logits_fn: Callable[..., jax.Array], x: np.ndarray, size:
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         said = str(error).strip().splitlines()[0]
         refuse(f"leaves JAX ({type(error).__name__}: {said})", "use jax.numpy throughout, or jax.pure_callback")
+    except LlrflowError:
+        raise
+    except Exception as error:  # whatever the function raises, of a wrong shape most often
+        got = f"fails on images {list(images.shape)}: {type(error).__name__}: {line_of(error)}"
+        fix = "pass images as it takes them; [B,H,W,C] is what llrflow means by images"
+        raise SpecError(name, got, fix) from error
     if not isinstance(shapes, jax.ShapeDtypeStruct):
         refuse(f"returns a {type(shapes).__name__}", "return the logits alone, one array [B,K]")
     if len(shapes.shape) != 2 or shapes.shape[0] != size:

@@ -36,8 +36,18 @@ class CheckpointError(InputError):
 
 
 def line_of(error: Exception) -> str:
-    """The first line of what a library says, at most 200 characters; the type of an error that says nothing."""
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    """The first line of what a library says, the last of another process's traceback that it says; about 200 characters
+    at most. The type of an error that says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return shortened(lines[-1] if "Traceback (most recent call last)" in lines[0] else lines[0])
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """A text of more than so many characters without its end, and a sign that there is more: no word is cut."""
+    if len(text) <= most:
+        return text
+    whole = text[: most + 1].rsplit(maxsplit=1)[0]
+    return f"{whole if len(whole) <= most else text[:most]} ..."
 
 
 class ThreatError(LlrflowError, AssertionError):

@@ -113,8 +113,16 @@ TRIES, BETWEEN = 11, 0.05
 
 @contextmanager
 def sole_owner(folder: Path, process: str) -> Iterator[None]:
-    """Hold the lock of a folder, which a killed process lets go. Raises SpecError when another `process` has it."""
-    with (folder / ".lock").open("ab") as lock:
+    """Hold the lock of a folder, which a killed process lets go.
+
+    Raises SpecError when another `process` has it, or the folder cannot be written.
+    """
+    try:
+        opened = (folder / ".lock").open("ab")
+    except OSError as error:
+        fix = "make it writable, or choose another --out"
+        raise SpecError(str(folder), f"cannot be written: {error.strerror}", fix) from None
+    with opened as lock:
         for left in reversed(range(TRIES)):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from llrflow.attacks.run import attack as run_attack
-from llrflow.base.errors import LlrflowError
+from llrflow.base.errors import LlrflowError, shortened
 from llrflow.components.calls import guarded, structure_of
 from llrflow.components.registry import Component, make
 from llrflow.data.mix import shaped_mix
@@ -76,7 +76,7 @@ def check(kind: str, component: Component) -> Iterator[Finding]:
         yield from CHECKS[kind](component)
     except Exception as error:  # whatever a plugin does wrong is what is looked for
         text = str(error) if isinstance(error, LlrflowError) else f"{type(error).__name__}: {error}"
-        yield Finding("runs", False, " ".join(text.split())[:500])
+        yield Finding("runs", False, shortened(" ".join(text.split()), 500))
 
 
 def _term(term: Component) -> Iterator[Finding]:

@@ -96,6 +96,8 @@ def import_command(name: str, file_format: str, source: Path, data_dir: Path, as
     for split, count in report.counts.items():
         low, high = min(report.label_counts[split]), max(report.label_counts[split])
         echo(f"  {split}: {count} examples, {low}{f' to {high}' if high > low else ''} of each class")
+    for note in report.notes:
+        echo(f"  {note}")
     if report.corrupt:
         echo(f"  left out: {len(report.corrupt)} images that cannot be read")
     for line in report.corrupt[:20]:

@@ -53,7 +53,8 @@ def evaluate_on_workers(
     """
     folder = RunFolder(path.absolute())
     record, spec, _ = changed_run(folder, attacks, stop_after, trust_plugins=trust_plugins)
-    how |= {"step": chosen_step(folder, checkpoints_of(folder, record), step), "stop_after": stop_after}
+    chosen = chosen_step(folder, checkpoints_of(folder, record), step)
+    how |= {"step": chosen.step, "stop_after": stop_after}
     how |= {"attacks": attacks and evaluate_block(attacks)}  # from here: workers may lack the file
     check_consent([spec], trust_plugins)
     how |= {"trust_plugins": True}  # decided here: workers may have another home
@@ -65,7 +66,7 @@ def evaluate_on_workers(
         with folder.owned(), progress("shares of the images", of, quiet) as report:
             pool.run({f"share {i + 1} of {of}": (*job, (i, of)) for i in range(of)}, report)
         (found,) = pool.run({"the certificate": (*job, None)}, lambda done: None)
-    return [Run(path, record, evaluation) for evaluation in found]
+    return [Run(path, record, evaluation, chosen.why) for evaluation in found]
 
 
 def _nodes(spec: Spec) -> int:

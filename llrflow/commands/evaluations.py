@@ -15,7 +15,7 @@ MASKED = 3
 def show(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
     """One evaluation of a run."""
     if as_json:
-        print_json({"run": str(result.path), "evaluation": result.evaluation.model_dump()})
+        print_json({"run": str(result.path), "why": result.why, "evaluation": result.evaluation.model_dump()})
         return
     from llrflow.runs.printed import print_certificate
 
@@ -25,6 +25,13 @@ def show(result: Any, seconds: Mapping[str, float], as_json: bool) -> None:
     print_certificate(evaluation, title, out)
     if evaluation.data is None and (known := trained_on_test(result.record.trained_on_test, result.record.data.test)):
         out.print(known, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    _print_end(result, seconds, out)
+
+
+def _print_end(result: Any, seconds: Mapping[str, float], out: Any) -> None:
+    """What must be known of the choice of the checkpoint; where the results are, and what they took."""
+    if result.why is not None:
+        out.print(result.why, style="bold red", highlight=False, markup=False, soft_wrap=True)
     took = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     out.print(f"{result.path}: {took}", highlight=False, markup=False, soft_wrap=True)
 
@@ -33,7 +40,7 @@ def show_several(results: Sequence[Any], seconds: Mapping[str, float], as_json: 
     """Evaluations of one run on other data, each a row, and their mean."""
     if as_json:
         found = {result.evaluation.data.title: result.evaluation.model_dump() for result in results}
-        print_json({"run": str(results[0].path), "evaluations": found})
+        print_json({"run": str(results[0].path), "why": results[0].why, "evaluations": found})
         return
     from rich.table import Table
     from rich.text import Text
@@ -63,5 +70,4 @@ def show_several(results: Sequence[Any], seconds: Mapping[str, float], as_json: 
     for record in records:
         for flag in record.fired:
             out.print(f"MASKED? {record.data.title}: {flag.name}", style="bold red", highlight=False, markup=False)
-    took = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-    out.print(f"{results[0].path}: {took}", highlight=False, markup=False, soft_wrap=True)
+    _print_end(results[0], seconds, out)

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from llrflow.base.errors import SpecError
+from llrflow.base.errors import SpecError, shortened
 from llrflow.base.files import require_local
 from llrflow.base.progress import say
 from llrflow.commands.host_process import PAUSE, HostProcess
@@ -153,7 +153,7 @@ def _why(error: RayError) -> str:
     """Why an actor does not answer."""
     if isinstance(error, RayActorError) and not error.actor_init_failed:
         return "its node or its Ray worker died"
-    return str(error).strip().splitlines()[-1][:200]  # the end of a traceback
+    return shortened(str(error).strip().splitlines()[-1])  # the end of a traceback
 
 
 def _check_stop(stop: StopRequest) -> None:

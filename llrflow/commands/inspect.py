@@ -11,9 +11,10 @@ import click
 from llrflow.commands.options import json_option, spec_argument
 from llrflow.commands.printing import echo, print_json
 
-NOT_PREPARED = (
-    "{name} is not prepared: its facts come from llrflow's table of well-known datasets; `run` needs the data"
-)
+NOT_PREPARED = {
+    "table": "{name} is not prepared: its facts come from llrflow's table of well-known datasets; `run` needs the data",
+    "built-in": "{name} is not prepared yet: its facts are those of the built-in dataset; `run` prepares it",
+}
 
 
 @click.command()
@@ -23,20 +24,23 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
     """Check SPEC: every key and value, the plugins, the dataset, what the network begins with, and whether batches fit
     the devices.
 
-    Makes no run folder.
+    Writes nothing: no run folder, and no dataset that is not prepared yet. What cannot be checked without it is said.
 
     \b
     Example:
       llrflow validate specs/quickstart.yaml --set train.batch_size=63
     """
-    from llrflow.data.well_known import describe_or_known
+    from llrflow.data.well_known import Unseen, describe_or_known
     from llrflow.program.compile import compile_spec, undivided
     from llrflow.program.cost import warnings_of
     from llrflow.spec.load import load_spec
     from llrflow.spec.resolve import resolve, spec_hash
 
     loaded = load_spec(str(spec), changes, on)
-    program, trials = compile_spec(loaded, facts_of=describe_or_known), []
+    try:
+        program, trials = compile_spec(loaded, facts_of=describe_or_known), []
+    except Unseen as unseen:
+        return _without_facts(spec, loaded, unseen, as_json)
     if loaded.model.start is not None:
         from llrflow.runs.start import start_of
 
@@ -50,12 +54,11 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
 
         trials = trials_of(loaded, describe_or_known)
         check_trials(loaded, trials, describe_or_known)
-    warnings = warnings_of(program)
+    warnings, unchecked = warnings_of(program), list(_unchecked(program.facts))
     if as_json:
         digest = spec_hash(resolve(loaded, program.facts))
         found = {"hash": digest, "spec": program.spec.model_dump(), "facts": program.facts.source}
-        print_json({**found, "warnings": warnings})
-        return
+        return print_json({**found, "warnings": warnings, "unchecked": unchecked})
     each = f" on each of {hosts} hosts" if hosts > 1 else ""
     devices = f"{len(program.devices)} {program.devices.platform} device(s){each}"
     echo(f"{spec} is valid: {program.steps} steps on {devices}")
@@ -63,8 +66,29 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
         echo(f"its sweep has {len(trials)} trials")
     for warning in warnings:
         echo(f"warning: {warning}")
-    if program.facts.source == "table":
-        echo(NOT_PREPARED.format(name=program.facts.name))
+    for line in unchecked:
+        echo(line)
+    return None
+
+
+def _without_facts(spec: Path, loaded: Any, unseen: Any, as_json: bool) -> None:
+    """Say how far a spec is valid whose dataset does not say what it holds."""
+    line = f"{unseen.got}: steps, shapes, batches and what the network begins with were not checked; {unseen.fix}"
+    if as_json:
+        found = {"hash": None, "spec": loaded.model_dump(), "facts": None, "warnings": [], "unchecked": [line]}
+        return print_json(found)
+    echo(f"{spec}: its keys, values and plugins are valid")
+    echo(line)
+    return None
+
+
+def _unchecked(facts: Any) -> Iterator[str]:
+    """What is not known of a dataset and its extra images that are not prepared."""
+    for one in (facts, facts.extra):
+        if one is not None and one.source in NOT_PREPARED:
+            yield NOT_PREPARED[one.source].format(name=one.name)
+    if facts.held and facts.source != "prepared":
+        yield "whether data.validation leaves training images of every class is not checked without them"
 
 
 @click.command()
@@ -102,7 +126,7 @@ def plan(
 ) -> None:
     """Show what SPEC costs: parameters, steps, forward-equivalents by part, flops, memory, and with --measure time.
 
-    Needs no data where the dataset is a well-known one.
+    Needs no data where the dataset is a well-known or a built-in one, and prepares none.
 
     \b
     Examples:
@@ -127,10 +151,8 @@ def plan(
     if as_json:
         print_json(result)
         return
-    for line in _plan_lines(result):
+    for line in (*_plan_lines(result), *_unchecked(program.facts)):
         echo(line)
-    if result["facts"] == "table":
-        echo(NOT_PREPARED.format(name=program.facts.name))
 
 
 def _plan_lines(result: dict[str, Any]) -> Iterator[str]:

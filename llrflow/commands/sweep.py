@@ -68,8 +68,8 @@ def sweep(
 def _print(sweep: Any, folder: Path, record: Any) -> None:
     from rich.table import Table
 
-    from llrflow.base.shown import measured
-    from llrflow.sweep.tracking.live import cells, headings
+    from llrflow.base.shown import measured, named
+    from llrflow.sweep.tracking.live import cells, headings, tellers
 
     table = Table(title=f"{record.name}: {len(record.trials)} trials, {record.state}", title_justify="left", box=None)
     stronger = [] if sweep.escalate is None else [sweep.escalate.attacks]
@@ -89,7 +89,9 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
     out.print(table)
     _print_methods(out, folder, record)
     failed = record.of_state("failed")
-    lines = [f"trial {trial.number} failed: {trial.error} (traceback: {folder}/sweep.json)" for trial in failed]
+    tell = tellers(sweep)
+    given = {t.number: ", ".join(filter(None, (t.variant, named(t.parameters, tell)))) for t in failed}
+    lines = [f"trial {t.number} ({given[t.number]}) failed: {t.error} (traceback: {folder}/sweep.json)" for t in failed]
     lines += [f"trial {t.number} stopped at step {t.step}: {t.stopped}" for t in record.trials if t.stopped]
     for worker in record.workers:
         most = max(worker.step_compilations.values(), default=0)

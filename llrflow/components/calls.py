@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llrflow.base.errors import LlrflowError, PluginError
-from llrflow.components.registry import Component, entries
+from llrflow.base.errors import LlrflowError, PluginError, line_of
+from llrflow.components.registry import KINDS, Component, entries
+
+OWN = ("llrflow", "optax")
+"""Origins of components that are no plugin's."""
 
 
 def guarded(component: Component, call: Callable[[], Any]) -> Any:
@@ -23,14 +27,29 @@ def guarded(component: Component, call: Callable[[], Any]) -> Any:
     except LlrflowError:
         raise
     except Exception as error:
-        if _origin(component) in ("llrflow", "optax"):
+        if _origin(component) in OWN:
             raise
-        source = getattr(sys.modules.get(type(component).__module__), "__file__", None)
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
-        place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-        first = str(error).strip().split("\n")[0]
-        got = f"failed{place}: {type(error).__name__}: {first}"
+        got = f"failed{raised_at(error, [_file_of(type(component))])}: {type(error).__name__}: {line_of(error)}"
         raise PluginError(described(component), got, "fix the plugin; --verbose shows the traceback") from error
+
+
+def raised_at(error: Exception, files: Collection[str | None]) -> str:
+    """` at FILE:LINE` of the last place in some files that an error comes from, or that the traceback of another
+    process names which it quotes; empty where there is none."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    frames += re.findall(r'File "(.+?)", line (\d+)', str(error))
+    own = [(name, line) for name, line in frames if name in files]
+    return f" at {own[-1][0]}:{own[-1][1]}" if own else ""
+
+
+def plugin_files() -> set[str | None]:
+    """The files of all components that plugins have registered."""
+    known = [entry for kind in KINDS for entry in entries(kind).values() if entry.origin not in OWN]
+    return {_file_of(entry.cls) for entry in known}
+
+
+def _file_of(cls: type) -> str | None:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None)
 
 
 def shaped(component: Component, shape: tuple[int, ...], call: Callable[[], Any]) -> Any:

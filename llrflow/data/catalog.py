@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,11 @@ def find(data: Data) -> Prepared:
 
     Raises DataError when there is none or the block does not single one out.
     """
+    if (missing := to_prepare(data)) is not None:
+        missing.prepare(data.directory)
     here, built_in = _named(data), data.built_in
     if built_in is not None and data.config is None:
-        if not any(p.config == built_in.config for p in here):
-            built_in.prepare(data.directory)
-            here = _named(data)
-        here = [p for p in here if p.config == built_in.config]
+        here = [p for p in here if p.config == config_of(built_in)]
     if not here:
         raise _not_prepared(data)
     configs = {p.config or "": p for p in here}
@@ -81,12 +81,31 @@ def find(data: Data) -> Prepared:
         raise DataError("data.config", f"{data.name} has no config {data.config!r}", suggest(data.config, configs))
     here = [p for p in here if data.config is None or p.config == data.config]
     versions = {p.version: p for p in here}
-    if data.version is not None and data.version not in versions:
-        got = f"version {data.version!r} of {data.name} is not prepared in {data.directory}"
-        raise DataError("data.version", got, suggest(data.version, versions))
-    chosen = versions[data.version] if data.version else here[-1]
+    chosen = versions[version_among(data, versions)]
     _check_format(chosen)
     return chosen
+
+
+def to_prepare(data: Data) -> Any:
+    """The built-in dataset that a `data:` block names, if it is not prepared yet."""
+    built_in = data.built_in
+    if built_in is None or data.config is not None:
+        return None
+    return None if any(p.config == config_of(built_in) for p in _named(data)) else built_in
+
+
+def config_of(built_in: Any) -> str | None:
+    """TFDS config that the options of a built-in dataset, or a plugin's, make."""
+    return getattr(built_in, "config", None)
+
+
+def version_among(data: Data, versions: Iterable[str]) -> str:
+    """The version that a `data:` block names among those there are, by default the last. Raises DataError."""
+    known = list(versions)
+    if data.version is not None and data.version not in known:
+        got = f"version {data.version!r} of {data.name} is not prepared in {data.directory}"
+        raise DataError("data.version", got, suggest(data.version, known))
+    return data.version or known[-1]
 
 
 def _named(data: Data) -> list[Prepared]:

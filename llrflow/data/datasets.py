@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -16,12 +16,30 @@ from llrflow.data.writer import write_tfds
 _CHUNK_PIXELS = 2**21
 
 
+class Known(NamedTuple):
+    """What is known of a dataset that is not prepared."""
+
+    size: tuple[int, int] | None
+    """Height and width of its images; None where they vary."""
+    channels: int
+    classes: int
+    splits: Mapping[str, int]
+    """Labelled examples by split."""
+    configs: str = ""
+    """How the names end of the TFDS configs that have these splits."""
+
+
 class Dataset(Component):
     """Base of a dataset that a `data:` block can name without anyone having prepared it."""
 
     @property
     def config(self) -> str | None:
         """TFDS config that these options make; None for the defaults."""
+        return None
+
+    @property
+    def known(self) -> Known | None:
+        """What it holds, for who only wants to know; None where that shows when it is prepared."""
         return None
 
     def prepare(self, data_dir: Path) -> None:
@@ -36,6 +54,11 @@ class Digits(Dataset):
     Their 17 grey levels 0..16 become round(level * 255 / 16). Every fifth image, counted from the first, is a test
     image (360); the other 1,437 are for training.
     """
+
+    @property
+    def known(self) -> Known:
+        """1,437 images to train on and 360 to test."""
+        return Known((8, 8), 1, 10, {"train": 1437, "test": 360})
 
     def prepare(self, data_dir: Path) -> None:
         """Write `digits` under `data_dir`, unless it is there."""
@@ -91,6 +114,11 @@ class Synthetic(Dataset):
             return None
         numbers = (self.classes, self.train, self.test, self.seed)
         return f"{self.height}x{self.width}x{self.channels}-" + "-".join(map(str, numbers))
+
+    @property
+    def known(self) -> Known:
+        """What its fields say."""
+        return Known((self.height, self.width), self.channels, self.classes, {"train": self.train, "test": self.test})
 
     def prepare(self, data_dir: Path) -> None:
         """Write `synthetic` under `data_dir`, unless it is there; memory does not grow with its size."""

@@ -34,8 +34,8 @@ class DatasetFacts:
     """Examples that are trained on: those that the block's `train` expression selects, without those held back."""
     test: int
     """Examples that the block's `test` expression selects."""
-    source: Literal["prepared", "table"] = "prepared"
-    """Whether the dataset was looked at, or is not there and stands in `llrflow.data.well_known`."""
+    source: Literal["prepared", "table", "built-in"] = "prepared"
+    """Whether the dataset was looked at, or is not there and stands in `llrflow.data.well_known` or is built in."""
     trained_on_test: int = 0
     """Examples that both expressions select."""
     varies: bool = False

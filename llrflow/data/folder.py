@@ -22,18 +22,20 @@ from llrflow.data.metadata import content_of
 from llrflow.data.writer import VERSION, Progress
 
 HELD_OUT = ("test", "val", "validation", "valid")
-"""Folders that may hold the images to evaluate on; the first that exists becomes the split `test`."""
+"""Folders that may hold the images to evaluate on; the first that has folders of classes becomes the split `test`."""
 
 _CHUNK = 64
 
 
 @dataclass
 class _Corrupt:
-    """The images that cannot be read so far, and when there are too many of them."""
+    """The images that cannot be read so far, and when there are too many of them; those that are read as they lie."""
 
     share: float
     total: int = 0
     found: dict[str, str] = field(default_factory=dict)
+    turned: list[Path] = field(default_factory=list)
+    """Images that can be read and whose metadata asks to turn them."""
 
     def add(self, path: Path, problem: str) -> None:
         """Take note of one; DataError when that is more than the share allows."""
@@ -102,14 +104,16 @@ def import_folder(
 ) -> ImportReport:
     """Import the JPEG and PNG files of `train/` and of `test/`, `val/` or `validation/`, one folder a class.
 
-    Files are stored as they are, in the order of their names; class k is the k-th folder of `train` by name. Gray
-    images among colour ones are decoded to three channels. Images that cannot be decoded are left out as long as they
-    are at most the share `max_corrupt` of all, and named. Raises DataError naming the folder or file.
+    Of the latter it is the first that has folders of classes: ImageNet's own `test/` has none. Files are stored as they
+    are, in the order of their names; class k is the k-th folder of `train` by name. Gray images among colour ones are
+    decoded to three channels. An EXIF orientation is not applied, as in torchvision's `ImageFolder`, and reported.
+    Images that cannot be decoded are left out as long as they are at most the share `max_corrupt` of all, and named.
+    Raises DataError naming the folder or file.
     """
     check_name(name)
     if not 0 <= max_corrupt < 1:
         raise DataError("--max-corrupt", f"{max_corrupt:g} is no share below 1", "give for example 0.001")
-    folders = _split_folders(source)
+    folders, notes = _split_folders(source)
     classes, held_out = (_class_folders(folders[split]) for split in ("train", "test"))
     _check_classes(folders, classes, held_out)
     corrupt = _Corrupt(max_corrupt)
@@ -140,7 +144,17 @@ def import_folder(
         files={f"{folders[s].name}/": sum_ for s, sum_ in (content_of(directory) or {}).items()},
         class_names=classes,
         corrupt=_named(source, corrupt),
+        notes=[*notes, *_not_turned(source, corrupt)],
     )
+
+
+def _not_turned(source: Path, found: _Corrupt) -> Iterator[str]:
+    """What to tell of images whose orientation is not applied."""
+    if found.turned:
+        first = os.path.relpath(found.turned[0], source)
+        shown = first if first.isprintable() else ascii(first)
+        many = f"{len(found.turned)} image(s) have an EXIF orientation, which is not applied: {shown}"
+        yield f"{many}{' and others' if len(found.turned) > 1 else ''}; turn them by `mogrify -auto-orient` if you want"
 
 
 def _named(source: Path, corrupt: _Corrupt) -> list[str]:
@@ -148,15 +162,28 @@ def _named(source: Path, corrupt: _Corrupt) -> list[str]:
     return [f"{name if name.isprintable() else ascii(name)}: {problem}" for name, problem in named.items()]
 
 
-def _split_folders(source: Path) -> dict[str, Path]:
+def _split_folders(source: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folder of each split, and what to tell of the choice. Raises DataError."""
     if not source.is_dir():
         raise DataError(str(source), "is not a directory", "give the folder that holds train/ and val/ or test/")
-    held_out = next((source / n for n in HELD_OUT if (source / n).is_dir()), None)
+    there = [source / name for name in HELD_OUT if (source / name).is_dir()]
+    usable = [folder for folder in there if _has_folders(folder)]
+    held_out = next(iter([*usable, *there]), None)
     if not (source / "train").is_dir() or held_out is None:
-        there = ", ".join(sorted(p.name for p in source.iterdir())[:8]) or "nothing"
-        got = f"has no {'train' if held_out else 'folder ' + ', '.join(HELD_OUT)}; it holds {there}"
+        holds = ", ".join(sorted(p.name for p in source.iterdir())[:8]) or "nothing"
+        got = f"has no {'train' if held_out else 'folder ' + ', '.join(HELD_OUT)}; it holds {holds}"
         raise DataError(str(source), got, "lay the images out as train/CLASS/IMAGE and val/CLASS/IMAGE")
-    return {"train": source / "train", "test": held_out}
+    notes = [f"the split test is {held_out.name}/"]
+    for folder in there:
+        if folder != held_out:
+            why = "is another folder of held-out images" if folder in usable else "has no folders of classes"
+            notes.append(f"{folder.name}/ was left out: it {why}")
+    return {"train": source / "train", "test": held_out}, notes
+
+
+def _has_folders(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -188,7 +215,12 @@ def _check_classes(folders: dict[str, Path], classes: list[str], held_out: list[
 
 
 def _files(folder: Path) -> list[str]:
-    names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith("."))
+    entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name)
+    for entry in entries:
+        if entry.is_dir():  # as one corrupt image it would take all that it holds along
+            shown = entry.path if entry.path.isprintable() else ascii(entry.path)
+            raise DataError(shown, "is a folder among images", f"move its images to {folder.name}/, or remove it")
+    names = [entry.name for entry in entries]
     if not names:
         raise DataError(str(folder), "holds no image", "both splits need images of every class")
     return names
@@ -206,6 +238,8 @@ def _scan(splits: dict[str, _Split], classes: list[str]) -> tuple[int | None, in
                 split.corrupt.add(path, str(error))
                 continue
             split.size += path.stat().st_size
+            if header.turned:
+                split.corrupt.turned.append(path)
             gray = gray and header.gray
             if len(sizes) < 2:
                 sizes.add((header.height, header.width))

@@ -37,12 +37,26 @@ class Header:
     width: int
     gray: bool
     """Whether it has neither colours nor transparency."""
+    turned: bool = False
+    """Whether its metadata asks viewers to turn or mirror it (EXIF orientation), which nothing here does."""
 
 
 def header_of(source: IO[bytes]) -> Header:
     """The header of a JPEG or PNG file, without decoding it. Raises CorruptImage."""
     image = _opened(source)
-    return Header(image.height, image.width, image.mode in ("1", "L"))
+    return Header(image.height, image.width, image.mode in ("1", "L"), _turned(image))
+
+
+_ORIENTATION, _UPRIGHT = 0x0112, 1
+
+
+def _turned(image: Any) -> bool:
+    if not image.info.get("exif"):  # elsewhere Pillow would have to decode a PNG to look
+        return False
+    try:
+        return image.getexif().get(_ORIENTATION, _UPRIGHT) in range(2, 9)
+    except Exception:  # Pillow raises whatever it likes of metadata, which is no reason to refuse an image
+        return False
 
 
 def decode(content: bytes, channels: int) -> np.ndarray:

@@ -40,6 +40,8 @@ class ImportReport:
     """TFDS configs, where there are several; the counts are those of each."""
     corrupt: Sequence[str] = ()
     """Images that were left out, with what is wrong with each."""
+    notes: Sequence[str] = ()
+    """What else to know: which folder was taken, and what was not done to images."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llrflow.base.errors import DataError, line_of
+from llrflow.base.errors import DataError, line_of, shortened
 from llrflow.base.validation import suggest
 from llrflow.data.catalog import Prepared, find, prepared
 from llrflow.data.schema import Data
@@ -96,7 +96,7 @@ def _check_files(builder: Any, downloads: Path, manual_dir: Path | None) -> None
 
     instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if instructions and manual_dir is None:
-        got = f"its files have to be fetched by hand: {' '.join(instructions.split())[:300]}"
+        got = f"its files have to be fetched by hand: {shortened(' '.join(instructions.split()), 300)}"
         raise DataError(builder.name, got, "put them into a directory and name it with --manual-dir")
     missing = {
         urlsplit(url).netloc: (url, info.filename)

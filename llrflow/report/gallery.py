@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,27 @@ class Shown:
     distance: str
 
 
-def gallery(evaluated: Evaluated, most: int) -> Iterator[Shown]:
-    """At most so many images of an evaluation, evenly spread over those that it kept."""
-    found = evaluated.examples
-    kept = len(found.get("ids", ()))
-    for i in map(int, np.linspace(0, kept - 1, min(most, kept))):
+def galleries(evaluated: Sequence[tuple[str, Evaluated]]) -> list[tuple[str, list[Shown]]]:
+    """Images of each evaluation, by its name, where it kept any; evaluations of the same test images show the same
+    ones, unless they have none in common."""
+    most = 8 if len(evaluated) <= 2 else 4
+    kept = [(one.record.ids_sha256, _ids(one)) for _, one in evaluated]
+    found = []
+    for name, one in evaluated:
+        alike = [ids for split, ids in kept if split == one.record.ids_sha256 and len(ids)]
+        common = functools.reduce(np.intersect1d, alike) if alike else _ids(one)
+        found.append((name, list(gallery(one, most, common if len(common) else _ids(one)))))
+    return [(name, shown) for name, shown in found if shown]
+
+
+def _ids(evaluated: Evaluated) -> np.ndarray:
+    return np.asarray(evaluated.examples.get("ids", ()), int)
+
+
+def gallery(evaluated: Evaluated, most: int, among: np.ndarray) -> Iterator[Shown]:
+    """At most so many images of an evaluation, evenly spread over those that it kept and whose ids are `among` some."""
+    found, rows = evaluated.examples, np.flatnonzero(np.isin(_ids(evaluated), among))
+    for i in rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]:
         image, delta = found["images"][i], found["delta"][i]
         threat = evaluated.record.threat_of(str(found["attacks"][i]))
         size = np.linalg.norm(delta.ravel(), ORDERS[threat["norm"]])

@@ -14,7 +14,7 @@ from llrflow.base.files import require_local, write_atomic
 from llrflow.base.shown import trained_on_test
 from llrflow.report import classes, methods, pictures, sweeps
 from llrflow.report.elsewhere import elsewhere
-from llrflow.report.gallery import Shown, gallery
+from llrflow.report.gallery import Shown, galleries
 from llrflow.report.pictures import Picture
 from llrflow.report.read import STUDIES, ReadRun, ReadSweep, read
 from llrflow.report.tables import (
@@ -81,14 +81,13 @@ def make_report(paths: Sequence[str | Path], title: str | None = None) -> Report
     runs, swept, unread = read([Path(path) for path in paths])
     published = _published()
     datasets = {run.spec["data"]["name"] for run in runs}
-    galleries = [(run.name, list(gallery(run.main, 8 if len(runs) <= 2 else 4))) for run in runs if run.main]
     return Report(
         title=title or _title(runs, swept),
         answer=list(_answer(runs, swept)),
         missing=[*unread, *chain.from_iterable(run.missing() for run in runs), *_without_studies(runs)],
         flags=[(run.name, flag) for run in runs for flag in run.fired],
         sections=[section for section in _sections(runs, swept) if section.tables or section.pictures],
-        galleries=[(name, shown) for name, shown in galleries if shown],
+        galleries=galleries([(run.name, run.main) for run in runs if run.main]),
         published=published,
         comparable=any(entry["dataset"] in datasets for entry in published),
         specs=[(run.name, dump_yaml(dict(run.spec))) for run in runs],

@@ -14,6 +14,7 @@ import numpy as np
 
 from llrflow.attacks.run import AttackResult, attack
 from llrflow.attacks.studies import Largest
+from llrflow.base.errors import SpecError
 from llrflow.method.labels import cross_entropy
 from llrflow.method.threat import Threat
 
@@ -43,8 +44,25 @@ class Classifier:
     _logits: Callable[[jax.Array], jax.Array]
 
     def logits(self, x: Any) -> jax.Array:
-        """Logits [B,K] of images [B,H,W,C] in [0,1]; a JAX function, so it can be attacked and differentiated."""
+        """Logits [B,K] of images [B,H,W,C] in [0,1]; a JAX function, so it can be attacked and differentiated.
+
+        Raises SpecError for images of another shape than it was trained on.
+        """
+        self._check_shape(x)
         return self._logits(x)
+
+    def _check_shape(self, x: Any) -> None:
+        """Raise SpecError unless x are images [B,H,W,C] of the model's."""
+        shape, own = np.shape(x), tuple(self.image_shape)
+        if shape[1:] == own:
+            return
+        height, width, channels = own
+        fix = f"pass images [B,{height},{width},{channels}]"
+        if shape == own:
+            fix = "give it a batch axis: x[None]"
+        elif shape[1:] == (channels, height, width):
+            fix = "put the channels last: x.transpose(0, 2, 3, 1)"
+        raise SpecError("images", f"are {list(shape)}, and {self.name} takes [B,{height},{width},{channels}]", fix)
 
     def predict(self, x: Any) -> jax.Array:
         """Labels [B] of images [B,H,W,C] in [0,1]."""
@@ -69,6 +87,7 @@ class Classifier:
         `config` is an attack as it stands in YAML, or its type alone; the same `seed` gives the same result. A
         `transfer` attack searches on `surrogate`. Raises SpecError for a wrong threat, config or batch.
         """
+        self._check_shape(x)
         other = surrogate.logits if isinstance(surrogate, Classifier) else surrogate
         ball = self.threat if threat is None else threat
         return attack(self.logits, x, y, ball, config, jax.random.key(seed), other, batch_size)

@@ -23,7 +23,7 @@ from llrflow.attacks.network import example_of
 from llrflow.attacks.search import search
 from llrflow.attacks.studies import Study
 from llrflow.attacks.trial_attacks import Subject
-from llrflow.base.errors import CheckpointError
+from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import progress, say
 from llrflow.base.sealed import sealed
@@ -67,6 +67,7 @@ class Evaluator:
         statistics_images: int | None = None,
         images: Images = "test",
         data: OtherData | None = None,
+        unwritable: str | None = None,
     ) -> None:
         """`label` keeps an evaluation with other attacks than the spec's apart: evaluation/<step><label>.json.
 
@@ -74,7 +75,8 @@ class Evaluator:
 
         `export` also writes the images that each attack found. `surrogates` holds what each transfer attack searches
         on, by its name. `statistics_images` is on record: what `state` has statistics from, if they are no longer those
-        of training. `images` says which those of `split` are.
+        of training. `images` says which those of `split` are. `unwritable` says why nothing can be written in the
+        folder, where that is so: then what it holds is given, and all else is a SpecError.
         """
         subset = program.spec.evaluate.images
         self._ids = np.arange(len(split)) if subset is None else subset.ids(split)
@@ -88,8 +90,9 @@ class Evaluator:
         self._statistics_images, self._data = statistics_images, data
         self._versions = versions()
         self._images: Images = images
-        self.folder, self._place = folder, folder.evaluations_of(images)
-        self._place.mkdir(exist_ok=True)
+        self.folder, self._place, self._unwritable = folder, folder.evaluations_of(images), unwritable
+        if unwritable is None:
+            self._place.mkdir(exist_ok=True)
 
     def evaluate(self) -> EvaluationRecord:
         """Run every attack of the spec and write evaluation/<step><label>.json. Raises Interrupted between batches."""
@@ -97,6 +100,7 @@ class Evaluator:
         identity = self._identity(block.model_dump(), [surrogate.identity for surrogate in self._surrogates.values()])
         record = None if self.export else self._known(identity)
         if record is None:
+            self._require_writable()
             record = self._evaluate(identity, began.isoformat(timespec="seconds"))
             record.write(self._path("json"))
         for study in (block.strength, block.linearity, block.surface):
@@ -140,6 +144,12 @@ class Evaluator:
         shared = [(threat or spec.threat).model_dump(), model, spec.seed, self._predicted.sha256, split.fingerprint]
         text = json.dumps([*parts, *shared, *spec.plugin_identities(), *packages], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _require_writable(self) -> None:
+        """Raise SpecError, before anything is attacked, where nobody could keep what is found."""
+        if self._unwritable is not None:
+            got = f"cannot be written: {self._unwritable}, and what is asked for is not in it"
+            raise SpecError(str(self.folder.path), got, "make it writable, or copy it and name the copy")
 
     def _known(self, identity: str) -> EvaluationRecord | None:
         """The record on disk, if it is that of this very evaluation."""
@@ -199,10 +209,11 @@ class Evaluator:
         except (FileNotFoundError, CheckpointError):
             found = None
         if not isinstance(found, dict) or found.get("identity") != identity:
+            self._require_writable()
             found = self._studied(study, identity)
             write_atomic(path, sealed(found, path.name))
         picture = path.with_suffix(".svg")
-        if study.title == "surface" and not picture.exists():
+        if study.title == "surface" and not picture.exists() and self._unwritable is None:
             draw_surfaces(found, picture, f"{spec.name}, {spec.threat.norm} {written(spec.threat.epsilon)}")
 
     def _studied(self, study: Study, identity: str) -> dict[str, Any]:

@@ -17,8 +17,10 @@ metrics.jsonl holds no times: an interrupted and resumed run writes the same byt
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -73,6 +75,18 @@ class RunFolder:
             raise SpecError(str(self.path), got, "choose an empty or a new folder as --out")
         with sole_owner(self.path, "llrflow process"):
             yield
+
+    def unwritable(self) -> str | None:
+        """What the system says of writing in a folder that is there and cannot be written; None for all others."""
+        lock = self.path / ".lock"
+        try:
+            if lock.exists():
+                lock.open("ab").close()
+            elif self.path.exists() and not os.access(self.path, os.W_OK):
+                return os.strerror(errno.EACCES)
+        except OSError as error:
+            return error.strerror
+        return None
 
     def clean(self) -> None:
         """Remove files that a killed process had begun to write; the caller owns the folder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -61,7 +61,7 @@ def load_model(
         raise SpecError(str(folder.path), "has no moving average of its parameters", "ask for `raw`")
     program = Program(spec, facts, Devices(1))
     checkpoints = checkpoints_of(folder, record)
-    state = checkpoints.restore(program.abstract_state(), chosen_step(folder, checkpoints, step))
+    state = checkpoints.restore(program.abstract_state(), chosen_step(folder, checkpoints, step).step)
     kind = parameters or program.evaluated_parameters
     return Model(program, with_statistics(program, state, checkpoints, kind).state, kind, folder.path)
 
@@ -108,11 +108,19 @@ def checkpoints_of(folder: RunFolder, record: RunRecord) -> Checkpoints:
     return Checkpoints(folder.checkpoints, spec_hash=record.spec_hash, taken_over=record.taken_over)
 
 
-def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None = None) -> int:
+class ChosenStep(NamedTuple):
+    """The checkpoint that is taken."""
+
+    step: int
+    why: str | None = None
+    """What whoever reads its numbers must know of the choice: it is not the newest, or the best of few."""
+
+
+def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None = None) -> ChosenStep:
     """The checkpoint that is asked for, by default the best if looks have chosen one, else the newest intact one.
 
     `best` without looks is that of the highest worst-case accuracy among the evaluations with the spec's own attacks,
-    on test images. Raises CheckpointError.
+    on test images. Damaged checkpoints that are passed over are said. Raises CheckpointError.
     """
     found = chosen(folder.metric_lines())
     if step in (None, "best"):
@@ -120,11 +128,19 @@ def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None =
     if step is None:
         step = "last" if found is None else "best"
     if step == "best":
-        return _best_evaluated(folder, checkpoints) if found is None else found.best
-    newest = checkpoints.newest_intact(say) if step == "last" else step
+        return _best_evaluated(folder, checkpoints) if found is None else ChosenStep(found.best)
+    if step != "last":
+        return ChosenStep(step)
+    problems: list[str] = []
+    newest = checkpoints.newest_intact(problems.append)
+    for problem in problems:
+        say(problem)
     if newest is None:
         raise CheckpointError(str(checkpoints.directory), "has no intact checkpoint", "train the run again")
-    return newest
+    record = folder.existing()
+    if not problems and newest < record.step and record.state in ("trained", "finished"):
+        problems = [f"checkpoint {record.step} is missing"]
+    return ChosenStep(newest, f"step {newest} is not the newest: {'; '.join(problems)}" if problems else None)
 
 
 def _check_looks(folder: RunFolder) -> None:
@@ -135,10 +151,14 @@ def _check_looks(folder: RunFolder) -> None:
         raise CheckpointError(str(folder.metrics), got, "name the step to take, or `last`")
 
 
-def _best_evaluated(folder: RunFolder, checkpoints: Checkpoints) -> int:
+def _best_evaluated(folder: RunFolder, checkpoints: Checkpoints) -> ChosenStep:
     kept = set(checkpoints.steps())
     found = {step: record.worst_case.accuracy for step, record in folder.evaluations().items() if step in kept}
     if not found:
         fix = "evaluate the steps first with --checkpoint STEP"
         raise CheckpointError(str(folder.evaluation), "holds no evaluation to choose the best checkpoint by", fix)
-    return max(found, key=lambda step: (found[step], step))
+    best = max(found, key=lambda step: (found[step], step))
+    why = f"step {best} is the best by test images: {len(found)} of {len(kept)} checkpoints evaluated"
+    if left := sorted(kept - set(found)):
+        why += f", not {', '.join(map(str, left))}: llrflow evaluate {folder.path} --checkpoint {left[0]}"
+    return ChosenStep(best, why)

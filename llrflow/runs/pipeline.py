@@ -18,6 +18,7 @@ from llrflow.base.errors import SpecError
 from llrflow.base.files import write_atomic
 from llrflow.base.progress import say
 from llrflow.components.consent import remember
+from llrflow.data.facts import describe
 from llrflow.data.pipelines import Role, open_split, roles
 from llrflow.data.split import Part, Split
 from llrflow.program.compile import Program, compile_spec, located
@@ -34,6 +35,7 @@ from llrflow.runs.model import stored_run
 from llrflow.runs.predictions import spread
 from llrflow.runs.records import DataRecord, EvaluationRecord, Images, RunRecord, versions
 from llrflow.runs.start import Begun, start_of
+from llrflow.runs.stored import stored_result
 from llrflow.runs.surrogates import surrogates_of
 from llrflow.runs.trackers import RunShower, require_trackers, run_shown
 from llrflow.runs.train import Log, Trainer, begin, receive
@@ -50,21 +52,40 @@ class Run:
     path: Path
     record: RunRecord
     evaluation: EvaluationRecord
+    why: str | None = None
+    """What must be known of the choice of its checkpoint: it is not the newest, since that is damaged, or the best of
+    few."""
 
 
 def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: bool = True) -> Run:
     """Train and evaluate a spec in a run folder, continuing what is there; a finished run is only read again.
 
     The folder is `out`, or runs/<name>-<hash of the resolved spec>. `fresh` starts over in a folder that
-    must be named. Raises Interrupted after Ctrl-C or SIGTERM, with everything saved; SpecError when the
-    folder belongs to another spec or process; NonFiniteError when training diverges.
+    must be named. What a folder that cannot be written holds of a finished run is given as it is. Raises
+    Interrupted after Ctrl-C or SIGTERM, with everything saved; SpecError when the folder belongs to another
+    spec or process, or would have to be written and cannot be; NonFiniteError when training diverges.
     """
     require_trackers(spec.train.trackers, "train.trackers", spec)
+    folder = _folder_of(spec, out)
+    if not fresh and (why := folder.unwritable()) is not None:
+        return Run(folder.path, *stored_result(spec, folder, why))
     with session(spec, out, fresh, quiet) as opened, opened.shown() as shower:
         opened.train()
         done = opened.evaluate()
         shower.evaluation(done.evaluation)
         return done
+
+
+RUNS = Path("runs")
+"""Where runs are written that no folder is named for."""
+
+
+def _folder_of(spec: Spec, out: str | Path | None) -> RunFolder:
+    """Where the run of a spec is written."""
+    if out is not None:
+        return RunFolder(Path(out))
+    with located(spec):
+        return RunFolder(RUNS / run_name(spec, spec_hash(resolve(spec, describe(spec.data)))))
 
 
 class Session:
@@ -229,7 +250,7 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
     group.agree(agreed(digest, train))
     if program.facts.warning is not None:
         say(f"warning: {program.facts.warning}")
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
+    folder = RunFolder(Path(out) if out is not None else RUNS / run_name(spec, digest))
     # A run that cannot begin leaves no folder.
     start = None if folder.run.exists() and not fresh else start_of(program, before=None, trained=False)
     with folder.owned(), stop_requests() as stop:

@@ -55,8 +55,13 @@ class Predictions:
 
     @functools.cached_property
     def shown(self) -> np.ndarray:
-        """Ids of the images that are kept for people to look at, ascending."""
-        return spread(np.flatnonzero(self.correct), SHOWN)
+        """Rows of the images that are kept for people to look at, ascending.
+
+        Correct ones, spread over all by an order that no network has a part in, so that two runs have many in common.
+        """
+        # Multiples of the golden ratio: the smallest fractions of any number of rows are evenly spread over them.
+        order = np.argsort(np.arange(self.n) * ((np.sqrt(5) - 1) / 2) % 1, kind="stable")
+        return np.sort(order[self.correct[order]][:SHOWN])
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Softmax of the network's logits, [M,K]."""

@@ -135,24 +135,28 @@ def _evaluated(
     checkpoints = checkpoints_of(folder, record)
     others = {other: fitting_block(other, spec, record) for other in named_data(on_data, spec.data)}
     blocks: dict[OtherData | None, Data] = {**others} if on_data else {None: spec.data}
-    with folder.owned() if share is None else nullcontext(), stop_requests() as stop:
-        if share is None:
+    why = folder.unwritable()  # then what is stored is only read
+    owner = share is None and why is None
+    with folder.owned() if owner else nullcontext(), stop_requests() as stop:
+        if owner:
             folder.clean()
         chosen = chosen_step(folder, checkpoints, step)
-        state = checkpoints.restore(program.abstract_state(), chosen)
+        state = checkpoints.restore(program.abstract_state(), chosen.step)
         surrogates, found = surrogates_of(program, trust_plugins), []
         estimate = partial(estimated, program, state, partial(training_images, program), stop, quiet)
+        estimate = estimate if why is None else None
         state, used = with_statistics(program, state, checkpoints, program.evaluated_parameters, estimate)
         for other, data in blocks.items():
             with located(spec):
                 split = open_split(data, images, spec.seed)
             if other is not None and not quiet:
                 say(f"on {other.title}")
-            kept = (label, export, surrogates, used, images, other)
+            kept = (label, export, surrogates, used, images, other, why)
             evaluator = Evaluator(program, state, split, folder, record.spec_hash, stop, quiet, *kept)
             if share is not None:
                 evaluator.attack_share(*share)
             else:
-                found.append(Run(folder.path, record, evaluator.evaluate()))
+                found.append(Run(folder.path, record, evaluator.evaluate(), chosen.why))
+            if owner:
                 evaluator.drop_shares()
     return found

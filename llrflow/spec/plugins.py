@@ -27,7 +27,8 @@ def load_plugins(source: Source, trust_plugins: bool = True) -> None:
                 raise PluginError(where, f"plugins: {plugin} is listed twice", "delete one of them")
             if not trust_plugins and not trusted(path):
                 got = f"plugins: {plugin} is code that you have not trained with on this machine, so it was not run"
-                fix = "read it, then give --trust-plugins (trust_plugins=True), or name it in a spec of your own"
+                fix = "read it, then name it in `plugins:` of the spec that you run; evaluate and export also take "
+                fix += "--trust-plugins, Python takes trust_plugins=True"
                 raise PluginError(where, got, fix)
             found[path] = where
     for path, where in found.items():

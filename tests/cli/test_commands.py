@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import llrflow
-from llrflow.components.registry import KINDS
+from llrflow.components.registry import KINDS, forget
 from llrflow.spec.source import read_source
 
 NAMES = {
@@ -37,6 +37,43 @@ def test_validate_says_what_would_run_and_writes_nothing(command, spec_file, tmp
     shown = json.loads(out)
     assert code == 0 and len(shown["hash"]) == 12 and shown["spec"]["train"]["steps"] == 12
     assert not list((tmp_path / "cwd").iterdir())
+
+
+MOONS = """
+from llrflow.plugin import Component, register
+@register("dataset", "moons")
+class Moons(Component):
+    def prepare(self, data_dir):
+        raise AssertionError("prepared")
+"""
+
+
+def test_validate_and_plan_prepare_no_dataset(command, spec_file, tmp_path):
+    there = json.loads(command("validate", spec_file, "--json")[1])
+    place = ("--set", f"data.dir={tmp_path / 'data'}", "--set", "data.validation=0.1")
+    code, out, err = command("validate", spec_file, *place)
+    assert (code, err) == (0, "") and out.splitlines() == [
+        f"{spec_file} is valid: 12 steps on 1 cpu device(s)",
+        "digits is not prepared yet: its facts are those of the built-in dataset; `run` prepares it",
+        "whether data.validation leaves training images of every class is not checked without them",
+    ]
+    shown = json.loads(command("validate", spec_file, *place[:2], "--json")[1])
+    assert (shown["hash"], shown["facts"], len(shown["unchecked"])) == (there["hash"], "built-in", 1)
+    assert there["facts"] == "prepared" and there["unchecked"] == []
+    code, out, _ = command("plan", spec_file, *place, "--estimate")
+    assert code == 0 and "1,293 images to train on, 144 held back" in out and "digits is not prepared yet" in out
+    (tmp_path / "moons.py").write_text(MOONS)
+    named = (*place[:2], "--set", f"plugins=[{tmp_path / 'moons.py'}]", "--set", "data.name=moons")
+    code, out, err = command("validate", spec_file, *named)
+    assert (code, err) == (0, "") and out.splitlines() == [
+        f"{spec_file}: its keys, values and plugins are valid",
+        f"data.name = 'moons' is not prepared in {tmp_path / 'data'}, and what it holds is seen only then: steps, "
+        "shapes, batches and what the network begins with were not checked; `llrflow run` prepares it",
+    ]
+    code, out, err = command("plan", spec_file, *named)
+    assert code == 2 and len(err.splitlines()) == 1 and "data.name = 'moons' is not prepared" in err
+    assert not (tmp_path / "data").exists() and not list((tmp_path / "cwd").iterdir())
+    forget(str(tmp_path / "moons.py"))
 
 
 def test_on_puts_a_method_on_another_experiment(command, tiny, write_spec, tmp_path):

@@ -139,7 +139,11 @@ REFUSED = {
     "no training": (without("train"), "has no train; it holds val"),
     "image outside": (make("val/img.png"), r"val/img\.png: lies outside the folders of classes"),
     "no image": (make("train/n02/notes.txt"), r"train/n02/notes\.txt: cannot be read: is neither a JPEG nor a PNG"),
-    "folder in a class": (make("val/n02/more/x.png"), "val/n02/more: cannot be read: Is a directory"),
+    "folder in a class": (
+        make("val/n02/more/x.png"),
+        "val/n02/more: is a folder among images; move its images",
+    ),
+    "flat test alone": (lambda r: (without("val")(r), make("test/img.png")(r)), r"test/img\.png: lies outside"),
     "nothing": (make("train/n10/img_8.JPEG", b""), r"n10/img_8\.JPEG: cannot be read"),
 }
 
@@ -229,6 +233,36 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
 def test_the_names_that_the_module_relies_on_are_there(source):
     assert folders.HELD_OUT[0] == "test"  # a folder called test goes before val
     shutil.copytree(source / "val", source / "test")
-    assert folders._split_folders(source)["test"] == source / "test"
+    assert folders._split_folders(source)[0]["test"] == source / "test"
     path = next(all_files(source, "val"))[0]
     assert decode(path.read_bytes(), 3).shape[-1] == 3
+
+
+def test_a_flat_test_folder_is_passed_over_and_the_choice_is_told(source, tmp_path, command):
+    (source / "test").mkdir()
+    picture(source / "test" / "ILSVRC2012_test_1.JPEG", 1)
+    arguments = ("data", "import", "f", "--format", "folder", "--from", source, "--data-dir", tmp_path / "data")
+    code, out, err = command(*arguments)
+    assert code == 0 and "  the split test is val/" in out.splitlines(), err
+    assert "  test/ was left out: it has no folders of classes" in out.splitlines() and "  test: 6 examples" in out
+    shutil.rmtree(source / "test")
+    shutil.copytree(source / "val", source / "test")
+    report = import_files("folder", "g", source, tmp_path / "data")
+    assert report.notes == ["the split test is test/", "val/ was left out: it is another folder of held-out images"]
+
+
+def test_an_orientation_is_told_and_not_applied(source, tmp_path):
+    one_size(source)
+    path = source / "train" / "n02" / "img_8.JPEG"
+    exif = Image.Exif()
+    for orientation, told in ((1, 0), (6, 1)):
+        exif[0x0112] = orientation
+        picture(path, 3, (8, 6), exif=exif)
+        report = import_files("folder", f"f{orientation}", source, tmp_path)
+        notes = [note for note in report.notes if "EXIF" in note]
+        says = "1 image(s) have an EXIF orientation, which is not applied: train/n02/img_8.JPEG; turn"
+        assert len(notes) == told and all(note.startswith(says) for note in notes)
+    row = [found for found, _ in all_files(source, "train")].index(path)
+    with Image.open(path) as image:
+        stored = load_split(Data(name="f6", dir=str(tmp_path)), "train").images[row]
+        np.testing.assert_array_equal(stored, np.asarray(image))

@@ -1,5 +1,7 @@
 """Facts of well-known datasets stand in where nothing is prepared, and nowhere else."""
 
+import dataclasses
+
 import pytest
 
 from llrflow.base.errors import DataError
@@ -17,9 +19,8 @@ def facts(tmp_path):
 def test_facts_of_every_dataset_of_the_table(name, facts):
     known = KNOWN[name]
     test = "test" if "test" in known.splits else "validation"
-    found = facts(name=name, test=test, image_size=None if known.side else 224)
-    side = known.side or 224
-    assert found.image_shape == (side, side, known.channels) and found.classes == known.classes
+    found = facts(name=name, test=test, image_size=None if known.size else 224)
+    assert found.image_shape == (*(known.size or (224, 224)), known.channels) and found.classes == known.classes
     assert (found.train, found.test) == (known.splits["train"], known.splits[test])
     assert found.source == "table" and found.splits == known.splits
 
@@ -27,6 +28,20 @@ def test_facts_of_every_dataset_of_the_table(name, facts):
 def test_split_expressions_mean_what_they_mean_on_prepared_data(facts):
     found = facts(name="cifar10", train="train[:90%]", test="train[90%:]+test[:7]")
     assert (found.train, found.test) == (45_000, 5_007)
+
+
+@pytest.mark.parametrize(
+    "options", [None, {"height": 6, "width": 9, "channels": 1, "classes": 3, "train": 7, "test": 4}]
+)
+def test_a_built_in_dataset_says_what_it_will_hold(tmp_path, options):
+    name = "digits" if options is None else "synthetic"
+    data = Data(name=name, options=options or {}, dir=str(tmp_path / "data"), train="train[1:]", validation=2)
+    said = describe_or_known(data)
+    assert not (tmp_path / "data").exists() and said.source == "built-in"
+    found = describe(data)
+    assert dataclasses.replace(said, source="prepared", directory=found.directory) == found == describe_or_known(data)
+    with pytest.raises(DataError, match=r"data\.version: version '2\.0\.0' of .* did you mean '1\.0\.0'"):
+        describe_or_known(data.model_copy(update={"version": "2.0.0", "dir": str(tmp_path / "none")}))
 
 
 def test_a_prepared_dataset_is_looked_at(data_dir):

@@ -355,6 +355,14 @@ def test_a_gallery_shows_what_was_kept(runs):
             np.testing.assert_array_equal(drawn, np.round(np.clip(pixels[..., 0], 0, 1) * 255))
         difference = np.asarray(Image.open(io.BytesIO(base64.b64decode(image.difference.split(",")[1]))))
         np.testing.assert_array_equal(difference > 128, kept["delta"][i][..., 0] > 0.005)
+    fewer = {name: array[[0, 3, 5]] for name, array in kept.items()}
+    np.savez(runs[1] / "evaluation" / "12.npz", **fewer)
+    both = [[image.id for image in shown] for _, shown in make_report(runs).galleries]
+    assert both == 2 * [fewer["ids"].tolist()], "runs on the same images show the same ones"
+    np.savez(runs[1] / "evaluation" / "12.npz", **{**fewer, "ids": np.array([997, 998, 999])})
+    both = [[image.id for image in shown] for _, shown in make_report(runs).galleries]
+    assert both == [kept["ids"].tolist(), [997, 998, 999]], "with none in common, each its own"
+    np.savez(runs[1] / "evaluation" / "12.npz", **kept)
     third = shutil.copytree(runs[0], runs[0].parent / "three")
     spread = make_report([*runs, third]).galleries[0][1]
     assert [image.id for image in spread] == kept["ids"][[0, 2, 4, 7]].tolist()

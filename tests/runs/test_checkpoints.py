@@ -1,6 +1,7 @@
 """Checkpoints that were damaged, cut or left half-written are noticed, told, and never cost the numbers."""
 
 import json
+import re
 import shutil
 import time
 
@@ -77,6 +78,35 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(
     assert "checkpoint 12 is damaged: " in told and "continuing from step 8 of 12" in told
     assert numbers_of(copied) == numbers_of(finished)
     assert result.record.state == "finished" and Checkpoints(copied / "checkpoints").steps() == [4, 8, 12]
+
+
+def test_an_evaluation_says_why_it_is_not_of_the_newest_checkpoint(copied, command, numbers_of):
+    flip_payload(copied / "checkpoints", "12")
+    code, out, _ = command("evaluate", copied)
+    (why,) = (line for line in out.splitlines() if "not the newest" in line)
+    assert code == 0 and ", step 8" in out.splitlines()[0] and why in out.splitlines()[-2]
+    assert re.fullmatch(r"step 8 is not the newest: checkpoint 12 is damaged: default/.* has changed", why), why
+    code, out, _ = command("evaluate", copied, "--json")
+    shown = json.loads(out)
+    assert (code, shown["why"], shown["evaluation"]["checkpoint"]) == (0, why, 8)
+    shutil.rmtree(copied / "checkpoints" / "12")
+    (copied / "checkpoints" / "manifests" / "12.json").unlink()
+    _, out, _ = command("evaluate", copied)
+    assert "step 8 is not the newest: checkpoint 12 is missing" in out.splitlines()
+
+
+def test_best_says_of_how_many(copied, command):
+    code, out, _ = command("evaluate", copied, "--checkpoint", "best")
+    why = f"step 12 is the best by test images: 1 of 3 checkpoints evaluated, not 4, 8: llrflow evaluate {copied}"
+    assert code == 0 and out.splitlines()[-2] == f"{why} --checkpoint 4"
+    for step in (4, 8):
+        code, out, _ = command("evaluate", copied, "--checkpoint", step)
+        assert code == 0 and " is the best " not in out
+    code, out, _ = command("evaluate", copied, "--checkpoint", "best", "--json")
+    shown = json.loads(out)
+    best = shown["evaluation"]["checkpoint"]
+    assert code == 0 and shown["why"] == f"step {best} is the best by test images: 3 of 3 checkpoints evaluated"
+    assert json.loads(command("evaluate", copied, "--checkpoint", "12", "--json")[1])["why"] is None
 
 
 def test_when_all_are_damaged_training_starts_again(finished, copied, load, numbers_of, capsys):

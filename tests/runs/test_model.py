@@ -64,3 +64,31 @@ def test_a_notebook_shows_text(finished, tmp_path):
 def test_parameters_that_are_not_there(finished):
     with pytest.raises(llrflow.SpecError, match="has no moving average of its parameters; ask for `raw`"):
         llrflow.load_model(finished, parameters="ema")
+
+
+@pytest.mark.parametrize(
+    ("shape", "fix"),
+    [
+        ((2, 1, 8, 8), r"put the channels last: x\.transpose\(0, 2, 3, 1\)"),
+        ((8, 8, 1), r"give it a batch axis: x\[None\]"),
+        ((2, 9, 8, 1), r"pass images \[B,8,8,1\]"),
+        ((2, 64), r"pass images \[B,8,8,1\]"),
+    ],
+)
+def test_images_of_another_shape_are_one_line(subject, shape, fix):
+    model, _, _ = subject
+    x, y = jnp.zeros(shape), jnp.zeros(2, int)
+    says = rf"images: are \[{', '.join(map(str, shape))}\], and tiny takes \[B,8,8,1\]; {fix}(\n|$)"
+    threat, key = {"norm": "linf", "epsilon": 0.1}, jax.random.key(0)
+    asked = [lambda: model.logits(x), lambda: model.predict(x), lambda: jax.jit(model.logits)(x)]
+    asked += [lambda: model.attack(x, y), lambda: model.linearity(x, y)]
+    if len(shape) == 4:
+        asked.append(lambda: llrflow.attack(model.logits, x, y, threat, "pgd", key))
+    for ask in asked:
+        with pytest.raises(llrflow.SpecError, match=says):
+            ask()
+    if len(shape) == 4:  # a function of somebody else's tells of its images in words of its own
+        with pytest.raises(
+            llrflow.SpecError, match=r"^logits_fn: fails on images \[2, .*\]: .*; pass images as it takes"
+        ):
+            llrflow.attack(lambda x: x.reshape(-1, 64) @ jnp.ones((63, 10)), x, y, threat, "pgd", key)

@@ -78,7 +78,8 @@ def test_a_strange_plugin_is_refused_in_one_line_and_not_run(command, strange, m
     line = next(n for n, text in enumerate(stored.read_text().splitlines(), 1) if "mine.py" in text)
     says = (
         f"plugins: {strange}/mine.py is code that you have not trained with on this machine, so it was not run; "
-        "read it, then give --trust-plugins (trust_plugins=True), or name it in a spec of your own\n"
+        "read it, then name it in `plugins:` of the spec that you run; evaluate and export also take --trust-plugins, "
+        "Python takes trust_plugins=True\n"
     )
     for arguments in (["evaluate"], ["evaluate", "--attacks", "quick", "--study", "strength"], ["export"]):
         code, out, err = command(*arguments[:1], strange / "run", *arguments[1:])
@@ -136,3 +137,17 @@ def test_a_transfer_attack_on_a_strange_run_is_refused_too(command, strange, tra
     code, _, err = command("run", spec, "--out", strange / "own")
     assert code == 2 and f"{strange}/run/spec.yaml:" in err and "so it was not run" in err
     assert not (strange / "ran").exists()
+
+
+def test_a_start_from_a_strange_run_is_refused_until_the_own_spec_names_its_plugin(
+    command, strange, later, trained, tiny, write_spec
+):
+    start = {"model.start": {"run": str(strange / "run")}, "train.steps": 2, "evaluate.attacks": {}}
+    spec = write_spec(strange / "own.yaml", tiny(), start)
+    for name in ("validate", "run"):
+        code, out, err = command(name, spec)
+        assert (code, out, err.count("\n")) == (2, "", 1) and "name it in `plugins:` of the spec that you run" in err
+    assert not (strange / "ran").exists() and not (strange.parent / "cwd" / "runs").exists()
+    spec = write_spec(strange / "own.yaml", tiny(), {**start, "plugins": ["mine.py"]})
+    code, _, err = command("run", spec, "--out", strange / "own")
+    assert code == 0 and (strange / "ran").exists(), err

@@ -8,6 +8,7 @@ import pytest
 
 import llrflow
 from llrflow.base.errors import SpecError
+from llrflow.components.registry import forget
 from llrflow.data.facts import describe
 from llrflow.program.compile import compile_spec
 from llrflow.spec.resolve import spec_hash
@@ -119,6 +120,31 @@ def test_a_preset_that_does_not_fit_the_data_is_refused_before_anything_runs(swe
     spec = llrflow.load_spec({**sweeping(escalate={"attacks": "auto_attack"}), **fields})
     with pytest.raises(SpecError, match=r"sweep: trial 0 .*classes"):
         check_trials(spec, trials_of(spec, describe), describe)
+
+
+POWERED = """
+from llrflow.plugin import Component, register
+@register("term", "powered")
+class Powered(Component):
+    power: int = 1
+    def __call__(self, probe, delta):
+        if self.power > 2:
+            raise ValueError("too much")
+        return probe.loss(delta) ** self.power
+"""
+
+
+def test_a_plugins_error_names_parameter_value_and_lines(tiny, write_spec, command, tmp_path):
+    (tmp_path / "plug.py").write_text(POWERED)
+    block = {"parameters": {"k": {"type": "choice", "values": [1, 3], "path": "objective.terms.p.power"}}}
+    block |= {"search": {"type": "grid"}, "decide_on": "test"}
+    term = {"plugins": ["plug.py"], "objective.terms.p": {"type": "powered", "weight": 0.1}, "sweep": block}
+    path = write_spec(tmp_path / "spec.yaml", tiny(), term)
+    at = next(i for i, line in enumerate(path.read_text().splitlines(), 1) if line == "    k:")
+    code, out, err = command("validate", path)
+    assert (code, out) == (2, "") and err.startswith(f"error: {path}:{at}:5: sweep: trial 1 (k = 3): objective.terms.p")
+    assert f"failed at {tmp_path / 'plug.py'}:8: ValueError: too much; fix the plugin" in err and err.count("\n") == 1
+    forget(str(tmp_path / "plug.py"))
 
 
 def test_looks_know_the_norms_of_all_trials(trials, sweeping):

@@ -36,6 +36,7 @@ def swept(sweeping, write_spec, tmp_path_factory, llrflow_command, record_of):
     code, out, err = llrflow_command("sweep", path, "--out", path.parent / "out", cwd=path.parent)
     assert code == 0, err
     assert "best: trial" in out
+    assert re.search(r"^trial 3 \(rate 1e\+30\) failed: NonFiniteError: .*\(traceback: ", out, re.MULTILINE), out
     return path.parent / "out", record_of(path.parent / "out"), err
 
 
@@ -334,4 +335,4 @@ def test_a_budget_of_failures_ends_the_sweep(sweeping, write_spec, tmp_path, llr
     code, out, err = llrflow_command("sweep", path, "--resume", "--strict", "--out", tmp_path / "out", "--set",
                                      "sweep.budget.failures=null", cwd=tmp_path)  # fmt: skip
     assert code == 1 and "no trial can win" in out, err
-    assert len(re.findall(r"trial \d failed: NonFiniteError", out)) == 4
+    assert len(re.findall(r"trial \d \(rate .*\) failed: NonFiniteError", out)) == 4

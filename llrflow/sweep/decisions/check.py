@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from llrflow.base.errors import SpecError
+from llrflow.base.errors import InputError, SpecError
 from llrflow.components.traced import numbers
 from llrflow.data.facts import DatasetFacts
 from llrflow.data.schema import Data
@@ -18,7 +18,8 @@ from llrflow.sweep.space.trials import Trial, kinds_of, shown, sweep_of
 
 
 def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data], DatasetFacts]) -> None:
-    """Find out what only data and devices tell. Raises SpecError or DataError at the sweep.
+    """Find out what only data and devices tell. Raises SpecError, DataError or PluginError at the sweep, or at its
+    parameter where it has one.
 
     Where trials ask for accelerators, which this machine need not have, the batch is not divided over devices.
     """
@@ -38,9 +39,12 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
             program = compile_spec(trial.spec, training=not (resources.gpu or resources.custom), facts_of=facts_of)
             if sweep.escalate is not None:
                 _check_escalation(trial.spec, preset_attacks(sweep.escalate.attacks), program.classes)
-        except SpecError as error:
+        except InputError as error:
+            # Of a single parameter its place is known; of several any may be at fault.
+            single = [next(iter(trial.parameters))] if len(trial.parameters) == 1 else []
             got = f"sweep: trial {trial.number} ({shown(trial.parameters)}): {error.got}"
-            raise SpecError(spec.where(("sweep",)), got, error.fix) from None
+            where = spec.where(("sweep", *(["parameters", *single] if single else [])))
+            raise type(error)(where, got, error.fix) from error
 
 
 def _check_escalation(spec: Spec, attacks: Mapping[str, Any], classes: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import tune
 
+from llrflow.base.errors import shortened
 from llrflow.spec.sweep_schema import Sweep
 from llrflow.sweep.decisions.population_schedulers import Takeovers
 from llrflow.sweep.decisions.rounds import Queue
@@ -125,7 +126,7 @@ class TrialCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Put on record a trial whose worker died too often."""
         number, name, error = (*_which(trial), str(trial.get_error()))
-        text = f"its worker died: {error.strip().splitlines()[-1][:200]}"
+        text = f"its worker died: {shortened(error.strip().splitlines()[-1])}"
         ended = Ended(state="failed", step=self._agenda.records[number].step, error=text, traceback=error)
         self._storage.end(name, ended)
         self._budget.failures += 1

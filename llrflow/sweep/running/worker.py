@@ -17,7 +17,8 @@ import jax
 from jax import monitoring
 from ray.tune import Trainable
 
-from llrflow.base.errors import DataError, line_of
+from llrflow.base.errors import DataError, LlrflowError, line_of
+from llrflow.components.calls import plugin_files, raised_at
 from llrflow.components.consent import decided_elsewhere
 from llrflow.data.facts import describe
 from llrflow.runs.checkpoint import Checkpoints
@@ -114,7 +115,9 @@ class TrialRunner(Trainable):
             self._stack.__exit__(type(error), error, error.__traceback__)
             self._stack, self._session = ExitStack(), None
             record = record_of(storage.run(name))
-            text, step = f"{type(error).__name__}: {line_of(error)}", 0 if record is None else record.step
+            said = str(error) if isinstance(error, LlrflowError) else line_of(error)
+            text = f"{type(error).__name__}{raised_at(error, plugin_files())}: {said}"
+            step = 0 if record is None else record.step
             storage.end(name, Ended(state="failed", step=step, error=text, traceback=traceback.format_exc()))
             report = {"step": step, "done": True, "state": "failed"}
         worker = f"{os.uname().nodename}:{os.getpid()}"
