@@ -33,6 +33,9 @@ class Format(NamedTuple):
 
 FORMATS = {
     "stablehlo": Format("llrflow.runs.export", "export_model", "logits.stablehlo and weights.npz", "export"),
+    "torch": Format(
+        "llrflow.runs.export_torch", "export_torch", "model.pt, a state_dict, and network.py", "export-torch"
+    ),
 }
 
 

@@ -128,13 +128,13 @@ def _named(path: Path, spec: Spec, mapping: str | Path | None, key: str | None) 
         if any(name.startswith("params/") for name in arrays):
             return File(path, arrays, {}, None, OWN)
     found = []
+    network, normalising = _split(arrays)
     for name, layout in layouts.items():
-        kept = {n: array for n, array in arrays.items() if not layout.is_ignored(n)}
-        kept, normalising = _split(kept)
-        for stripped in _stripped(kept, "/" if layout.style == "haiku" else "."):
-            there = [any(n == f or n.startswith((f"{f}.", f"{f}/")) for n in stripped) for f in layout.fixed]
+        for stripped in _stripped(network, "/" if layout.style == "haiku" else "."):
+            kept = {n: array for n, array in stripped.items() if not layout.is_ignored(n)}
+            there = [any(n == f or n.startswith((f"{f}.", f"{f}/")) for n in kept) for f in layout.fixed]
             score = (sum(there) / max(1, len(there)), sum(there))
-            found.append((score, File(path, stripped, normalising, layout, name)))
+            found.append((score, File(path, kept, normalising, layout, name)))
     best = max(found, key=lambda one: one[0], default=None)
     if best is None or (best[0][1] == 0 and mapping is None):
         known = f"is of no layout known for {spec.model.registered_as[1]}" + some(": it holds ", list(arrays))
