@@ -109,7 +109,7 @@ class Layout(BaseModel):
 
     def is_ignored(self, there: str) -> bool:
         """Whether what has that name there is no part of the network."""
-        patterns = (*self.ignores, "*.num_batches_tracked", "num_batches_tracked")
+        patterns = (*self.ignores, "*.num_batches_tracked", "*_ema/hidden", "*_ema/counter")
         return any(re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), there) for pattern in patterns)
 
     def shape_there(self, one: Named) -> tuple[int, ...]:

@@ -456,12 +456,12 @@ def test_attacked_here_they_fool_there(imported, spec_of, tmp_path):
     model = llrflow.load_model(run)
     images = np.random.default_rng(3).random((48, 32, 32, 3), np.float32)
     labels = np.asarray(model.predict(images))
-    found = model.attack(images, labels, {"type": "auto_attack"}, {"norm": "linf", "epsilon": 1 / 1020})
+    found = model.attack(images, labels, {"type": "auto_attack"})
     folder, _ = export_to("torch", run, tmp_path / "out")
     back = import_model(folder / "model.pt", spec_of(NETWORKS["preact"][1], 32), tmp_path / "back")
     assert back.imported.layout == "PreActResNet with a final norm"
     exported, again = network_py(folder), llrflow.load_model(tmp_path / "back")
-    assert found.success.any() and not found.success.all()
+    assert found.success.mean() > 0.5
     for x in (images, np.asarray(found.x_adv)):
         with torch.no_grad():
             theirs = [n(torch.from_numpy(x).movedim(-1, 1)).argmax(1).numpy() for n in (net, exported)]
