@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,16 +24,17 @@ from jax import export as jax_export
 from jaxlib.mlir.dialects import stablehlo
 
 from llrflow.base.arrays import NotArrays, read_npz
-from llrflow.base.errors import CheckpointError, SpecError, line_of
-from llrflow.base.files import remove_temporaries, require_local, sha256_file, write_atomic
+from llrflow.base.errors import CheckpointError, line_of
+from llrflow.base.files import require_local, sha256_file
 from llrflow.method.threat import Threat
 from llrflow.runs.classifier import Classifier, hash_of, parameter_count
+from llrflow.runs.exports import RECORD, write_export
 from llrflow.runs.folder import RunFolder, Step
-from llrflow.runs.records import Record, written
+from llrflow.runs.records import Record, RunRecord, written
 from llrflow.runs.sealed import read_record
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROGRAM, WEIGHTS, RECORD = "logits.stablehlo", "weights.npz", "model.json"
+PROGRAM, WEIGHTS = "logits.stablehlo", "weights.npz"
 
 
 class ExportRecord(Record):
@@ -62,6 +63,11 @@ class ExportRecord(Record):
     """The version of jax that wrote the program; None in an export of an earlier llrflow."""
     files: dict[str, str]
     """SHA-256 of each file beside this one."""
+
+    @property
+    def described(self) -> str:
+        """What was written, in words."""
+        return f"step {self.step} of {self.name}, for {', '.join(self.platforms)}"
 
 
 class Exported(Classifier):
@@ -112,27 +118,27 @@ def export_model(
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **weights)
     contents = {PROGRAM: program, WEIGHTS: buffer.getvalue()}
-    record = ExportRecord(
-        name=model.name,
-        spec_hash=run.spec_hash,
-        step=model.step,
-        parameters=model.parameters,
-        network={"type": model.spec.model.registered_as[1], **model.spec.model.model_dump()},
-        network_sha256=hash_of(model.variables),
-        classes=model.classes,
-        image_shape=model.image_shape,
-        threat=model.threat.model_dump(),
-        epsilon=written(model.threat.epsilon),
-        platforms=PLATFORMS,
-        versions=run.versions,
-        exported_by=jax.__version__,
-        files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
-    )
-    _prepare(folder)
-    for name, content in contents.items():
-        write_atomic(folder / name, content)
-    record.write(folder / RECORD)  # last: it vouches for the others
+    record = ExportRecord(**facts_of(model, run, contents), platforms=PLATFORMS, exported_by=jax.__version__)
+    write_export(folder, contents, record)
     return folder, record
+
+
+def facts_of(model: Any, run: RunRecord, contents: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the record of every export says of a model of a run and of the files beside it."""
+    return {
+        "name": model.name,
+        "spec_hash": run.spec_hash,
+        "step": model.step,
+        "parameters": model.parameters,
+        "network": {"type": model.spec.model.registered_as[1], **model.spec.model.model_dump()},
+        "network_sha256": hash_of(model.variables),
+        "classes": model.classes,
+        "image_shape": model.image_shape,
+        "threat": model.threat.model_dump(),
+        "epsilon": written(model.threat.epsilon),
+        "versions": run.versions,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
 
 
 def _lowered(logits: Callable[..., jax.Array], weights: dict[str, np.ndarray], image_shape: tuple[int, ...]) -> bytes:
@@ -141,20 +147,6 @@ def _lowered(logits: Callable[..., jax.Array], weights: dict[str, np.ndarray], i
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), weights)
     exported = jax_export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, images)
     return bytes(exported.serialize(vjp_order=1))
-
-
-def _prepare(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (PROGRAM, WEIGHTS, RECORD):
-            remove_temporaries(folder / name)
-        foreign = sorted({path.name for path in folder.iterdir()} - {PROGRAM, WEIGHTS, RECORD})
-    except OSError as error:
-        raise SpecError(str(folder), f"cannot be written: {error.strerror}", "choose another --out") from None
-    if foreign:
-        raise SpecError(
-            str(folder), f"holds {foreign[0]}, which is no part of an export", "choose an empty or new --out"
-        )
 
 
 def load_exported(path: str | Path) -> Exported:
