@@ -18,19 +18,28 @@ from llrflow.components.registry import Component, entries
 
 def guarded(component: Component, call: Callable[[], Any]) -> Any:
     """The result of a call of a plugin's component; what it raises becomes a PluginError with its file and line."""
+    if _origin(component) in ("llrflow", "optax"):
+        return call()
+    return reported(described(component), file_of(type(component)), call)
+
+
+def reported(what: str, file: str | None, call: Callable[[], Any]) -> Any:
+    """The result of a call of a plugin's code in that file; what it raises becomes a PluginError with the line."""
     try:
         return call()
     except LlrflowError:
         raise
     except Exception as error:
-        if _origin(component) in ("llrflow", "optax"):
-            raise
-        source = getattr(sys.modules.get(type(component).__module__), "__file__", None)
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
         first = str(error).strip().split("\n")[0]
         got = f"failed{place}: {type(error).__name__}: {first}"
-        raise PluginError(described(component), got, "fix the plugin; --verbose shows the traceback") from error
+        raise PluginError(what, got, "fix the plugin; --verbose shows the traceback") from error
+
+
+def file_of(made: Any) -> str | None:
+    """The file of the module that a class or a function is defined in."""
+    return getattr(sys.modules.get(made.__module__), "__file__", None)
 
 
 def shaped(component: Component, shape: tuple[int, ...], call: Callable[[], Any]) -> Any:
