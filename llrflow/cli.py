@@ -25,6 +25,11 @@ COMMANDS = {
     "runs": ("llrflow.commands.runs", "runs", "List the runs in a folder, with their results."),
     "report": ("llrflow.commands.report", "report", "Write an HTML page about runs or a sweep."),
     "tail": ("llrflow.commands.tail", "tail", "Print a run's latest metrics and follow it."),
+    "import-model": (
+        "llrflow.commands.import_model",
+        "import_model",
+        "Make a run folder of weights from PyTorch or Haiku.",
+    ),
     "export": ("llrflow.commands.export", "export", "Write a run's model as StableHLO and weights."),
     "plugins": ("llrflow.commands.plugins", "plugins", "Check plugins: components of your own."),
     "data": ("llrflow.commands.data", "data", "Import, prepare, list and look at datasets."),

@@ -77,3 +77,13 @@ def suggest(name: Any, known: Any) -> str:
 def listing(names: Any) -> str:
     """Names in order, joined by commas."""
     return ", ".join(sorted(map(str, names)))
+
+
+SHOWN = 4
+"""Names that `some` shows."""
+
+
+def some(title: str, names: list[str], separator: str = ", ") -> str:
+    """The first few of some names after a title; nothing where there are none."""
+    more = f"{separator}and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{title}{separator.join(names[:SHOWN])}{more}" if names else ""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from llrflow.base.validation import raise_at
 from llrflow.components.registry import register
-from llrflow.models.network import Logits, Network, NormType, Sizes, norm_layer
+from llrflow.models.network import Convolutional, Logits, Network, NormType, Sizes, edges, norm_layer
 
 
 @register("model", "mlp")
@@ -27,7 +27,7 @@ class MLP(Network):
 
 
 @register("model", "cnn")
-class CNN(Network):
+class CNN(Convolutional):
     """Convolutions, then a dense layer.
 
     `channels: [16, 32], kernel: 4, strides: [2, 2], dense: 100` is the small network of Wong & Kolter 2018.
@@ -60,7 +60,8 @@ class CNN(Network):
         """Logits [B,K]."""
         strides = self.strides or (1, *(2 for _ in self.channels[1:]))
         for stage, (channels, stride) in enumerate(zip(self.channels, strides, strict=True)):
-            h = hk.Conv2D(channels, self.kernel, stride=stride, with_bias=self.norm == "none")(h)
+            padding = edges(self.padding, self.kernel, stride)
+            h = hk.Conv2D(channels, self.kernel, stride, padding=padding, with_bias=self.norm == "none")(h)
             h = self.act(norm_layer(self.norm, h, batch_statistics, f"norm_{stage}"))
         h = hk.Flatten()(h)
         if self.dense:

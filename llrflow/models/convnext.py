@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 
 from llrflow.base.validation import raise_at
 from llrflow.components.registry import register
-from llrflow.models.network import SMALL, Logits, Network, Sizes, layer_norm, pooled
+from llrflow.models.network import SMALL, Convolutional, Logits, Sizes, edges, layer_norm, pooled
 from llrflow.models.repeated import repeated
 
 
 @register("model", "convnext")
-class ConvNeXt(Network):
+class ConvNeXt(Convolutional):
     """ConvNeXt (Liu et al. 2022): 7x7 depthwise convolutions and pointwise layers of four times the width.
 
     The defaults are ConvNeXt-T, 28,589,128 parameters for 1000 classes; atto is `depths: [2, 2, 6, 2], widths:
@@ -45,15 +45,19 @@ class ConvNeXt(Network):
 
     def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
         """Logits [B,K]."""
-        h = hk.Conv2D(self.widths[0], self.patch, stride=self.patch, w_init=SMALL, name="stem")(h)
+        h = self._shrunk(h, self.widths[0], self.patch, "stem")
         h = layer_norm(h, "stem_norm")
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             if stage > 0:
                 h = layer_norm(h, f"stage{stage}_downsample_norm")
-                h = hk.Conv2D(width, 2, stride=2, w_init=SMALL, name=f"stage{stage}_downsample")(h)
+                h = self._shrunk(h, width, 2, f"stage{stage}_downsample")
             for block in range(depth):
                 h = repeated(f"stage{stage}_block{block}", ConvNeXt._block, self, h)
         return Logits(classes, w_init=SMALL)(layer_norm(pooled(h, (1, 2)), "final_norm"))
+
+    def _shrunk(self, h: jax.Array, width: int, size: int, name: str) -> jax.Array:
+        padding = edges(self.padding, size, size)
+        return hk.Conv2D(width, size, stride=size, padding=padding, w_init=SMALL, name=name)(h)
 
     def _block(self, h: jax.Array) -> jax.Array:
         width = h.shape[-1]

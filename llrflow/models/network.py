@@ -57,6 +57,27 @@ class Network(Component):
         return getattr(jax.nn, self.activation)
 
 
+Padding = Literal["same", "torch"]
+
+
+class Convolutional(Network):
+    """Base of models with convolutions."""
+
+    padding: Annotated[Padding, Field(exclude_if=lambda padding: padding == "same")] = "same"
+    """Zeros around what convolutions and pooling read: `same` as in TensorFlow, which at a stride pads an even side at
+    its end alone, or `torch`, as many on either side, as PyTorch's networks have it."""
+
+
+def edges(padding: Padding, kernel: int, stride: int) -> str | tuple[tuple[int, int], tuple[int, int]]:
+    """Haiku's `padding` of a square window: `SAME`, or (kernel - stride + 1) // 2 on every side.
+
+    The latter is what PyTorch's networks give their layers: a stride divides an even side (1 for 3x3, 3 for 7x7, none
+    where stride and kernel are equal).
+    """
+    around = max(0, kernel - stride + 1) // 2
+    return "SAME" if padding == "same" else ((around, around), (around, around))
+
+
 class Logits(hk.Linear):
     """A network's last layer, features [B,D] -> logits [B,K]: float32 even in a bfloat16 network."""
 

@@ -10,7 +10,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from llrflow.models.network import Logits, Network, NormType, norm_layer, pooled
+from llrflow.models.network import Convolutional, Logits, NormType, Padding, edges, norm_layer, pooled
 from llrflow.models.repeated import repeated
 
 HE = hk.initializers.VarianceScaling(2.0, "fan_out", "normal")
@@ -37,12 +37,15 @@ class Layers:
     zero_last: bool = False
     """Whether the last layer of every residual branch starts at zero, which makes a block the identity."""
     w_init: hk.initializers.Initializer | None = HE
+    padding: Padding = "same"
+    raw_shortcut: bool = False
+    """Whether the 1x1 convolution of a pre-activation block is given its input before norm and activation."""
 
     def conv(self, h: jax.Array, channels: int, kernel: int, name: str, stride: int = 1, last: bool = False):
         """A square convolution, [B,H,W,C] -> [B,ceil(H/stride),ceil(W/stride),channels]; `last` of its branch."""
         w_init = jnp.zeros if last and self.zero_last else self.w_init
-        bias = self.norm == "none"
-        return hk.Conv2D(channels, kernel, stride=stride, with_bias=bias, w_init=w_init, name=name)(h)
+        bias, padding = self.norm == "none", edges(self.padding, kernel, stride)
+        return hk.Conv2D(channels, kernel, stride, padding=padding, with_bias=bias, w_init=w_init, name=name)(h)
 
     def shortcut(self, h: jax.Array, channels: int, stride: int, name: str) -> jax.Array:
         """The 1x1 convolution of a block that changes the shape; without a bias, which its branch has."""
@@ -60,7 +63,7 @@ class Layers:
         """Two 3x3 convolutions, each after norm and activation (He et al. 2016b)."""
         out = self.activated(h, f"{prefix}norm1")
         if stride > 1 or h.shape[-1] != width:
-            h = self.shortcut(out, width, stride, f"{prefix}shortcut")
+            h = self.shortcut(h if self.raw_shortcut else out, width, stride, f"{prefix}shortcut")
         out = self.conv(out, width, 3, f"{prefix}conv1", stride)
         out = self.activated(out, f"{prefix}norm2")
         return h + self.conv(out, width, 3, f"{prefix}conv2", last=True)
@@ -69,7 +72,7 @@ class Layers:
         """1x1, 3x3 and 1x1 convolutions, each after norm and activation; the 3x3 one has the stride."""
         out = self.activated(h, f"{prefix}norm1")
         if stride > 1 or h.shape[-1] != EXPANSION * width:
-            h = self.shortcut(out, EXPANSION * width, stride, f"{prefix}shortcut")
+            h = self.shortcut(h if self.raw_shortcut else out, EXPANSION * width, stride, f"{prefix}shortcut")
         out = self.activated(self.conv(out, width, 1, f"{prefix}conv1"), f"{prefix}norm2")
         out = self.activated(self.conv(out, width, 3, f"{prefix}conv2", stride), f"{prefix}norm3")
         return h + self.conv(out, EXPANSION * width, 1, f"{prefix}conv3", last=True)
@@ -128,7 +131,7 @@ def pooled_logits(h: jax.Array, classes: int, w_init: hk.initializers.Initialize
     return Logits(classes, w_init=w_init)(pooled(h, (1, 2)))
 
 
-class ResidualNetwork(Network):
+class ResidualNetwork(Convolutional):
     """Base of the published residual networks."""
 
     has_blocks: ClassVar[bool] = True
@@ -144,7 +147,7 @@ class ResidualNetwork(Network):
 
     def layers(self, batch_statistics: bool) -> Layers:
         """The layers of a pass."""
-        return Layers(self.norm, self.act, batch_statistics, self.zero_init_residual)
+        return Layers(self.norm, self.act, batch_statistics, self.zero_init_residual, padding=self.padding)
 
     def stemmed(self, h: jax.Array, layers: Layers, channels: int, activated: bool) -> jax.Array:
         """The stem; `activated` with norm and activation before any pooling, as post-activation networks have it."""
@@ -152,4 +155,12 @@ class ResidualNetwork(Network):
         h = layers.conv(h, channels, 7 if imagenet else 3, "stem", stride=2 if imagenet else 1)
         if activated:
             h = layers.activated(h, "stem_norm")
-        return hk.max_pool(h, (3, 3, 1), (2, 2, 1), "SAME") if imagenet else h
+        return max_pool(h, self.padding) if imagenet else h
+
+
+def max_pool(h: jax.Array, padding: Padding) -> jax.Array:
+    """Maxima of 3x3 windows with a stride of 2."""
+    found = edges(padding, 3, 2)
+    if not isinstance(found, str):
+        h, found = jnp.pad(h, ((0, 0), *found, (0, 0)), constant_values=-jnp.inf), "VALID"
+    return hk.max_pool(h, (3, 3, 1), (2, 2, 1), found)

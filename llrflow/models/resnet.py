@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import dataclasses
+from typing import Annotated, ClassVar, Literal
 
 import haiku as hk
 import jax
@@ -10,12 +11,12 @@ from pydantic import Field, field_validator
 
 from llrflow.base.validation import invalid
 from llrflow.components.registry import register
-from llrflow.models.network import Network, NormType, Sizes
+from llrflow.models.network import Convolutional, NormType, Sizes
 from llrflow.models.residual import STAGES, Layers, ResidualNetwork, Stem, pooled_logits, positions
 
 
 @register("model", "resnet")
-class ResNet(Network):
+class ResNet(Convolutional):
     """A small pre-activation residual network (He et al. 2016b): a 3x3 stem, then stages of two-convolution blocks.
 
     The first block of every stage after the first halves the resolution; a 1x1 convolution carries the
@@ -33,7 +34,7 @@ class ResNet(Network):
 
     def body(self, h: jax.Array, classes: int, batch_statistics: bool) -> jax.Array:
         """Logits [B,K]."""
-        layers = Layers(self.norm, self.act, batch_statistics, w_init=None)
+        layers = Layers(self.norm, self.act, batch_statistics, w_init=None, padding=self.padding)
         h = layers.conv(h, self.widths[0], 3, "stem")
         for stage, block, width, stride in positions(self.widths, [self.blocks] * len(self.widths)):
             h = layers.pre_basic(h, width, stride, f"stage{stage}_block{block}_")
@@ -100,7 +101,11 @@ class _StagedResNet(ResidualNetwork):
             STAGES[self.depth],
             lambda h, stage: self.after_stage(layers, h, stage),
         )
-        return pooled_logits(layers.activated(h, "final_norm") if self.pre else h, classes, self.logits_init)
+        return pooled_logits(self.ended(layers, h), classes, self.logits_init)
+
+    def ended(self, layers: Layers, h: jax.Array) -> jax.Array:
+        """What follows the last stage: nothing here."""
+        return h
 
     def after_stage(self, layers: Layers, h: jax.Array, stage: int) -> jax.Array:
         """What follows a stage's last block: nothing here."""
@@ -116,6 +121,20 @@ class ResNetV2(_StagedResNet):
     """
 
     pre: ClassVar[bool] = True
+
+    final_norm: Annotated[bool, Field(exclude_if=lambda final: final)] = True
+    """Whether the last stage is followed by a norm layer and an activation."""
+
+    shortcut: Annotated[Literal["activated", "raw"], Field(exclude_if=lambda of: of == "activated")] = "activated"
+    """What the 1x1 convolution of a block reads: its input after norm and activation, or before."""
+
+    def layers(self, batch_statistics: bool) -> Layers:
+        """The layers of a pass."""
+        return dataclasses.replace(super().layers(batch_statistics), raw_shortcut=self.shortcut == "raw")
+
+    def ended(self, layers: Layers, h: jax.Array) -> jax.Array:
+        """Norm and activation."""
+        return layers.activated(h, "final_norm") if self.final_norm else h
 
 
 @register("model", "preact_resnet")

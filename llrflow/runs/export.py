@@ -24,16 +24,17 @@ from jax import export as jax_export
 from jaxlib.mlir.dialects import stablehlo
 
 from llrflow.base.arrays import NotArrays, read_npz
-from llrflow.base.errors import CheckpointError, SpecError, line_of
-from llrflow.base.files import remove_temporaries, require_local, sha256_file, write_atomic
+from llrflow.base.errors import CheckpointError, line_of
+from llrflow.base.files import require_local, sha256_file
 from llrflow.method.threat import Threat
 from llrflow.runs.classifier import Classifier, hash_of, parameter_count
+from llrflow.runs.exports import RECORD, write_export
 from llrflow.runs.folder import RunFolder, Step
 from llrflow.runs.records import Record, written
 from llrflow.runs.sealed import read_record
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROGRAM, WEIGHTS, RECORD = "logits.stablehlo", "weights.npz", "model.json"
+PROGRAM, WEIGHTS = "logits.stablehlo", "weights.npz"
 
 
 class ExportRecord(Record):
@@ -62,6 +63,11 @@ class ExportRecord(Record):
     """The version of jax that wrote the program; None in an export of an earlier llrflow."""
     files: dict[str, str]
     """SHA-256 of each file beside this one."""
+
+    @property
+    def described(self) -> str:
+        """What was written, in words."""
+        return f"step {self.step} of {self.name}, for {', '.join(self.platforms)}"
 
 
 class Exported(Classifier):
@@ -128,10 +134,7 @@ def export_model(
         exported_by=jax.__version__,
         files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     )
-    _prepare(folder)
-    for name, content in contents.items():
-        write_atomic(folder / name, content)
-    record.write(folder / RECORD)  # last: it vouches for the others
+    write_export(folder, contents, record)
     return folder, record
 
 
@@ -141,20 +144,6 @@ def _lowered(logits: Callable[..., jax.Array], weights: dict[str, np.ndarray], i
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), weights)
     exported = jax_export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, images)
     return bytes(exported.serialize(vjp_order=1))
-
-
-def _prepare(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (PROGRAM, WEIGHTS, RECORD):
-            remove_temporaries(folder / name)
-        foreign = sorted({path.name for path in folder.iterdir()} - {PROGRAM, WEIGHTS, RECORD})
-    except OSError as error:
-        raise SpecError(str(folder), f"cannot be written: {error.strerror}", "choose another --out") from None
-    if foreign:
-        raise SpecError(
-            str(folder), f"holds {foreign[0]}, which is no part of an export", "choose an empty or new --out"
-        )
 
 
 def load_exported(path: str | Path) -> Exported:

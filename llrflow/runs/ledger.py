@@ -129,6 +129,10 @@ def earlier(folder: RunFolder, digest: str, data: DataRecord) -> RunRecord | Non
     if record.spec_hash != digest:
         got = f"holds a run of another spec (hash {record.spec_hash}, this one has {digest})"
         raise SpecError(str(folder.path), got, "choose another --out, or start over there with --fresh --out")
+    if record.imported is not None:
+        got = f"holds a network that was imported from {record.imported.path}, which is not trained further there"
+        fix = f"to train on from it set model.start.run={folder.path} in a spec, with another --out"
+        raise SpecError(str(folder.path), got, fix)
     if record.data != data:
         got = f"the dataset has changed since this run began: {_difference(record.data, data)}"
         raise CheckpointError(str(folder.run), got, "restore the dataset, or start over with --fresh --out")

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -242,9 +241,7 @@ def session(spec: Spec, out: str | Path | None = None, fresh: bool = False, quie
         checkpoints = Checkpoints(folder.checkpoints, program.spec.checkpoint.keep, digest, taken_over)
         if before is not None:
             start = start_of(program, before, trained=bool(checkpoints.steps()))
-        held = _storable(program.spec)
-        stored = dump_yaml(held).encode()
-        seal = {"spec_sha256": hashlib.sha256(stored).hexdigest(), "stored_hash": spec_hash(load_spec(held))}
+        stored, seal = stored_spec(program.spec)
         record = new_record(program, spec, data, digest, before).model_copy(update=seal)
         if start is not None:
             record = record.model_copy(update={"start": start.record})
@@ -323,14 +320,15 @@ def run_name(spec: Spec, digest: str) -> str:
     return f"{spec.name}-{digest}"
 
 
-def _storable(spec: Spec) -> dict[str, Any]:
-    """The resolved spec as data, without its sweep.
+def stored_spec(spec: Spec) -> tuple[bytes, dict[str, str]]:
+    """What spec.yaml holds of a resolved spec, without its sweep, and what run.json knows of it.
 
-    Plugin files and other runs by absolute path, since the run folder lies elsewhere.
+    Plugin files and other runs stand there by absolute path, since the run folder lies elsewhere.
     """
     data = {**spec.model_dump(exclude={"sweep"}), "plugins": list(spec.plugin_paths())}
     make_runs_absolute(spec, data)
-    return data
+    stored = dump_yaml(data).encode()
+    return stored, {"spec_sha256": hashlib.sha256(stored).hexdigest(), "stored_hash": spec_hash(load_spec(data))}
 
 
 @contextmanager

@@ -73,6 +73,19 @@ class StartRecord(Record):
     """Over names, types, shapes and values of all arrays of the source."""
 
 
+class ImportRecord(Record):
+    """run.json, `imported`: the file that the network was read from, in place of a training."""
+
+    path: str
+    sha256: str
+    """Of the file."""
+    layout: str
+    """What its arrays are called by."""
+    arrays: int
+    set: dict[str, Any]
+    """Fields of the spec that the file or its layout gave, by path."""
+
+
 class LossRecord(Record):
     """run.json, one of `losses`: a process of a group under Ray was lost, and the group started again or given up."""
 
@@ -136,6 +149,8 @@ class RunRecord(Record):
     """Where it begins, unless at step 0."""
     start: StartRecord | None = None
     """What its network began with; None for fresh arrays."""
+    imported: ImportRecord | None = None
+    """Where its network comes from if it was not trained: `step` and `steps` are 0."""
     stretches: list[StretchRecord] = []
     """Where the run was resumed with other versions or on other devices than those before; `devices` and `versions` are
     those that it began with."""

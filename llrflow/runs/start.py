@@ -9,6 +9,7 @@ import numpy as np
 
 from llrflow.base.arrays import NotArrays, read_npz
 from llrflow.base.errors import CheckpointError, InputError, line_of
+from llrflow.base.validation import some
 from llrflow.models.head import head_of
 from llrflow.models.network import STATISTICS
 from llrflow.program.compile import Program
@@ -18,9 +19,6 @@ from llrflow.runs.folder import RunFolder
 from llrflow.runs.model import load_model
 from llrflow.runs.records import RunRecord, StartRecord
 from llrflow.spec.load import at
-
-_SHOWN = 4
-"""Arrays that a message names of each kind of misfit."""
 
 Arrays = dict[str, dict[str, Any]]
 """By module and name, as Haiku keeps them."""
@@ -75,7 +73,7 @@ def _read(program: Program) -> Begun:
         raise at(spec, "model.start.head", got, "keep it")
     wanted = program.abstract_state()
     if start.npz is not None:
-        state = _completed(state, wanted.model_state)
+        state = completed(state, wanted.model_state)
     _check(program, params | state, {**wanted.params, **wanted.model_state}, head)
     record = StartRecord(path=str(start.path), step=step, head=head, sha256=hash_of((params, state)))
     return Begun({module: held for module, held in params.items() if module != head}, state, record)
@@ -113,7 +111,7 @@ def _of_file(program: Program, path: Path) -> tuple[Arrays, Arrays]:
     return found["params"], found["state"]
 
 
-def _completed(state: Arrays, wanted: Arrays) -> Arrays:
+def completed(state: Arrays, wanted: Arrays) -> Arrays:
     """Moving statistics of which a file holds `average` alone, with what Haiku counts beside: as after many batches."""
     result = dict(state)
     for module, held in state.items():
@@ -130,9 +128,9 @@ def _check(program: Program, given: Arrays, wanted: Arrays, head: str | None) ->
                    for tree in (wanted, given))  # fmt: skip
     shapes = [f"{n} is {there[n]}, wanted {here[n]}" for n in here if n in there and here[n] != there[n]]
     problems = [
-        _some("", shapes, "; "),
-        _some("missing: ", [f"{n} {here[n]}" for n in here if n not in there]),
-        _some("not in this network: ", [f"{n} {there[n]}" for n in there if n not in here]),
+        some("", shapes, "; "),
+        some("missing: ", [f"{n} {here[n]}" for n in here if n not in there]),
+        some("not in this network: ", [f"{n} {there[n]}" for n in there if n not in here]),
     ]
     if not any(problems):
         return
@@ -144,9 +142,3 @@ def _check(program: Program, given: Arrays, wanted: Arrays, head: str | None) ->
     if made is not None and all(name.rpartition("/")[0] == made for name in wrong):
         fix = f"set `head: new`, which leaves {made} as freshly initialised"
     raise at(spec, "model.start", got + "; ".join(filter(None, problems)), fix)
-
-
-def _some(title: str, names: list[str], separator: str = ", ") -> str:
-    """The first few of some names."""
-    more = f"{separator}and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{title}{separator.join(names[:_SHOWN])}{more}" if names else ""
