@@ -30,7 +30,7 @@ COMMANDS = {
         "import_model",
         "Make a run folder of weights from PyTorch or Haiku.",
     ),
-    "export": ("llrflow.commands.export", "export", "Write a run's model as StableHLO and weights."),
+    "export": ("llrflow.commands.export", "export", "Write a run's model for other tools."),
     "plugins": ("llrflow.commands.plugins", "plugins", "Check plugins: components of your own."),
     "data": ("llrflow.commands.data", "data", "Import, prepare, list and look at datasets."),
     "types": ("llrflow.commands.inspect", "types", "List every component with its fields and defaults."),

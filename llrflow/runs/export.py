@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from llrflow.method.threat import Threat
 from llrflow.runs.classifier import Classifier, hash_of, parameter_count
 from llrflow.runs.exports import RECORD, write_export
 from llrflow.runs.folder import RunFolder, Step
-from llrflow.runs.records import Record, written
+from llrflow.runs.records import Record, RunRecord, written
 from llrflow.runs.sealed import read_record
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -103,14 +103,10 @@ def export_model(
     folder = Path(run_dir) / "export" if out is None else Path(out)
     require_local(folder)
     run, _ = stored_run(RunFolder(Path(run_dir)), trust_plugins=trust_plugins)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(model.variables)
-    names = [
-        "/".join(["params" if path[0].idx == 0 else "state", *(entry.key for entry in path[1:])]) for path, _ in leaves
-    ]
-    weights = dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
+    weights, whole = named_weights(model.variables)
 
     def logits(weights: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        variables = tree.unflatten([weights[name] for name in names])
+        variables = whole(weights)
         # One image at a time, so that no network, a plugin's neither, meets a batch of unknown size.
         return jax.vmap(lambda image: model.network.predict(variables, image[None])[0])(images)
 
@@ -118,24 +114,37 @@ def export_model(
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **weights)
     contents = {PROGRAM: program, WEIGHTS: buffer.getvalue()}
-    record = ExportRecord(
-        name=model.name,
-        spec_hash=run.spec_hash,
-        step=model.step,
-        parameters=model.parameters,
-        network={"type": model.spec.model.registered_as[1], **model.spec.model.model_dump()},
-        network_sha256=hash_of(model.variables),
-        classes=model.classes,
-        image_shape=model.image_shape,
-        threat=model.threat.model_dump(),
-        epsilon=written(model.threat.epsilon),
-        platforms=PLATFORMS,
-        versions=run.versions,
-        exported_by=jax.__version__,
-        files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
-    )
+    record = ExportRecord(**facts_of(model, run, contents), platforms=PLATFORMS, exported_by=jax.__version__)
     write_export(folder, contents, record)
     return folder, record
+
+
+def named_weights(variables: Any) -> tuple[dict[str, np.ndarray], Callable[[Mapping[str, Any]], Any]]:
+    """A network's parameters and statistics as arrays `params|state/MODULE/NAME`, and the way back."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
+    names = [
+        "/".join(["params" if path[0].idx == 0 else "state", *(entry.key for entry in path[1:])]) for path, _ in leaves
+    ]
+    weights = dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
+    return weights, lambda weights: tree.unflatten([weights[name] for name in names])
+
+
+def facts_of(model: Any, run: RunRecord, contents: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the record of every export says of a model of a run and of the files beside it."""
+    return {
+        "name": model.name,
+        "spec_hash": run.spec_hash,
+        "step": model.step,
+        "parameters": model.parameters,
+        "network": {"type": model.spec.model.registered_as[1], **model.spec.model.model_dump()},
+        "network_sha256": hash_of(model.variables),
+        "classes": model.classes,
+        "image_shape": model.image_shape,
+        "threat": model.threat.model_dump(),
+        "epsilon": written(model.threat.epsilon),
+        "versions": run.versions,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
 
 
 def _lowered(logits: Callable[..., jax.Array], weights: dict[str, np.ndarray], image_shape: tuple[int, ...]) -> bytes:

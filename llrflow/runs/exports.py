@@ -33,6 +33,10 @@ class Format(NamedTuple):
 
 FORMATS = {
     "stablehlo": Format("llrflow.runs.export", "export_model", "logits.stablehlo and weights.npz", "export"),
+    "onnx": Format("llrflow.runs.export_onnx", "export_onnx", "model.onnx", "export-onnx"),
+    "robustbench": Format(
+        "llrflow.runs.export_robustbench", "export_robustbench", "model_info.json", "export-robustbench"
+    ),
 }
 
 
