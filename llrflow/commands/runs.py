@@ -157,6 +157,7 @@ def _row(folder: Any) -> dict[str, Any]:
     try:
         record = folder.record()
         row |= record.model_dump(include={"name", "state", "step", "steps", "error", "trained_on_test"})
+        row["state"] = "imported" if record.imported is not None and row["state"] == "finished" else row["state"]
         row |= {"seconds": sum(record.seconds.values()), "progress": record.step / max(record.steps, 1)}
         evaluations = folder.evaluations()
     except (CheckpointError, ValidationError) as error:

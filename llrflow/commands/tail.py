@@ -55,7 +55,10 @@ def tail(run_folder: Path, lines: int, follow: bool, as_json: bool) -> None:
     if problem := None if under_way else folder.metrics_problem(record):
         echo(problem, err=True)
     if not as_json:
-        echo(f"{record.state}, saved at step {record.step} of {record.steps}: {record.error or folder.path}")
+        where = f"{record.state}, saved at step {record.step} of {record.steps}"
+        if record.imported is not None:
+            where = f"imported from {record.imported.path}"
+        echo(f"{where}: {record.error or folder.path}")
 
 
 class _Metrics:

@@ -95,12 +95,14 @@ class ReadRun:
             again = f"llrflow run {self.path / 'spec.yaml'} --out {self.path}"
             why = f" ({self.record.error})" if self.record.error else ""
             yield f"{self.name} is {self.record.state} at step {step} of {steps}{why}; to continue: {again}"
+        if (imported := self.record.imported) is not None:
+            yield f"{self.name} was not trained here: it was imported from {imported.path}, SHA-256 {imported.sha256}"
         yield from changed_files(self.path, self.record)
         if self.half_written:
             path = self.path / "metrics.jsonl"
             yield f"{self.name}: {self.half_written} half-written line(s) of {path} were left out"
         if self.main is None:
-            if step:
+            if step or self.record.imported is not None:
                 yield f"{self.name} has no evaluation; to make one: llrflow evaluate {self.path}"
             return
         found = self.main.record.checkpoint

@@ -14,6 +14,7 @@ from llrflow.base.errors import CheckpointError, DataError, SpecError
 from llrflow.base.files import sha256_file, write_atomic
 from llrflow.base.validation import first_problem, some
 from llrflow.components.consent import remember
+from llrflow.components.registry import validate
 from llrflow.data.pipelines import open_split
 from llrflow.data.well_known import describe_or_known
 from llrflow.program.compile import Program, compile_spec
@@ -25,7 +26,7 @@ from llrflow.runs.records import DataRecord, ImportRecord, RunRecord, git_state,
 from llrflow.runs.start import Arrays, completed
 from llrflow.spec.load import at, load_spec
 from llrflow.spec.resolve import resolve, spec_hash
-from llrflow.spec.schema import Spec
+from llrflow.spec.schema import OptimizerEntry, Spec
 from llrflow.spec.source import read_source
 from llrflow.weights.layout import Layout, Named
 from llrflow.weights.read import read_weights
@@ -70,7 +71,7 @@ def import_model(
     loaded = load_spec(str(spec), changes)
     held = _named(path, loaded, mapping, key)
     given = _given(loaded, held)
-    loaded = load_spec(str(spec), {**changes, **given, **_untrained(loaded)})
+    loaded = _untrained(load_spec(str(spec), {**changes, **given}))
     program = compile_spec(loaded, training=False, facts_of=describe_or_known)
     count = len(held.arrays)
     state = _state(program, held)
@@ -127,13 +128,13 @@ def _named(path: Path, spec: Spec, mapping: str | Path | None, key: str | None) 
         if any(name.startswith("params/") for name in arrays):
             return File(path, arrays, {}, None, OWN)
     found = []
+    network, normalising = _split(arrays)
     for name, layout in layouts.items():
-        kept = {n: array for n, array in arrays.items() if not layout.is_ignored(n)}
-        kept, normalising = _split(kept)
-        for stripped in _stripped(kept, "/" if layout.style == "haiku" else "."):
-            there = [any(n == f or n.startswith((f"{f}.", f"{f}/")) for n in stripped) for f in layout.fixed]
+        for stripped in _stripped(network, "/" if layout.style == "haiku" else "."):
+            kept = {n: array for n, array in stripped.items() if not layout.is_ignored(n)}
+            there = [any(n == f or n.startswith((f"{f}.", f"{f}/")) for n in kept) for f in layout.fixed]
             score = (sum(there) / max(1, len(there)), sum(there))
-            found.append((score, File(path, stripped, normalising, layout, name)))
+            found.append((score, File(path, kept, normalising, layout, name)))
     best = max(found, key=lambda one: one[0], default=None)
     if best is None or (best[0][1] == 0 and mapping is None):
         known = f"is of no layout known for {spec.model.registered_as[1]}" + some(": it holds ", list(arrays))
@@ -200,10 +201,12 @@ def _given(spec: Spec, held: File) -> dict[str, Any]:
     return given
 
 
-def _untrained(spec: Spec) -> dict[str, Any]:
-    """What of a spec is only for a training: averaged parameters, and what to begin with."""
-    found: dict[str, Any] = {} if spec.train.ema is None else {"train.ema": None}
-    return found if spec.model.start is None else {**found, "model.start": None}
+def _untrained(spec: Spec) -> Spec:
+    """A spec without what only a training has a state of: averaged parameters, an optimizer's, what it began with."""
+    still = validate("optimizer", {"type": "sgd", "learning_rate": 0.0}, OptimizerEntry)
+    train = spec.train.model_copy(update={"ema": None})
+    model = spec.model.model_copy(update={"start": None})
+    return spec.model_copy(update={"train": train, "model": model, "optimizer": still})
 
 
 def _state(program: Program, held: File) -> TrainState:

@@ -86,8 +86,12 @@ class Layout(BaseModel):
             return Named(module, name, shape, found[0], "", None)
         if (found := self._found(base)) is None:
             return Named(module, name, shape, None, leaf, None)
-        ending = f"/{leaf}" if self.style == "haiku" else f".{_TORCH.get(leaf, leaf)}"
-        return Named(module, name, shape, found[0] + ending, leaf, found[1])
+        one = Named(module, name, shape, None, leaf, found[1])
+        return one._replace(there=f"{found[0]}{'/' if self.style == 'haiku' else '.'}{self.ending(one)}")
+
+    def ending(self, one: Named) -> str:
+        """The last part of an array's name there."""
+        return one.leaf if self.style == "haiku" else _TORCH.get(one.leaf, one.leaf)
 
     def _found(self, ours: str) -> tuple[str, tuple[int, int, int] | None] | None:
         """The name there of a module or an array of ours."""
@@ -105,7 +109,7 @@ class Layout(BaseModel):
 
     def is_ignored(self, there: str) -> bool:
         """Whether what has that name there is no part of the network."""
-        patterns = (*self.ignores, "*.num_batches_tracked", "num_batches_tracked")
+        patterns = (*self.ignores, "*.num_batches_tracked", "*_ema/hidden", "*_ema/counter")
         return any(re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), there) for pattern in patterns)
 
     def shape_there(self, one: Named) -> tuple[int, ...]:
@@ -122,7 +126,7 @@ class Layout(BaseModel):
                 split = array.reshape(height, width, channels, -1)
                 return split.transpose(3, 2, 0, 1).reshape(split.shape[-1], -1)
             return array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
-        return array.reshape(-1) if one.leaf else array
+        return array.reshape(-1) if one.leaf in _TORCH else array
 
     def into(self, array: np.ndarray, one: Named) -> np.ndarray:
         """An array of the right shape there as ours, float32."""

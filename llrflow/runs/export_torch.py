@@ -1,0 +1,142 @@
+"""A model for PyTorch: a state_dict by the names of a known layout, and a file with the network for those without.
+
+model.pt      state_dict, which torch.load(weights_only=True) reads
+network.py    the network, which needs PyTorch alone
+model.json    TorchRecord
+"""
+
+from __future__ import annotations
+
+import io
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from llrflow.base.errors import LlrflowError, SpecError
+from llrflow.base.files import require_local
+from llrflow.runs.export import ExportRecord, facts_of
+from llrflow.runs.exports import write_export
+from llrflow.runs.folder import RunFolder, Step
+from llrflow.runs.importing import known_layouts
+from llrflow.runs.model import Model, load_model, stored_run
+from llrflow.weights.layout import Layout, Named
+
+WEIGHTS, NETWORK = "model.pt", "network.py"
+
+IMAGES, TOLERANCE = 64, 1e-3
+"""Images that every export is compared on, of uniform noise, and the largest difference allowed, in parts of the
+largest logit."""
+
+_OWN = "llrflow"
+"""The names of networks without a known layout: as in llrflow, with dots."""
+
+
+class TorchRecord(ExportRecord):
+    """model.json of an export to PyTorch."""
+
+    platforms: tuple[str, ...] = ("torch",)
+    layout: str
+    """What arrays are called by."""
+    names: dict[str, str]
+    """In model.pt, by their names in llrflow."""
+    certificate: dict[str, Any] | None
+    """Of the checkpoint, with the spec's attacks on its test images; None where it was not evaluated."""
+    difference: float
+    """The largest of any logit to llrflow's on 64 images of uniform noise."""
+
+    @property
+    def described(self) -> str:
+        """What was written, in words."""
+        found = f"logits within {self.difference:.1e} of llrflow's on {IMAGES} images"
+        return f"step {self.step} of {self.name}, by the names of {self.layout}, {found}"
+
+
+def export_torch(
+    run_dir: str | Path,
+    out: str | Path,
+    step: Step | None = None,
+    parameters: Literal["raw", "ema"] | None = None,
+    trust_plugins: bool = False,
+) -> tuple[Path, TorchRecord]:
+    """Write a model for PyTorch, chosen as by `load_model`, into a folder; gives the folder and its record.
+
+    Raises as `load_model`; SpecError without PyTorch, for a network that network.py does not have, or where the folder
+    holds other files; LlrflowError where PyTorch's logits are not llrflow's.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        from llrflow.weights import torch_network
+    except ModuleNotFoundError:
+        raise SpecError("--to torch", "needs PyTorch", "pip install 'llrflow[torch]'") from None
+    model = load_model(run_dir, step, parameters, trust_plugins)
+    require_local(Path(out))
+    folder = RunFolder(Path(run_dir))
+    run, _ = stored_run(folder, trust_plugins=trust_plugins)
+    kind = model.spec.model.registered_as[1]
+    if not hasattr(torch_network.Network, f"_{kind}"):
+        got = f"knows nothing of {kind}, which is no network of llrflow's"
+        raise SpecError("--to torch", got, "leave --to out, for StableHLO")
+    layout_name, layout = _layout_of(model.spec.model)
+    weights, names = _arrays(model, layout)
+    tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+    config = {"type": kind, **model.spec.model.model_dump()}
+    difference = _difference(model, torch_network.Network(config, names, tensors).eval(), torch)
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    code = (resources.files("llrflow.weights") / "torch_network.py").read_bytes()
+    contents = {WEIGHTS: buffer.getvalue(), NETWORK: code}
+    evaluation = folder.evaluations().get(model.step)
+    record = TorchRecord(
+        **facts_of(model, run, contents),
+        exported_by=f"torch {torch.__version__}",
+        layout=layout_name,
+        names=names,
+        certificate=None if evaluation is None else evaluation.model_dump(mode="json"),
+        difference=difference,
+    )
+    write_export(Path(out), contents, record)
+    return Path(out), record
+
+
+def _layout_of(model: Any) -> tuple[str, Layout]:
+    """The known layout whose fields a network has, but for its activation, which no name tells of; or our own."""
+    for name, layout in known_layouts().items():
+        wanted = {field: value for field, value in layout.fields.items() if field != "activation"}
+        fits = all(getattr(model, field, value) == value for field, value in wanted.items())
+        if model.registered_as[1] in layout.models and layout.style == "torch" and fits:
+            return name, layout
+    return _OWN, Layout.model_validate({"names": {}})
+
+
+def _arrays(model: Model, layout: Layout) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The state_dict of a model, and the names of its arrays by ours."""
+    params, state = model.variables
+    trees, found, names = {**params, **state}, {}, {}
+    for one in layout.named(params, state):
+        there = one.there or _dotted(layout, one)
+        found[there] = np.ascontiguousarray(layout.out_of(np.asarray(trees[one.module][one.name]), one))
+        names[f"{one.module}/{one.name}"] = there
+    return found, names
+
+
+def _dotted(layout: Layout, one: Named) -> str:
+    """A name for an array that has none in a layout."""
+    module = one.module.partition("/~/")[0] if "_ema" in one.module else one.module
+    return ".".join([*(part for part in module.split("/") if part != "~"), layout.ending(one)])
+
+
+def _difference(model: Model, network: Any, torch: Any) -> float:
+    """The largest difference of PyTorch's logits to ours. Raises LlrflowError where they are not the same."""
+    images = np.random.default_rng(0).random((IMAGES, *model.image_shape), np.float32)
+    largest, top = 0.0, 1.0
+    for some in np.split(images, 4):
+        ours = np.asarray(model.logits(some))
+        with torch.no_grad():
+            theirs = network(torch.from_numpy(some).permute(0, 3, 1, 2)).numpy()
+        largest, top = max(largest, float(np.abs(ours - theirs).max())), max(top, float(np.abs(ours).max()))
+    if not largest <= TOLERANCE * top:
+        raise LlrflowError(f"--to torch: PyTorch's logits differ by {largest:g} from llrflow's; nothing was written")
+    return largest
