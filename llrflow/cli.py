@@ -31,6 +31,7 @@ COMMANDS = {
         "Make a run folder of weights from PyTorch or Haiku.",
     ),
     "export": ("llrflow.commands.export", "export", "Write a run's model for other tools."),
+    "zoo": ("llrflow.commands.zoo", "zoo", "List, fetch and publish runs: a zoo in a folder or at a URL."),
     "plugins": ("llrflow.commands.plugins", "plugins", "Check plugins: components of your own."),
     "data": ("llrflow.commands.data", "data", "Import, prepare, list and look at datasets."),
     "types": ("llrflow.commands.inspect", "types", "List every component with its fields and defaults."),
