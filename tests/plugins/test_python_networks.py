@@ -129,7 +129,7 @@ def network(classes, image_shape):
 """
 
 
-def test_a_state_is_of_all_devices_and_of_training_passes_alone(passes, tmp_path):
+def test_a_state_is_that_of_all_devices_after_one_pass_a_step(passes, tmp_path):
     (tmp_path / "counting.py").write_text(COUNTING)
     changes = {"plugins": [str(tmp_path / "counting.py")], "model": {"type": "python", "call": "counting:network"}}
     one, two = (passes({**changes, "devices.count": devices}, 2) for devices in (1, 2))
