@@ -199,7 +199,7 @@ def test_haiku_parameters_as_deepmind_published_them(weights, spec, images, tmp_
 
 
 def torch_file(path, held, extra=None, claim=None):
-    """A file as `torch.save` writes it, of dicts of arrays; `claim` is (offset, size, stride) of each in its storage."""
+    """A file as `torch.save` writes it, of arrays; `claim` is (offset, size, stride) of each in its storage."""
     fake, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     storages = []
 
@@ -261,7 +261,7 @@ def test_pytorchs_format_is_read_without_it(weights, tmp_path):
 )
 def test_a_tensor_that_leaves_its_storage_is_refused(claim, tmp_path):
     torch_file(tmp_path / "a.pt", {"b": np.arange(10, dtype=np.float32)}, claim=claim)
-    with pytest.raises(CheckpointError, match="larger than its storage|of something else than a storage"):
+    with pytest.raises(CheckpointError, match=r"larger than its storage|of something else than a storage"):
         read_weights(tmp_path / "a.pt")
 
 
