@@ -11,7 +11,7 @@ PART := tests/method tests/program/test_training_step.py tests/runs/test_export.
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start many processes, which need not compile llrflow each
 
-.PHONY: help quickstart methods accelerator accelerator-dry test test-long test-fast test-part figures lint format install docs docs-links clean
+.PHONY: help quickstart methods zoo accelerator accelerator-dry test test-long test-fast test-part figures lint format install docs docs-links clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,13 @@ quickstart: $(VENV)/.installed  ## Install llrflow in .venv and run specs/quicks
 methods: $(VENV)/.installed  ## Train and attack every method on digits; prints the table of docs/methods.md
 	for spec in specs/methods/*.yaml plugins/*/*.yaml; do $(BIN)/llrflow run $$spec --out runs/methods/$$(basename $$spec .yaml) || exit 1; done
 	$(BIN)/llrflow runs runs/methods --markdown
+
+ZOO_SPECS ?= specs/quickstart.yaml specs/methods/llr.yaml specs/methods/pgd_training.yaml
+
+zoo: $(VENV)/.installed  ## Train ZOO_SPECS and publish them in the folder zoo
+	for spec in $(ZOO_SPECS); do name=$$(basename $$spec .yaml); \
+	  $(BIN)/llrflow run $$spec --out runs/zoo/$$name || exit 1; \
+	  $(BIN)/llrflow zoo add runs/zoo/$$name --to zoo --name $$name || exit 1; done
 
 test: $(VENV)/.installed-test  ## Run all tests, slow ones included, but for long ones and those that time something
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not alone and not long"

@@ -42,6 +42,7 @@ SAMPLES = {
     "power": 2.0, "decay_steps": "100%", "transition_steps": "50%", "warmup_steps": "5%",
     "optimizer": {"type": "adam", "learning_rate": 0.1}, "values": [1.0, 2.0, 4.0], "low": 1, "high": 10,
     "from": "objective.terms.gamma.weight", "run": "runs/other",
+    "call": "networks:small",
 }  # fmt: skip
 """A value for each field that has no default (or, for `run`, none that can be used)."""
 
@@ -163,6 +164,8 @@ def example(kind: str, name: str) -> dict[str, Any]:
         elif isinstance(default := info.default, (bool, int, float, str)) and not _is_constant(info):
             fields[field] = default
     plugin = entries(kind)[name].origin
+    if "call" in fields:
+        plugin = f"{fields['call'].partition(':')[0]}.py"
     head = {"plugins": [f"{Path(plugin).name}"]} if plugin.endswith(".py") else {}
     return {**head, **_in_place(kind, name, fields)}
 

@@ -22,15 +22,25 @@ OWN = ("llrflow", "optax")
 
 def guarded(component: Component, call: Callable[[], Any]) -> Any:
     """The result of a call of a plugin's component; what it raises becomes a PluginError with its file and line."""
+    if _origin(component) in OWN:
+        return call()
+    return reported(described(component), file_of(type(component)), call)
+
+
+def reported(what: str, file: str | None, call: Callable[[], Any]) -> Any:
+    """The result of a call of a plugin's code in that file; what it raises becomes a PluginError with the line."""
     try:
         return call()
     except LlrflowError:
         raise
     except Exception as error:
-        if _origin(component) in OWN:
-            raise
-        got = f"failed{raised_at(error, [_file_of(type(component))])}: {type(error).__name__}: {line_of(error)}"
-        raise PluginError(described(component), got, "fix the plugin; --verbose shows the traceback") from error
+        got = f"failed{raised_at(error, [file])}: {type(error).__name__}: {line_of(error)}"
+        raise PluginError(what, got, "fix the plugin; --verbose shows the traceback") from error
+
+
+def file_of(made: Any) -> str | None:
+    """The file of the module that a class or a function is defined in."""
+    return getattr(sys.modules.get(made.__module__), "__file__", None)
 
 
 def raised_at(error: Exception, files: Collection[str | None]) -> str:
@@ -45,11 +55,7 @@ def raised_at(error: Exception, files: Collection[str | None]) -> str:
 def plugin_files() -> set[str | None]:
     """The files of all components that plugins have registered."""
     known = [entry for kind in KINDS for entry in entries(kind).values() if entry.origin not in OWN]
-    return {_file_of(entry.cls) for entry in known}
-
-
-def _file_of(cls: type) -> str | None:
-    return getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return {file_of(entry.cls) for entry in known}
 
 
 def shaped(component: Component, shape: tuple[int, ...], call: Callable[[], Any]) -> Any:

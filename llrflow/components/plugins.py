@@ -9,10 +9,14 @@ import importlib.util
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
 
 from llrflow.base.errors import PluginError
 from llrflow.base.files import sha256_file
+from llrflow.base.validation import suggest
 from llrflow.components.registry import KINDS, entries, forget, import_as, load_builtins
 
 
@@ -33,11 +37,43 @@ def load_plugin(plugin: str, where: str = "plugin") -> str:
             raise PluginError(
                 where, f"plugins: there is no file {plugin}", "paths are relative to the spec that names them"
             )
-        _import(plugin, where, lambda: _import_file(_module_of(path), path))
+        name = _module_of(path)
+        _import(plugin, where, lambda: _import_file(name, path))
     else:
         point = entry_point(plugin)
+        name = point.module if point else plugin
         _import(plugin, where, point.load if point else lambda: importlib.import_module(plugin))
+    _called[called(plugin)] = sys.modules[name]
     return plugin
+
+
+_called: dict[str, ModuleType] = {}
+"""The module of the plugin that was loaded last under a name."""
+
+
+def called(plugin: str) -> str:
+    """How a spec calls one of its plugins elsewhere: a file by its name alone, without `.py`."""
+    return Path(plugin).stem if plugin.endswith(".py") else plugin
+
+
+def function_of(text: str) -> Callable[..., Any]:
+    """The function `PLUGIN:function`; its plugin must have been loaded. Raises PluginError."""
+    plugin, _, name = text.partition(":")
+    if not plugin or not name:
+        raise PluginError("call", "is no `PLUGIN:function`", "write it so: `networks:small`")
+    if plugin not in _called:
+        raise PluginError("call", f"names {plugin!r}, which is no plugin of this spec", f"add it: {_listed(plugin)}")
+    module = _called[plugin]
+    found = getattr(module, name, None)
+    if not callable(found):
+        functions = [key for key, value in vars(module).items() if isinstance(value, FunctionType)]
+        fix = suggest(name, functions) if functions else "define it"
+        raise PluginError("call", f"names {name!r}, which is no function of {module.__file__}", fix)
+    return found
+
+
+def _listed(plugin: str) -> str:
+    return f"`plugins: [{plugin}]`" if "." in plugin else f"`plugins: [{plugin}.py]`, or `[{plugin}]` for a module"
 
 
 def is_imported(plugin: str) -> bool:

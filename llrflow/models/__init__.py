@@ -1,5 +1,5 @@
-"""Models: Haiku networks from images in [0, 1] to logits."""
+"""Models: networks from images in [0, 1] to logits, Haiku's or a plugin's."""
 
-from llrflow.models import classic, convnext, denoise, resnet, vit
+from llrflow.models import classic, convnext, denoise, python, resnet, vit
 
-__all__ = ["classic", "convnext", "denoise", "resnet", "vit"]
+__all__ = ["classic", "convnext", "denoise", "python", "resnet", "vit"]

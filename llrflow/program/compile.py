@@ -26,6 +26,7 @@ from llrflow.method.objective import CLEAN
 from llrflow.method.probe import LogitsFn, Probe
 from llrflow.method.term import lacking_classes
 from llrflow.method.threat import Threat
+from llrflow.models.network import has_statistics
 from llrflow.program.compiled import Key, functions_of
 from llrflow.program.devices import Devices
 from llrflow.program.freeze import check_frozen
@@ -253,6 +254,8 @@ def compile_spec(spec: Spec, training: bool = True, facts_of: Callable[[Data], D
         if spec.train.freeze:
             state = program.abstract_state()
             check_frozen(spec, state.params, state.model_state)
+        if spec.plugins:
+            _check_state(program)
         if training:
             _check_objective(program)
     return program
@@ -279,6 +282,21 @@ def undivided(spec: Spec, count: int) -> SpecError:
     size = spec.train.batch_size
     fix = f"try {-(-size // count) * count}"
     return at(spec, "train.batch_size", f"= {size} does not divide over {count} devices", fix)
+
+
+def _check_state(program: Program) -> None:
+    """Raise SpecError where statistics are asked for that only Haiku's BatchNorm layers can give anew."""
+    spec, held = program.spec, program.abstract_state().model_state
+    if not jax.tree.leaves(held) or has_statistics(held):
+        return
+    got = f"and {spec.model.label()} keeps a state of its own, which only its passes know to update"
+    policy = spec.train.batch_norm
+    for field in ("terms", "search"):
+        if getattr(policy, field) == "clean":
+            raise at(spec, f"train.batch_norm.{field}", f"= 'clean', {got}", "choose batch or moving")
+    if spec.train.ema is not None:
+        fix = "delete it, or use layers that keep none, such as group norm"
+        raise at(spec, "train.ema", f"needs statistics of the averaged parameters, {got}", fix)
 
 
 def _check_objective(program: Program) -> None:

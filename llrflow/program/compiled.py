@@ -46,7 +46,8 @@ class Key:
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
         described = (facts.classes, facts.image_shape, facts.varies)
-        self.text = json.dumps([static_parts(spec), names, described, [str(d) for d in devices.all]])
+        code = spec.plugin_identities()  # a plugin may have changed since a program of the same words was compiled
+        self.text = json.dumps([static_parts(spec), code, names, described, [str(d) for d in devices.all]])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key) and self.text == other.text

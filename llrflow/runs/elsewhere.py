@@ -51,7 +51,7 @@ def fitting_block(other: OtherData, spec: Spec, record: RunRecord) -> Data:
         raise DataError(OPTION, got, fix)
     if facts.classes != stored.classes:
         raise DataError(OPTION, f"{other.title} has {facts.classes} classes, the run {stored.classes}", fix)
-    theirs, ours = opened.class_names, _class_names(own)
+    theirs, ours = opened.class_names, class_names(own)
     if ours is not None and not {tuple(map(str, range(facts.classes)))} & {theirs, ours} and theirs != ours:
         at = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
         got = f"{other.title} calls class {at} {theirs[at]!r}, the run's dataset {ours[at]!r}"
@@ -59,7 +59,7 @@ def fitting_block(other: OtherData, spec: Spec, record: RunRecord) -> Data:
     return block
 
 
-def _class_names(data: Data) -> tuple[str, ...] | None:
+def class_names(data: Data) -> tuple[str, ...] | None:
     """Those of the run's own dataset, where it is prepared here."""
     try:
         return open_dataset(data).class_names

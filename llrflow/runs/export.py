@@ -103,14 +103,10 @@ def export_model(
     folder = Path(run_dir) / "export" if out is None else Path(out)
     require_local(folder)
     run, _ = stored_run(RunFolder(Path(run_dir)), trust_plugins=trust_plugins)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(model.variables)
-    names = [
-        "/".join(["params" if path[0].idx == 0 else "state", *(entry.key for entry in path[1:])]) for path, _ in leaves
-    ]
-    weights = dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
+    weights, whole = named_weights(model.variables)
 
     def logits(weights: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        variables = tree.unflatten([weights[name] for name in names])
+        variables = whole(weights)
         # One image at a time, so that no network, a plugin's neither, meets a batch of unknown size.
         return jax.vmap(lambda image: model.network.predict(variables, image[None])[0])(images)
 
@@ -121,6 +117,16 @@ def export_model(
     record = ExportRecord(**facts_of(model, run, contents), platforms=PLATFORMS, exported_by=jax.__version__)
     write_export(folder, contents, record)
     return folder, record
+
+
+def named_weights(variables: Any) -> tuple[dict[str, np.ndarray], Callable[[Mapping[str, Any]], Any]]:
+    """A network's parameters and statistics as arrays `params|state/MODULE/NAME`, and the way back."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
+    names = [
+        "/".join(["params" if path[0].idx == 0 else "state", *(entry.key for entry in path[1:])]) for path, _ in leaves
+    ]
+    weights = dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
+    return weights, lambda weights: tree.unflatten([weights[name] for name in names])
 
 
 def facts_of(model: Any, run: RunRecord, contents: Mapping[str, bytes]) -> dict[str, Any]:

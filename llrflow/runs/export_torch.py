@@ -16,6 +16,7 @@ import numpy as np
 
 from llrflow.base.errors import LlrflowError, SpecError
 from llrflow.base.files import require_local
+from llrflow.runs.elsewhere import class_names
 from llrflow.runs.export import ExportRecord, facts_of
 from llrflow.runs.exports import write_export
 from llrflow.runs.folder import RunFolder, Step
@@ -41,6 +42,8 @@ class TorchRecord(ExportRecord):
     """What arrays are called by."""
     names: dict[str, str]
     """In model.pt, by their names in llrflow."""
+    class_names: tuple[str, ...] | None
+    """In their order; None where the dataset is not prepared here."""
     certificate: dict[str, Any] | None
     """Of the checkpoint, with the spec's attacks on its test images; None where it was not evaluated."""
     difference: float
@@ -94,6 +97,7 @@ def export_torch(
         exported_by=f"torch {torch.__version__}",
         layout=layout_name,
         names=names,
+        class_names=class_names(model.spec.data),
         certificate=None if evaluation is None else evaluation.model_dump(mode="json"),
         difference=difference,
     )
@@ -117,7 +121,7 @@ def _arrays(model: Model, layout: Layout) -> tuple[dict[str, np.ndarray], dict[s
     trees, found, names = {**params, **state}, {}, {}
     for one in layout.named(params, state):
         there = one.there or _dotted(layout, one)
-        found[there] = np.ascontiguousarray(layout.out_of(np.asarray(trees[one.module][one.name]), one))
+        found[there] = np.array(layout.out_of(np.asarray(trees[one.module][one.name]), one), order="C")
         names[f"{one.module}/{one.name}"] = there
     return found, names
 

@@ -33,8 +33,12 @@ class Format(NamedTuple):
 
 FORMATS = {
     "stablehlo": Format("llrflow.runs.export", "export_model", "logits.stablehlo and weights.npz", "export"),
+    "onnx": Format("llrflow.runs.export_onnx", "export_onnx", "model.onnx", "export-onnx"),
     "torch": Format(
         "llrflow.runs.export_torch", "export_torch", "model.pt, a state_dict, and network.py", "export-torch"
+    ),
+    "robustbench": Format(
+        "llrflow.runs.export_robustbench", "export_robustbench", "model_info.json", "export-robustbench"
     ),
 }
 

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from llrflow.base.validation import first_problem, suggest
+from llrflow.components.plugins import called
 from llrflow.components.registry import Component
 from llrflow.components.traced import components, numbers
 from llrflow.data.extra import divided
 from llrflow.method.objective import CLEAN
 from llrflow.method.term import is_stateful
 from llrflow.method.threat import Threat
+from llrflow.models.python import Python
 from llrflow.spec.schema import Spec
 from llrflow.spec.sweep_schema import Sweep
 
@@ -51,6 +53,7 @@ def contradictions(spec: Spec) -> Iterator[Problem]:
         both = "has both `epochs` and `steps`" if spec.train.epochs else "has neither `epochs` nor `steps`"
         yield Problem("train", both, "give exactly one of them")
     yield from _extra(spec)
+    yield from _model(spec)
     yield from _training(spec)
     yield from _mixing(spec)
     yield from _terms(spec)
@@ -69,6 +72,17 @@ def _extra(spec: Spec) -> Iterator[Problem]:
     if extra is not None and 0 in (parts := divided(size, extra.share)):
         got = f"= {extra.share:g} of a batch of {size} leaves {parts[0]} training images and {parts[1]} extra ones"
         yield Problem("data.extra.share", got, "change it, or take a larger batch")
+
+
+def _model(spec: Spec) -> Iterator[Problem]:
+    if not isinstance(spec.model, Python):
+        return
+    if spec.model.plugin not in map(called, spec.plugins):
+        got = f"= {spec.model.call!r}, but {spec.model.plugin} is no plugin of this spec"
+        yield Problem("model.call", got, "list it in `plugins`")
+    if spec.train.precision == "bfloat16":
+        got = f"= 'bfloat16', but {spec.model.call} computes in what it was written for"
+        yield Problem("train.precision", got, "set it to float32 or tf32, and round in the network itself")
 
 
 def _training(spec: Spec) -> Iterator[Problem]:

@@ -77,6 +77,7 @@ EXAMPLES = {
     "piecewise_constant_schedule": {
         "type": "piecewise_constant_schedule", "init_value": 1.0, "boundaries_and_scales": {100: 0.5, "2 epochs": 0.1},
     },
+    "model python": {"type": "python", "call": "json:loads"},
     "piecewise": {"type": "piecewise", "pieces": {0: 1, "50%": {"type": "constant_schedule", "value": 0.5}}},
 }  # fmt: skip
 
@@ -92,6 +93,7 @@ def example(kind, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_component_survives_json(kind):
+    load_plugin("json")  # a function of it stands for one that makes a network
     for name, known in entries(kind).items():
         if known.origin not in ("llrflow", "optax"):
             continue

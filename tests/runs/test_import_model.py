@@ -198,8 +198,8 @@ def test_haiku_parameters_as_deepmind_published_them(weights, spec, images, tmp_
     np.testing.assert_allclose(found, logits(weights, images), atol=1e-4)
 
 
-def torch_file(path, held, extra=None):
-    """A file as `torch.save` writes it, of dicts of arrays."""
+def torch_file(path, held, extra=None, claim=None):
+    """A file as `torch.save` writes it, of arrays; `claim` is (offset, size, stride) of each in its storage."""
     fake, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     storages = []
 
@@ -224,8 +224,8 @@ def torch_file(path, held, extra=None):
             storage = Storage()
             storage.key, storage.array = str(len(storages)), self.array
             storages.append(storage)
-            strides = tuple(step // 4 for step in self.array.strides)
-            return _rebuild_tensor_v2, (storage, 0, self.array.shape, strides, False, {})
+            whole = 0, self.array.shape, tuple(step // 4 for step in self.array.strides)
+            return _rebuild_tensor_v2, (storage, *(claim or whole), False, {})
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, thing):
@@ -254,6 +254,15 @@ def test_pytorchs_format_is_read_without_it(weights, tmp_path):
     for name, array in floats.items():
         np.testing.assert_array_equal(found[name], array)
         assert not found[name].flags.writeable
+
+
+@pytest.mark.parametrize(
+    "claim", [(0, (4, 3), (3, 1)), (1, (10,), (1,)), (0, (2, 5), (6, 1)), (0, (10**6,), (0,)), (-1, (3,), (1,))]
+)
+def test_a_tensor_that_leaves_its_storage_is_refused(claim, tmp_path):
+    torch_file(tmp_path / "a.pt", {"b": np.arange(10, dtype=np.float32)}, claim=claim)
+    with pytest.raises(CheckpointError, match=r"larger than its storage|of something else than a storage"):
+        read_weights(tmp_path / "a.pt")
 
 
 class Runs:

@@ -464,7 +464,7 @@ def test_attacked_here_they_fool_there(imported, spec_of, tmp_path):
     assert found.success.mean() > 0.5
     for x in (images, np.asarray(found.x_adv)):
         with torch.no_grad():
-            theirs = [n(torch.from_numpy(x).movedim(-1, 1)).argmax(1).numpy() for n in (net, exported)]
+            theirs = [n(torch.from_numpy(np.array(x)).movedim(-1, 1)).argmax(1).numpy() for n in (net, exported)]
         for predicted in (*theirs, np.asarray(again.predict(x))):
             np.testing.assert_array_equal(predicted, model.predict(x))
 

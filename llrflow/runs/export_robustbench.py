@@ -1,0 +1,135 @@
+"""What RobustBench's model_info says of a model, as far as a certificate knows it (arXiv:2010.09670).
+
+model_info.json    for their model_info/DATASET/NORM/ID.json
+model.json         RobustBenchRecord
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from llrflow.base.errors import CheckpointError, SpecError
+from llrflow.base.files import require_local
+from llrflow.components.registry import entries
+from llrflow.runs.exports import write_export
+from llrflow.runs.folder import RunFolder, Step
+from llrflow.runs.model import checkpoints_of, chosen_step, stored_run
+from llrflow.runs.records import EvaluationRecord, Record, written
+from llrflow.spec.schema import Spec
+
+FILE = "model_info.json"
+
+KEYS = (
+    "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
+    "clean_acc", "reported", "autoattack_acc",
+)  # fmt: skip
+"""Of a complete model_info, in its order."""
+
+_DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet2012": "imagenet"}
+_NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+class RobustBenchRecord(Record):
+    """model.json of an export for RobustBench."""
+
+    format: Literal[1] = 1
+    name: str
+    spec_hash: str
+    step: int
+    network_sha256: str
+    evaluation: str
+    """Identity of the certificate that it was made from."""
+    left_out: list[str]
+    """Keys of a model_info that neither the certificate nor the spec knows."""
+    files: dict[str, str]
+    """SHA-256 of each file beside this one."""
+
+    @property
+    def described(self) -> str:
+        """What was written, in words."""
+        return f"step {self.step} of {self.name}; not known, so add them yourself: {', '.join(self.left_out)}"
+
+
+def export_robustbench(
+    run_dir: str | Path,
+    out: str | Path,
+    step: Step | None = None,
+    parameters: Literal["raw", "ema"] | None = None,
+    trust_plugins: bool = False,
+) -> tuple[Path, RobustBenchRecord]:
+    """Write the model_info of a run's checkpoint into a folder; gives the folder and its record.
+
+    Raises as `load_model`; CheckpointError where the checkpoint, with these parameters, was not evaluated on all test
+    images; SpecError where it was evaluated within a threat that RobustBench does not have, or on another dataset.
+    """
+    require_local(Path(out))
+    folder = RunFolder(Path(run_dir))
+    run, spec = stored_run(folder, trust_plugins=trust_plugins)
+    at = chosen_step(folder, checkpoints_of(folder, run), step).step
+    evaluation = folder.evaluations().get(at)
+    if evaluation is None or evaluation.parameters != (parameters or evaluation.parameters):
+        got = f"has no evaluation of checkpoint {at}" + (f" with {parameters} parameters" if parameters else "")
+        raise CheckpointError(str(folder.path), got, f"make it: llrflow evaluate RUN --checkpoint {at}")
+    if evaluation.subset is not None:
+        got = f"was evaluated on {evaluation.described}, and RobustBench's accuracies are of all"
+        raise CheckpointError(str(folder.path), got, "evaluate without `evaluate.images`")
+    info = model_info(spec, evaluation)
+    content = json.dumps(info, indent=2).encode() + b"\n"
+    record = RobustBenchRecord(
+        name=spec.name,
+        spec_hash=run.spec_hash,
+        step=at,
+        network_sha256=evaluation.network_sha256,
+        evaluation=evaluation.identity,
+        left_out=[key for key in KEYS if key not in info],
+        files={FILE: hashlib.sha256(content).hexdigest()},
+    )
+    write_export(Path(out), {FILE: content}, record)
+    return Path(out), record
+
+
+def model_info(spec: Spec, evaluation: EvaluationRecord) -> dict[str, Any]:
+    """What is known of a model, by RobustBench's keys and as they write it: accuracies are texts, in per cent.
+
+    `reported` is the worst case of all attacks, `autoattack_acc` that under AutoAttack where nothing was attacked
+    before it. Raises SpecError.
+    """
+    if evaluation.threats or spec.threat.norm not in _NORMS:
+        within = "several threats" if evaluation.threats else spec.threat.norm
+        raise SpecError("--to robustbench", f"has no place for {within}", f"evaluate within {' or '.join(_NORMS)}")
+    if spec.data.name not in _DATASETS:
+        got = f"has no place for {spec.data.name}"
+        raise SpecError("--to robustbench", got, f"its datasets are {', '.join(_DATASETS)}")
+    known: dict[str, Any] = {
+        "dataset": _DATASETS[spec.data.name],
+        "eps": written(spec.threat.epsilon),
+        "clean_acc": _percent(evaluation.nominal.accuracy),
+        "reported": _percent(evaluation.worst_case.accuracy),
+    }
+    if spec.data.extra is None and spec.model.start is None:
+        known["additional_data"] = False
+    kind = spec.model.registered_as[1]
+    if entries("model")[kind].origin == "llrflow" and kind != "python":
+        known["number_forward_passes"] = 1
+    if architecture := _architecture(kind, spec.model):
+        known["architecture"] = architecture
+    for position, attack in enumerate(evaluation.attacks.values()):
+        if attack.attack["type"] == "auto_attack" and (position == 0 or not evaluation.cascade):
+            known["autoattack_acc"] = _percent(attack.accuracy)
+    return {key: known[key] for key in KEYS if key in known}
+
+
+def _architecture(kind: str, model: Any) -> str | None:
+    """As RobustBench calls the published networks, where it is one of them."""
+    if kind == "wide_resnet":
+        return f"WideResNet-{model.depth}-{model.width}"
+    if kind in ("preact_resnet", "resnet_v1") and model.width == 64:
+        return f"{'PreActResNet' if kind == 'preact_resnet' else 'ResNet'}-{model.depth}"
+    return None
+
+
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.2f}"
