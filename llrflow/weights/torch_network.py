@@ -73,8 +73,8 @@ class Network(torch.nn.Module):
     def _norm(self, h: Any, name: str) -> Any:
         kind, scale, offset = self._config["norm"], self._get(f"{name}/scale"), self._get(f"{name}/offset")
         if kind == "batch":
-            moving = (self._get(f"{name}/~/{which}_ema/average") for which in ("mean", "var"))
-            return F.batch_norm(h, *moving, scale, offset, eps=1e-5)
+            mean, variance = (self._get(f"{name}/~/{which}_ema/average") for which in ("mean", "var"))
+            return F.batch_norm(h, mean, variance, scale, offset, eps=1e-5)
         groups = next(g for g in (8, 4, 2, 1) if h.shape[1] % g == 0)
         return F.group_norm(h, groups, scale, offset, eps=1e-5) if kind == "group" else h
 
