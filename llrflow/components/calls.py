@@ -27,7 +27,7 @@ def guarded(component: Component, call: Callable[[], Any]) -> Any:
     except LlrflowError:
         raise
     except Exception as error:
-        if _origin(component) in OWN:
+        if not is_plugin(component):
             raise
         got = f"failed{raised_at(error, [_file_of(type(component))])}: {type(error).__name__}: {line_of(error)}"
         raise PluginError(described(component), got, "fix the plugin; --verbose shows the traceback") from error
@@ -50,6 +50,11 @@ def plugin_files() -> set[str | None]:
 
 def _file_of(cls: type) -> str | None:
     return getattr(sys.modules.get(cls.__module__), "__file__", None)
+
+
+def is_plugin(component: Component) -> bool:
+    """Whether a plugin has registered a component."""
+    return _origin(component) not in OWN
 
 
 def shaped(component: Component, shape: tuple[int, ...], call: Callable[[], Any]) -> Any:
