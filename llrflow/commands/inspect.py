@@ -134,6 +134,7 @@ def plan(
       llrflow plan specs/methods/llr.yaml --on specs/datasets/imagenet2012.yaml --devices 128
     """
     from llrflow.base.errors import SpecError
+    from llrflow.commands.check_plugins import lower_bounds
     from llrflow.program.cost import plan as make_plan
     from llrflow.program.estimate import devices_of, program_of_share
     from llrflow.spec.load import load_spec
@@ -144,6 +145,7 @@ def plan(
             raise SpecError(option, "is about a step that is timed", "add --measure")
     program, count = program_of_share(loaded, devices_of(loaded) if devices is None else devices)
     result = make_plan(program, count, measure, compiled, peak, profile)
+    result["at_least"] = lower_bounds(loaded)
     if loaded.sweep is not None:
         from llrflow.sweep.space.cost import sweep_cost
 
@@ -156,6 +158,8 @@ def plan(
 
 
 def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
+    from llrflow.commands.check_plugins import TRANSFORMED
+
     height, width, channels = result["image_shape"]
     yield f"{result['parameters']:,} parameters, images {height} x {width} x {channels}, {result['classes']} classes"
     yield (
@@ -182,10 +186,13 @@ def _plan_lines(result: dict[str, Any]) -> Iterator[str]:
         cells = f"{count['forward']:>8} {count['backward']:>8} {count['derivative']:>10}"
         yield f"  {part:<42} {cells} {result['forward_equivalents'][part]:>5}"
     total, plain = result["forward_equivalents_per_step"], result["forward_equivalents_of_cross_entropy"]
-    yield f"  {'total':<71} {total:>5} = {total / plain:.2f} x a cross-entropy step"
+    bound = "at least " if result["at_least"] else ""
+    yield f"  {'total':<71} {total:>5} = {bound}{total / plain:.2f} x a cross-entropy step"
     by_xla = "xla_forward_equivalents" in result
     counted = f"; XLA counts {result['xla_forward_equivalents']:.1f} F" if by_xla else ""
     yield f"  search steps {result['search_steps']}{counted}"
+    for name in result["at_least"]:
+        yield f"  at least, for objective.terms.{name}: {TRANSFORMED}"
     if by_xla:
         flops, memory = result["xla_flops_per_step_and_device"], result["xla_memory_bytes_per_device"]
         yield f"XLA, per device: {flops / 1e9:.3g} Gflop a step, {memory / 2**20:.0f} MiB"

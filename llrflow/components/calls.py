@@ -22,7 +22,7 @@ OWN = ("llrflow", "optax")
 
 def guarded(component: Component, call: Callable[[], Any]) -> Any:
     """The result of a call of a plugin's component; what it raises becomes a PluginError with its file and line."""
-    if _origin(component) in OWN:
+    if not is_plugin(component):
         return call()
     return reported(described(component), file_of(type(component)), call)
 
@@ -56,6 +56,11 @@ def plugin_files() -> set[str | None]:
     """The files of all components that plugins have registered."""
     known = [entry for kind in KINDS for entry in entries(kind).values() if entry.origin not in OWN]
     return {file_of(entry.cls) for entry in known}
+
+
+def is_plugin(component: Component) -> bool:
+    """Whether a plugin has registered a component."""
+    return _origin(component) not in OWN
 
 
 def shaped(component: Component, shape: tuple[int, ...], call: Callable[[], Any]) -> Any:

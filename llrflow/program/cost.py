@@ -192,7 +192,7 @@ def plan(
     evaluated = program.spec.evaluate
     data, share = program.spec.data, program.spec.train.batch_size // len(program.devices)
     lowered = program.lowered_forward()
-    forward, needed = _flops(lowered), memory(program)
+    forward, needed = flops_of(lowered), memory(program)
     result = {
         "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(state.params))),
         "image_shape": list(program.image_shape),
@@ -261,7 +261,7 @@ def _extra(program: Program, batch_size: int) -> dict[str, Any] | None:
 def _by_xla(program: Program, lowered_forward: Any) -> dict[str, Any]:
     # Nobody runs these: LLVM's optimisations on CPUs, half of the time, change neither operations nor buffers.
     step = program.lowered_step().compile(compiler_options=quick_options(program.devices.platform))
-    flops, forward = _flops(step), _flops(lowered_forward.compile(compiler_options=quick_options("cpu")))
+    flops, forward = flops_of(step), flops_of(lowered_forward.compile(compiler_options=quick_options("cpu")))
     found = step.memory_analysis()
     return {
         "xla_flops_per_step_and_device": flops,
@@ -270,9 +270,10 @@ def _by_xla(program: Program, lowered_forward: Any) -> dict[str, Any]:
     }
 
 
-def _flops(program: Any) -> float:
+def flops_of(program: Any) -> float:
+    """Floating-point operations of a lowered or compiled function, by XLA's count."""
     analysis = program.cost_analysis()  # of a lowered or compiled function: the share of one device
-    return float((analysis[0] if isinstance(analysis, list) else analysis)["flops"])
+    return float((analysis[0] if isinstance(analysis, list) else analysis).get("flops", 0.0))
 
 
 class _Stepper:

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from llrflow.base.errors import CheckpointError, DataError, line_of
+from llrflow.base.errors import CheckpointError, DataError, SpecError, line_of
 from llrflow.base.files import open_atomic, open_regular, require_local, sha256_file
 from llrflow.base.memory_size import amount
 from llrflow.base.sealed import unsealed
@@ -40,6 +40,9 @@ _LARGEST_INDEX, _LARGEST_RUN = 2**24, 2**34
 
 _SECONDS = 30
 """Without an answer, after which a server is given up."""
+
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a published run may be called."""
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=+-]*")
 """What each part of a file's path may be: nothing hidden, no `..`, no other root."""
@@ -85,7 +88,7 @@ class ZooIndex(Record):
     """zoo.json: the runs of a zoo by name."""
 
     format: Literal[1] = 1
-    runs: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")], ZooRun]
+    runs: dict[Annotated[str, Field(pattern=f"^{_NAME.pattern}$")], ZooRun]
 
 
 def read_index(source: str) -> ZooIndex:
@@ -142,7 +145,7 @@ def add(run_dir: Path, zoo: Path, name: str | None = None) -> str:
     """Publish a finished run in a folder, under its spec's name unless another is given; an equal name is replaced.
 
     Its checkpoint is the one that `load_model` takes; the name is returned. Raises CheckpointError for a run that is
-    not finished or damaged.
+    not finished or damaged, SpecError for a name that cannot be a folder, or is that of something else there.
     """
     require_local(zoo)
     folder = RunFolder(run_dir)
@@ -155,17 +158,27 @@ def add(run_dir: Path, zoo: Path, name: str | None = None) -> str:
         raise CheckpointError(str(run_dir), f"has a damaged checkpoint {step}: {problem}", "train it again")
     spec = read_source(folder.spec).data  # which imports nothing
     name = name or str(spec["name"])
-    paths = [run_dir / part for part in ("run.json", "spec.yaml", "metrics.jsonl")]
+    if not _NAME.fullmatch(name):
+        raise SpecError("--name", f"{name!r} cannot be a folder of a zoo", "use letters, digits, `.`, `_` and `-`")
+    try:
+        before = read_record(ZooIndex, zoo / INDEX, "remove it, and add the runs again").runs
+    except FileNotFoundError:
+        before = {}
+    if (zoo / name).exists() and name not in before:
+        raise SpecError(str(zoo / name), "is there already, and no run of this zoo", "give the run another --name")
+    paths = [path for path in (run_dir / part for part in ("run.json", "spec.yaml", "metrics.jsonl")) if path.exists()]
     paths += [run_dir / "checkpoints/manifests" / f"{step}.json", *sorted(run_dir.glob("evaluation/*.json"))]
     paths += sorted(path for path in (run_dir / "checkpoints" / str(step)).rglob("*") if path.is_file())
-    shutil.rmtree(zoo / name, ignore_errors=True)
-    files = {}
+    staging, files = zoo / f".{name}.part", {}
+    shutil.rmtree(staging, ignore_errors=True)
     for path in paths:
         inside = path.relative_to(run_dir).as_posix()
-        target = zoo / name / inside
+        target = staging / inside
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         files[inside] = ZooFile(bytes=target.stat().st_size, sha256=sha256_file(target))
+    shutil.rmtree(zoo / name, ignore_errors=True)
+    staging.rename(zoo / name)
     evaluation = folder.evaluations().get(step)
     made = ZooRun(
         spec_hash=record.spec_hash,
@@ -178,10 +191,6 @@ def add(run_dir: Path, zoo: Path, name: str | None = None) -> str:
         plugins=[str(plugin) for plugin in spec.get("plugins", ())],
         files=files,
     )
-    try:
-        before = read_record(ZooIndex, zoo / INDEX, "remove it, and add the runs again").runs
-    except FileNotFoundError:
-        before = {}
     ZooIndex(runs={**before, name: made}).write(zoo / INDEX)
     return name
 

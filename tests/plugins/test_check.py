@@ -1,6 +1,7 @@
 """`llrflow plugins check`: sound plugins pass with their cost, every fault is found under its name."""
 
 import json
+import re
 
 import haiku as hk
 import jax
@@ -37,6 +38,43 @@ class Term(Component):
         loss = probe.loss(delta)
         return {value}
 '''
+
+OWN_TRANSFORM = """
+import jax
+import jax.numpy as jnp
+from llrflow.plugin import Component, register
+
+
+@register("term", "own_vjp")
+class OwnVjp(Component):
+    def __call__(self, probe, delta):
+        logits, back = jax.vjp(probe.logits, jnp.zeros_like(probe.x))
+        return jnp.sum(back(jnp.ones_like(logits))[0] ** 2, axis=(1, 2, 3))
+
+
+@register("term", "asked")
+class Asked(Component):
+    def __call__(self, probe, delta):
+        return jnp.sum(probe.input_gradient() ** 2, axis=(1, 2, 3))
+"""
+
+
+def test_passes_of_a_transform_of_its_own_are_told_by_both_commands(command, tiny, write_spec, tmp_path):
+    (tmp_path / "own.py").write_text(OWN_TRANSFORM)
+    found = json.loads(command("plugins", "check", tmp_path / "own.py", "--json")[1])
+    costs = [f["detail"] for findings in found["components"].values() for f in findings if f["what"] == "cost"]
+    told = "a plugin differentiates the network by transforms of its own"
+    assert costs[0].startswith("at least 3 F with its") and told in costs[0]
+    assert 4.5 < float(re.search(r"XLA counts ([\d.]+) F", costs[0])[1]) < 8
+    assert costs[1].startswith("7 F with its") and "XLA" not in costs[1]
+    for term, at_least in (("own_vjp", True), ("asked", False)):
+        changes = {"plugins": ["own.py"], "objective": {"terms": {"own": {"type": term, "weight": 0.1}}}}
+        spec = write_spec(tmp_path / "spec.yaml", {**tiny(), **changes})
+        result = json.loads(command("plan", spec, "--json", "--estimate")[1])
+        assert result["at_least"] == (["own"] if at_least else [])
+        out = command("plan", spec, "--estimate")[1]
+        assert (told in out) == ("= at least " in out) == at_least
+
 
 # name: (what a term returns, the finding that fails, what its detail says)
 FAULTS = {

@@ -100,6 +100,22 @@ def test_an_index_that_means_harm_is_one_line(says, zoo, rewrite, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_run_of_the_zoo_is_not_replaced(finished, tmp_path, command):
+    (tmp_path / "zoo/mine").mkdir(parents=True)
+    (tmp_path / "zoo/mine/kept").write_text("mine")
+    for name, says in (
+        ("mine", "is there already"),
+        ("..", "cannot be a folder of a zoo"),
+        (".", "cannot be a folder"),
+    ):
+        code, _, err = command("zoo", "add", finished, "--to", tmp_path / "zoo", "--name", name)
+        assert code == 2 and says in err and err.count("\n") == 1, err
+    assert [path.name for path in (tmp_path / "zoo").rglob("*")] == ["mine", "kept"]
+    for _ in range(2):  # an equal name is replaced
+        assert add(finished, tmp_path / "zoo", "other") == "other"
+    assert sorted(path.name for path in (tmp_path / "zoo").iterdir()) == ["mine", "other", "zoo.json"]
+
+
 def test_addresses_that_are_none(zoo, served, tmp_path, command):
     (zoo / INDEX).write_text((zoo / INDEX).read_text().replace("tiny", "tinier", 1))
     with pytest.raises(DataError, match="is damaged: it is not what was written"):
