@@ -60,6 +60,26 @@ def as_a_user(start, sealed_off, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sealed", [".", "evaluation", "checkpoints"])
+def test_one_sealed_folder_is_enough(start, finished, tiny, write_spec, tmp_path, sealed):
+    """`chmod a-w` of the run folder alone leaves its lock writable; and what is to be written may lie further in."""
+    folder, spec = shutil.copytree(finished, tmp_path / "run"), write_spec(tmp_path / "spec.yaml", tiny())
+    place = folder / sealed
+    place.chmod(0o555)
+    given = json.dumps(
+        [["run", str(spec), "--out", str(folder), "--json"], ["evaluate", str(folder), "--attacks", "quick"]]
+    )
+    process = start([COMMANDS, given], tmp_path, [sys.executable, "-c", AS_A_USER])
+    out, err = process.communicate(timeout=240)
+    place.chmod(0o755)
+    assert process.returncode == 0, err
+    (code, read, told), (refused, _, error) = json.loads(out)
+    denied = f"{folder}{{}} cannot be written: {os.strerror(13)}"
+    assert (code, told) == (0, [f"{denied.format('')}: what it holds is only read"]) and json.loads(read)["evaluation"]
+    assert refused == 2 and len(error) == 1 and error[0].startswith(f"error: {denied.format(':')}, and what is asked")
+
+
+@pytest.mark.slow
 def test_what_reads_works_and_what_would_write_is_one_line(as_a_user, sealed_off, finished, tiny, write_spec, tmp_path):
     folder, spec = sealed_off[0], write_spec(tmp_path / "spec.yaml", tiny())
     stored = json.loads((finished / "evaluation" / "12.json").read_text())
