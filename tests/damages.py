@@ -104,8 +104,8 @@ def notes(out, err):
     lines = [line for line in err.splitlines() if not line.startswith(("attack ", "training: "))]
     found = [line for line in lines if ": " in line or "/" in line]
     result = json.loads(out) if out[:2] in ("{\n", "[\n") else None
-    if isinstance(result, list):  # `runs`
-        found += [row["error"] for row in result if row["error"]]
+    if isinstance(result, list):  # `runs`, `data list`
+        found += [row["error"] for row in result if row.get("error")]
     if isinstance(result, dict):
         found += result.get("missing", [])
         found += [

@@ -40,11 +40,18 @@ def test_validate_says_what_would_run_and_writes_nothing(command, spec_file, tmp
 
 
 MOONS = """
-from llrflow.plugin import Component, register
+from llrflow.data.datasets import Digits
+from llrflow.plugin import Component, Known, register
 @register("dataset", "moons")
 class Moons(Component):
     def prepare(self, data_dir):
         raise AssertionError("prepared")
+@register("dataset", "otherwise")
+class Otherwise(Digits):
+    prepare = Moons.prepare
+@register("dataset", "told")
+class Told(Moons):
+    known = property(lambda self: Known((8, 8), 1, 10, {"train": 120, "test": 30}))
 """
 
 
@@ -72,6 +79,10 @@ def test_validate_and_plan_prepare_no_dataset(command, spec_file, tmp_path):
         f"data.name = 'moons' is not prepared in {tmp_path / 'data'}, and what it holds is seen only then: steps, "
         "shapes, batches and what the network begins with were not checked; `llrflow run` prepares it",
     ]
+    out = command("validate", spec_file, *named[:4], "--set", "data.name=told")[1]
+    assert "told is not prepared yet: its facts are those of the built-in" in out
+    out = command("validate", spec_file, *named[:4], "--set", "data.name=otherwise")[1]
+    assert "data.name = 'otherwise' is not prepared" in out
     swept = {"parameters": {"data.name": {"type": "choice", "values": ["digits", "moons"]}}, "search": {"type": "grid"}}
     block = ("--set", f"sweep={json.dumps({**swept, 'decide_on': 'test'})}")
     code, out, err = command("validate", spec_file, *named[:4], *block)
