@@ -4,8 +4,12 @@ import json
 import os
 import shutil
 import sys
+from unittest.mock import Mock
 
 import pytest
+
+import llrflow
+from llrflow.runs.folder import RunFolder
 
 # Without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH permissions hold for root too; other users never had them.
 AS_A_USER = """
@@ -106,3 +110,11 @@ def test_what_reads_works_and_what_would_write_is_one_line(as_a_user, sealed_off
     assert tail[0] == 0 and "finished" in tail[1]
     for (code, out, err), line in zip(refused, writing.values(), strict=True):
         assert (code, out, len(err)) == (2, "", 1) and err[0].startswith(f"error: {line}"), err
+
+
+def test_a_process_of_a_group_joins_it_all_the_same(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunFolder, "unwritable", lambda folder: "Permission denied")
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("llrflow.runs.pipeline.session", Mock(side_effect=InterruptedError("joined")))
+    with pytest.raises(InterruptedError, match="joined"):
+        llrflow.run(load(), tmp_path)
