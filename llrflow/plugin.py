@@ -8,6 +8,7 @@ from llrflow.attacks.gradient import GradientAttack
 from llrflow.components.fields import Chosen, Traced
 from llrflow.components.parameters import weights_of
 from llrflow.components.registry import Component, register
+from llrflow.data.datasets import Known
 from llrflow.method.ascent import gradient_over_draws
 from llrflow.method.labels import at_label, cross_entropy, largest_other
 from llrflow.method.parameter_gradient import Gradient
@@ -25,6 +26,7 @@ __all__ = [
     "Component",
     "Gradient",
     "GradientAttack",
+    "Known",
     "Logits",
     "Network",
     "Probe",

@@ -99,19 +99,19 @@ def difference(before, after, at=""):
     return None if before == after else f"{at}: {before!r:.200} became {after!r:.200}"
 
 
-def told(code, out, err):
-    """Whether a command says that something is not as it was: by an error, on standard error, or in its result."""
+def notes(out, err):
+    """What a command says is not as it should be, on standard error or in its result."""
     lines = [line for line in err.splitlines() if not line.startswith(("attack ", "training: "))]
-    notes = [line for line in lines if ": " in line or "/" in line]
+    found = [line for line in lines if ": " in line or "/" in line]
     result = json.loads(out) if out[:2] in ("{\n", "[\n") else None
-    if isinstance(result, list):  # `runs`
-        notes += [row["error"] for row in result if row["error"]]
+    if isinstance(result, list):  # `runs`, `data list`
+        found += [row["error"] for row in result if row.get("error")]
     if isinstance(result, dict):
-        notes += result.get("missing", [])
-        notes += [
+        found += result.get("missing", [])
+        found += [
             made["unpaired"] for made in result.get("evaluations", []) if isinstance(made, dict) and made["unpaired"]
         ]
-    return code != 0 or bool(notes)
+    return set(found)
 
 
 def report(folder, command):
@@ -158,10 +158,11 @@ class Damaging:
 
     def __call__(self, number, file, damage, name):
         """The exit status of a command, and what is wrong with how it ended, or None."""
-        if name not in self.intact:
-            self.intact[name] = self._on(name, lambda folder: None)
-            assert self.intact[name][0] == 0, self.intact[name]
         self.capsys.readouterr()
+        if name not in self.intact:
+            code, out, err = self._on(name, lambda folder: None)
+            assert code == 0, (out, err)
+            self.intact[name] = out, notes(out, err + self.capsys.readouterr().err)
         try:
             rng = random.Random(number)
             code, out, err = self._on(name, lambda folder: DAMAGES[damage](folder / file, rng, folder))
@@ -171,7 +172,10 @@ class Damaging:
         case = f"{number} {file} {damage} {name}: {code} {out[-200:]} {err}"
         if code not in (0, 2) or (code and not err.rstrip().splitlines()[-1].startswith("error: ")):
             return code, case
-        found = None if told(code, out, err) else difference(numbers(self.intact[name][1]), numbers(out))
+        before, usual = self.intact[name]
+        # What the intact folder says too tells nothing of the damage.
+        told = code != 0 or notes(out, err) - usual
+        found = None if told else difference(numbers(before), numbers(out))
         return code, found and f"another number: {found}: {case}"
 
     def all(self, cases):

@@ -92,9 +92,10 @@ def foreign(name: str, logits_fn: Callable[..., jax.Array], x: np.ndarray, size:
         refuse(f"leaves JAX ({type(error).__name__}: {said})", "use jax.numpy throughout, or jax.pure_callback")
     except LlrflowError:
         raise
-    except Exception as error:  # whatever the function raises, of a wrong shape most often
+    except Exception as error:  # whatever the function raises, a TypeError or ValueError mostly of a wrong shape
         got = f"fails on images {list(images.shape)}: {type(error).__name__}: {line_of(error)}"
         fix = "pass images as it takes them; [B,H,W,C] is what llrflow means by images"
+        fix = fix if isinstance(error, (TypeError, ValueError)) else "fix the function"
         raise SpecError(name, got, fix) from error
     if not isinstance(shapes, jax.ShapeDtypeStruct):
         refuse(f"returns a {type(shapes).__name__}", "return the logits alone, one array [B,K]")

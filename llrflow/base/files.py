@@ -120,6 +120,8 @@ def sole_owner(folder: Path, process: str) -> Iterator[None]:
     try:
         opened = (folder / ".lock").open("ab")
     except OSError as error:
+        if no_room(error):
+            raise
         fix = "make it writable, or choose another --out"
         raise SpecError(str(folder), f"cannot be written: {error.strerror}", fix) from None
     with opened as lock:

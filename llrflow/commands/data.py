@@ -152,9 +152,9 @@ def list_command(data_dir: Path, as_json: bool) -> None:
     Example:
       llrflow data list --data-dir /data/tfds
     """
-    from llrflow.data.catalog import prepared, summary
+    from llrflow.data.catalog import summaries
 
-    rows = [summary(dataset) for dataset in prepared(data_dir.expanduser())]
+    rows = summaries(data_dir.expanduser())
     if as_json:
         print_json(rows)
         return
@@ -162,6 +162,9 @@ def list_command(data_dir: Path, as_json: bool) -> None:
         echo(f"no dataset is prepared in {data_dir.expanduser()}")
     for row in rows:
         name = "/".join(filter(None, (row["name"], row["config"])))
+        if "error" in row:
+            echo(f"{name}  {row['version']}  {row['error']}")
+            continue
         splits = ", ".join(f"{split} {count}" for split, count in row["splits"].items())
         shape = _shape(row["image_shape"] or ["no images"])
         echo(f"{name}  {row['version']}  {splits}  {shape}  {row['format']}")

@@ -48,13 +48,16 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
     hosts = loaded.devices.hosts
     if loaded.devices.count is not None and loaded.train.batch_size % (together := hosts * len(program.devices)):
         raise undivided(loaded, together)
+    warnings, unchecked = warnings_of(program), list(_unchecked(program.facts))
     if loaded.sweep is not None:
         from llrflow.sweep.decisions.check import check_trials
         from llrflow.sweep.space.trials import trials_of
 
-        trials = trials_of(loaded, describe_or_known)
-        check_trials(loaded, trials, describe_or_known)
-    warnings, unchecked = warnings_of(program), list(_unchecked(program.facts))
+        try:
+            trials = trials_of(loaded, describe_or_known)
+            check_trials(loaded, trials, describe_or_known)
+        except Unseen as unseen:
+            unchecked.append(f"the sweep was not checked to the end: {unseen.got}; {unseen.fix}")
     if as_json:
         digest = spec_hash(resolve(loaded, program.facts))
         found = {"hash": digest, "spec": program.spec.model_dump(), "facts": program.facts.source}
@@ -73,7 +76,9 @@ def validate(spec: Path, on: Path | None, changes: dict[str, Any], as_json: bool
 
 def _without_facts(spec: Path, loaded: Any, unseen: Any, as_json: bool) -> None:
     """Say how far a spec is valid whose dataset does not say what it holds."""
-    line = f"{unseen.got}: steps, shapes, batches and what the network begins with were not checked; {unseen.fix}"
+    also = [*(["hosts"] if loaded.devices.hosts > 1 else []), *(["the sweep"] if loaded.sweep is not None else [])]
+    unknown = f"{', '.join(['steps', 'shapes', 'batches', *also])} and what the network begins with were not checked"
+    line = f"{unseen.got}: {unknown}; {unseen.fix}"
     if as_json:
         found = {"hash": None, "spec": loaded.model_dump(), "facts": None, "warnings": [], "unchecked": [line]}
         return print_json(found)
@@ -150,10 +155,11 @@ def plan(
         from llrflow.sweep.space.cost import sweep_cost
 
         result["sweep"] = sweep_cost(loaded, result["measured"]["step"] if measure else None)
+    result["unchecked"] = list(_unchecked(program.facts))
     if as_json:
         print_json(result)
         return
-    for line in (*_plan_lines(result), *_unchecked(program.facts)):
+    for line in (*_plan_lines(result), *result["unchecked"]):
         echo(line)
 
 

@@ -20,7 +20,7 @@ from llrflow.program.compile import located
 from llrflow.runs.checkpoint import Checkpoints
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.interrupt import Interrupted
-from llrflow.runs.pipeline import run_name
+from llrflow.runs.pipeline import folder_of
 from llrflow.runs.records import LossRecord
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import Spec
@@ -43,7 +43,7 @@ def run_on_hosts(
     """
     with located(spec):
         digest = spec_hash(resolve(spec, describe(spec.data)))
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / run_name(spec, digest))
+    folder = folder_of(spec, out)
     before = _stamp(folder.run)
 
     def begun() -> bool:

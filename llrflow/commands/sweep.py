@@ -91,6 +91,7 @@ def _print(sweep: Any, folder: Path, record: Any) -> None:
     failed = record.of_state("failed")
     tell = tellers(sweep)
     given = {t.number: ", ".join(filter(None, (t.variant, named(t.parameters, tell)))) for t in failed}
+    given = {t.number: given[t.number] or f"seed {t.seed}" for t in failed}
     lines = [f"trial {t.number} ({given[t.number]}) failed: {t.error} (traceback: {folder}/sweep.json)" for t in failed]
     lines += [f"trial {t.number} stopped at step {t.step}: {t.stopped}" for t in record.trials if t.stopped]
     for worker in record.workers:

@@ -28,6 +28,14 @@ def plugin_identity(plugin: str) -> str:
     return f"{plugin}=={point.dist.version}" if point and point.dist else plugin
 
 
+def imported_identity(plugin: str) -> str:
+    """`plugin_identity` of the code that this process runs: the file may have changed since, or be gone."""
+    return _imported.get(plugin) or plugin_identity(plugin)
+
+
+_imported: dict[str, str] = {}
+
+
 def load_plugin(plugin: str, where: str = "plugin") -> str:
     """Import one plugin: a `.py` file, an entry point of the group `llrflow.plugins`, or a module name; its origin."""
     load_builtins()  # first, lest a plugin that imports them be credited with them, or take them along when it fails
@@ -39,6 +47,7 @@ def load_plugin(plugin: str, where: str = "plugin") -> str:
             )
         name = _module_of(path)
         _import(plugin, where, lambda: _import_file(name, path))
+        _imported[plugin] = plugin_identity(plugin)
     else:
         point = entry_point(plugin)
         name = point.module if point else plugin

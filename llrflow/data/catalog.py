@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llrflow.base.errors import DataError
+from llrflow.base.errors import DataError, line_of
 from llrflow.base.validation import listing, suggest
 from llrflow.components.registry import entries
-from llrflow.data.metadata import FEATURES_FILE, INFO_FILE, read_metadata
+from llrflow.data.metadata import FEATURES_FILE, INFO_FILE, check_metadata, damaged, read_metadata
 from llrflow.data.schema import Data
 
 
@@ -45,21 +45,41 @@ def prepared(data_dir: Path) -> list[Prepared]:
 
 
 def summary(dataset: Prepared) -> dict[str, Any]:
-    """What the metadata files say: name, config, version, format, examples by split, image shape or None."""
-    info = dataset.info()
-    features = dataset.features()
-    image = features.get("featuresDict", {}).get("features", {}).get("image", {}).get("image", {})
-    sizes = image.get("shape", {}).get("dimensions")
+    """What the metadata files say: name, config, version, format, examples by split, image shape or None.
+
+    Raises DataError where they cannot be read or are not as they were written.
+    """
+    check_metadata(dataset.directory)
+    info, features = dataset.info(), dataset.features()
+    try:
+        splits = {split["name"]: sum(map(int, split.get("shardLengths", []))) for split in info.get("splits", [])}
+        image = features.get("featuresDict", {}).get("features", {}).get("image", {}).get("image", {})
+        sizes = image.get("shape", {}).get("dimensions")
+        # TFDS writes -1 for a size that varies.
+        shape = sizes and [int(size) if int(size) > 0 else None for size in sizes]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged(dataset.directory / INFO_FILE, f"or {FEATURES_FILE} is not TFDS's: {line_of(error)}") from None
     return {
         "name": dataset.name,
         "config": dataset.config,
         "version": dataset.version,
         "format": info.get("fileFormat", "tfrecord"),
-        "splits": {split["name"]: sum(map(int, split.get("shardLengths", []))) for split in info.get("splits", [])},
-        # TFDS writes -1 for a size that varies.
-        "image_shape": sizes and [int(size) if int(size) > 0 else None for size in sizes],
+        "splits": splits,
+        "image_shape": shape,
         "directory": str(dataset.directory),
     }
+
+
+def summaries(data_dir: Path) -> list[dict[str, Any]]:
+    """The `summary` of every dataset prepared under a directory; of one that cannot be read its `error`."""
+    found = []
+    for dataset in prepared(data_dir):
+        try:
+            found.append(summary(dataset))
+        except DataError as error:
+            known = {"name": dataset.name, "config": dataset.config, "version": dataset.version}
+            found.append({**known, "directory": str(dataset.directory), "error": str(error)})
+    return found
 
 
 def find(data: Data) -> Prepared:

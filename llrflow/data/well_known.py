@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llrflow.base.errors import DataError
 from llrflow.data.catalog import prepared, to_prepare, version_among
@@ -52,7 +52,7 @@ def describe_or_known(data: Data) -> DatasetFacts:
 def _stated(data: Data) -> _Stated | None:
     """What is said of a dataset that is not prepared; None for all others. Raises DataError."""
     if (built_in := to_prepare(data)) is not None:
-        if (known := getattr(built_in, "known", None)) is None:
+        if (known := _said_by(built_in)) is None:
             got = f"= {data.name!r} is not prepared in {data.directory}, and what it holds is seen only then"
             raise Unseen("data.name", got, "`llrflow run` prepares it")
         return _Stated(known, version_among(data, [VERSION]), "built-in")
@@ -62,6 +62,12 @@ def _stated(data: Data) -> _Stated | None:
     if any(dataset.name == data.name for dataset in prepared(data.directory)):
         return None
     return _Stated(known, data.version or "", "table")
+
+
+def _said_by(built_in: Any) -> Known | None:
+    """`known` of a dataset, unless it is that of a class whose `prepare` is not this one's."""
+    prepares, says = (next((c for c in type(built_in).__mro__ if n in vars(c)), object) for n in ("prepare", "known"))
+    return built_in.known if says is not object and issubclass(says, prepares) else None
 
 
 def _facts(data: Data, known: Known, version: str, source: Literal["table", "built-in"]) -> DatasetFacts:

@@ -26,7 +26,7 @@ from llrflow.method.objective import CLEAN
 from llrflow.method.probe import LogitsFn, Probe
 from llrflow.method.term import lacking_classes
 from llrflow.method.threat import Threat
-from llrflow.models.network import has_statistics
+from llrflow.models.network import STATISTICS
 from llrflow.program.compiled import Key, functions_of
 from llrflow.program.devices import Devices
 from llrflow.program.freeze import check_frozen
@@ -287,7 +287,7 @@ def undivided(spec: Spec, count: int) -> SpecError:
 def _check_state(program: Program) -> None:
     """Raise SpecError where statistics are asked for that only Haiku's BatchNorm layers can give anew."""
     spec, held = program.spec, program.abstract_state().model_state
-    if not jax.tree.leaves(held) or has_statistics(held):
+    if not jax.tree.leaves(held) or all(module.rpartition("/")[2] in STATISTICS for module in held):
         return
     got = f"and {spec.model.label()} keeps a state of its own, which only its passes know to update"
     policy = spec.train.batch_norm

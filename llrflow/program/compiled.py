@@ -12,6 +12,7 @@ import jax
 import optax
 
 from llrflow.attacks.network import Network, Placement
+from llrflow.components.plugins import imported_identity
 from llrflow.components.traced import bind, static_key
 from llrflow.data.facts import DatasetFacts
 from llrflow.data.mix import mix
@@ -46,7 +47,9 @@ class Key:
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
         described = (facts.classes, facts.image_shape, facts.varies)
-        code = spec.plugin_identities()  # a plugin may have changed since a program of the same words was compiled
+        code = [
+            *map(imported_identity, spec.plugin_paths())
+        ]  # a plugin may have changed since a program of the same words was compiled
         self.text = json.dumps([static_parts(spec), code, names, described, [str(d) for d in devices.all]])
 
     def __eq__(self, other: object) -> bool:

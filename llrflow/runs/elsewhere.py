@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from llrflow.base.errors import DataError
 from llrflow.base.validation import listing, suggest
-from llrflow.data.catalog import Prepared, find, prepared
+from llrflow.data.catalog import Prepared, find, prepared, to_prepare
 from llrflow.data.facts import describe
 from llrflow.data.reader import open_dataset
 from llrflow.data.schema import Data
@@ -61,6 +61,8 @@ def fitting_block(other: OtherData, spec: Spec, record: RunRecord) -> Data:
 
 def class_names(data: Data) -> tuple[str, ...] | None:
     """Those of the run's own dataset, where it is prepared here."""
+    if to_prepare(data) is not None:
+        return None
     try:
         return open_dataset(data).class_names
     except DataError:

@@ -77,16 +77,15 @@ class RunFolder:
             yield
 
     def unwritable(self) -> str | None:
-        """What the system says of writing in a folder that is there and cannot be written; None for all others."""
-        lock = self.path / ".lock"
+        """What the system says of writing where the folder, or one in it, is there and cannot be written; else None."""
+        lock, inside = self.path / ".lock", (self.checkpoints, self.evaluation)
         try:
             if lock.exists():
-                lock.open("ab").close()
-            elif self.path.exists() and not os.access(self.path, os.W_OK):
-                return os.strerror(errno.EACCES)
+                lock.open("ab").close()  # also where the system is mounted to be read only
         except OSError as error:
             return error.strerror
-        return None
+        sealed = any(place.exists() and not os.access(place, os.W_OK) for place in (self.path, *inside))
+        return os.strerror(errno.EACCES) if sealed else None
 
     def clean(self) -> None:
         """Remove files that a killed process had begun to write; the caller owns the folder."""

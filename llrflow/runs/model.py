@@ -138,7 +138,7 @@ def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None =
     if newest is None:
         raise CheckpointError(str(checkpoints.directory), "has no intact checkpoint", "train the run again")
     record = folder.existing()
-    if not problems and newest < record.step and record.state in ("trained", "finished"):
+    if not problems and newest < record.step:  # run.json can only be behind
         problems = [f"checkpoint {record.step} is missing"]
     return ChosenStep(newest, f"step {newest} is not the newest: {'; '.join(problems)}" if problems else None)
 

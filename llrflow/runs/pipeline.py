@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from llrflow.base.errors import SpecError
@@ -65,8 +66,9 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
     spec or process, or would have to be written and cannot be; NonFiniteError when training diverges.
     """
     require_trackers(spec.train.trackers, "train.trackers", spec)
-    folder = _folder_of(spec, out)
-    if not fresh and (why := folder.unwritable()) is not None:
+    folder = folder_of(spec, out)
+    alone = jax.process_count() == 1  # others of a group wait for this one to join
+    if alone and not fresh and (why := folder.unwritable()) is not None:
         return Run(folder.path, *stored_result(spec, folder, why))
     with session(spec, out, fresh, quiet) as opened, opened.shown() as shower:
         opened.train()
@@ -79,7 +81,7 @@ RUNS = Path("runs")
 """Where runs are written that no folder is named for."""
 
 
-def _folder_of(spec: Spec, out: str | Path | None) -> RunFolder:
+def folder_of(spec: Spec, out: str | Path | None) -> RunFolder:
     """Where the run of a spec is written."""
     if out is not None:
         return RunFolder(Path(out))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llrflow.base.errors import PluginError
 from llrflow.components.consent import trusted
-from llrflow.components.plugins import load_plugin
+from llrflow.components.plugins import called, load_plugin
 from llrflow.spec.source import Source
 
 
@@ -25,6 +25,9 @@ def load_plugins(source: Source, trust_plugins: bool = True) -> None:
             path, where = plugin_path(source, index, plugin), source.where(("plugins", index))
             if path in found:
                 raise PluginError(where, f"plugins: {plugin} is listed twice", "delete one of them")
+            if (same := next((other for other in found if called(other) == called(path)), None)) is not None:
+                got = f"plugins: {plugin} and {same} are both called {called(path)!r}"
+                raise PluginError(where, got, "rename one of them")
             if not trust_plugins and not trusted(path):
                 got = f"plugins: {plugin} is code that you have not trained with on this machine, so it was not run"
                 fix = "read it, then name it in `plugins:` of the spec that you run; evaluate and export also take "

@@ -225,9 +225,11 @@ def leaving(images):
         (lambda images: {"logits": images.reshape(len(images), -1)}, "returns a dict; return the logits alone"),
         (lambda images: jnp.argmax(images.reshape(len(images), -1), axis=1), r"returns \(24,\)"),
         (lambda images: images.reshape(len(images), -1)[:, :4].astype(int), "returns int32.*float logits"),
+        (lambda images: {}["logits"], "fails on images .*KeyError: 'logits'; fix the function"),
+        (lambda images: images @ images[:3, 0], "fails on images .*; pass images as it takes them"),
         ("model", "is str; pass a function"),
     ],
-    ids=["batch-mates", "numpy", "branch", "tuple", "dict", "classes", "integers", "no function"],
+    ids=["batch-mates", "numpy", "branch", "tuple", "dict", "classes", "integers", "fault", "shape", "no function"],
 )
 def test_a_function_that_cannot_be_judged_is_refused(fn, message, problem):
     x, _, labels = problem

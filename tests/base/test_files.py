@@ -1,7 +1,10 @@
 """The lock of a folder."""
 
+import errno
 import fcntl
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +25,12 @@ def test_looking_at_a_folder_does_not_keep_a_process_out(tmp_path):
             pass
     end.join()
     assert not has_owner(tmp_path)
+
+
+def test_a_full_disk_is_told_as_one_where_a_lock_cannot_be_made(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), sole_owner(tmp_path, "process"):
+        pass

@@ -105,6 +105,10 @@ SPECS = {
         ["no_such_module_here", "failed to import", "correct its name"],
     ),
     "plugin twice": ({"plugins": ["json", "json"]}, ["plugins: json is listed twice", "delete one"]),
+    "plugins of one name": (
+        {"plugins": [ELLE, "elle"]},
+        [r"plugins: elle and .*elle\.py are both called .elle.", "rename"],
+    ),
     "plugin twice, spelled differently": (
         {"plugins": [ELLE, str(Path(ELLE).parent / ".." / "elle" / "elle.py")]},
         [r"plugins: .*elle\.py is listed twice", "delete one"],

@@ -40,11 +40,18 @@ def test_validate_says_what_would_run_and_writes_nothing(command, spec_file, tmp
 
 
 MOONS = """
-from llrflow.plugin import Component, register
+from llrflow.data.datasets import Digits
+from llrflow.plugin import Component, Known, register
 @register("dataset", "moons")
 class Moons(Component):
     def prepare(self, data_dir):
         raise AssertionError("prepared")
+@register("dataset", "otherwise")
+class Otherwise(Digits):
+    prepare = Moons.prepare
+@register("dataset", "told")
+class Told(Moons):
+    known = property(lambda self: Known((8, 8), 1, 10, {"train": 120, "test": 30}))
 """
 
 
@@ -60,6 +67,8 @@ def test_validate_and_plan_prepare_no_dataset(command, spec_file, tmp_path):
     shown = json.loads(command("validate", spec_file, *place[:2], "--json")[1])
     assert (shown["hash"], shown["facts"], len(shown["unchecked"])) == (there["hash"], "built-in", 1)
     assert there["facts"] == "prepared" and there["unchecked"] == []
+    planned = json.loads(command("plan", spec_file, *place, "--estimate", "--json")[1])
+    assert len(planned["unchecked"]) == 2 and planned["at_least"] == []
     code, out, _ = command("plan", spec_file, *place, "--estimate")
     assert code == 0 and "1,293 images to train on, 144 held back" in out and "digits is not prepared yet" in out
     (tmp_path / "moons.py").write_text(MOONS)
@@ -70,6 +79,21 @@ def test_validate_and_plan_prepare_no_dataset(command, spec_file, tmp_path):
         f"data.name = 'moons' is not prepared in {tmp_path / 'data'}, and what it holds is seen only then: steps, "
         "shapes, batches and what the network begins with were not checked; `llrflow run` prepares it",
     ]
+    out = command("validate", spec_file, *named[:4], "--set", "data.name=told")[1]
+    assert "told is not prepared yet: its facts are those of the built-in" in out
+    out = command("validate", spec_file, *named[:4], "--set", "data.name=otherwise")[1]
+    assert "data.name = 'otherwise' is not prepared" in out
+    swept = {"parameters": {"data.name": {"type": "choice", "values": ["digits", "moons"]}}, "search": {"type": "grid"}}
+    block = ("--set", f"sweep={json.dumps({**swept, 'decide_on': 'test'})}")
+    code, out, err = command("validate", spec_file, *named[:4], *block)
+    assert (code, err) == (0, "") and f"{spec_file} is valid: 12 steps" in out, (out, err)
+    assert "the sweep was not checked to the end: data.name = 'moons' is not prepared" in out
+    for also, says in (
+        (block, "batches, the sweep and what"),
+        (("--set", "devices.hosts=2"), "batches, hosts and what"),
+    ):
+        code, out, err = command("validate", spec_file, *named, *also)
+        assert (code, err) == (0, "") and says in out
     code, out, err = command("plan", spec_file, *named)
     assert code == 2 and len(err.splitlines()) == 1 and "data.name = 'moons' is not prepared" in err
     assert not (tmp_path / "data").exists() and not list((tmp_path / "cwd").iterdir())

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from llrflow.base.errors import DataError
 from llrflow.data import resident
-from llrflow.data.catalog import prepared
+from llrflow.data.catalog import prepared, summaries
 from llrflow.data.facts import describe
 from llrflow.data.metadata import SOURCE_FILE
 from llrflow.data.resident import load_split
@@ -217,6 +217,26 @@ def test_metadata_that_llrflow_wrote_is_believed_as_it_was_written(tmp_path, nam
     with pytest.raises(DataError, match=f"{name}:? (cannot be read: it is not|has changed)") as refused:
         load_split(Data(name="toy", dir=str(tmp_path)), "train")
     assert "prepare the dataset again" in str(refused.value)
+
+
+SUMMARISED = {
+    "dataset_info.json": lambda file: edit(file, lambda c: c["splits"][0].update(shardLengths=["x3"])),
+    "features.json": lambda file: edit(file, lambda c: c.update(featuresDict=None)),
+    "or features.json": lambda file: edit(file.with_name("dataset_info.json"), lambda c: c["splits"][0].pop("name")),
+    "label.labels.txt": lambda file: file.write_text("b\na\n"),
+    SOURCE_FILE: lambda file: file.write_text('{"metadata_sha256": [1]}'),
+}
+
+
+@pytest.mark.parametrize("name", SUMMARISED)
+def test_damaged_metadata_is_told_and_ends_no_list(name, tmp_path):
+    splits = {"train": (np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]))}
+    for dataset in ("damaged", "whole"):
+        write_tfds(dataset, tmp_path, splits, classes=["a", "b"], description="", source={})
+    SUMMARISED[name](tmp_path / "damaged" / "1.0.0" / name)
+    damaged, whole = summaries(tmp_path)
+    assert name in damaged["error"] and "prepare the dataset again" in damaged["error"]
+    assert whole["splits"] == {"train": 2} and "error" not in whole
 
 
 def test_unlabelled_examples_are_refused(tmp_path):

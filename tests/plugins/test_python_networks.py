@@ -11,6 +11,7 @@ import pytest
 
 import llrflow
 from llrflow.base.errors import LlrflowError
+from llrflow.program.compiled import Key
 from llrflow.program.state import Batch
 from llrflow.runs.export import export_model, load_exported
 from llrflow.spec.resolve import spec_hash
@@ -182,6 +183,45 @@ def test_what_such_a_network_cannot_have_is_refused(says, load, tmp_path):
     changes = {"plugins": [str(tmp_path / "counting.py")], "model": {"type": "python", "call": "counting:network"}}
     with pytest.raises(LlrflowError, match=re.escape(says)):
         llrflow.compile(load({**changes, **REFUSED[says]}))
+
+
+KEEPING = """
+import haiku as hk
+import jax.numpy as jnp
+from llrflow.plugin import Logits, Network, register
+@register("model", "keeping")
+class Keeping(Network):
+    def body(self, h, classes, batch_statistics):
+        h = hk.BatchNorm(True, True, 0.9, cross_replica_axis="devices" if batch_statistics else None)(
+            h.mean((1, 2)), is_training=batch_statistics
+        )
+        seen = hk.get_state("seen", (), init=jnp.zeros)
+        hk.set_state("seen", seen + 1)
+        return Logits(classes)(h)
+"""
+
+
+def test_a_state_beside_batch_norm_is_one_of_its_own(load, tmp_path):
+    (tmp_path / "keeping.py").write_text(KEEPING)
+    changes = {"plugins": [str(tmp_path / "keeping.py")], "model": {"type": "keeping"}, "train.ema": 0.9}
+    with pytest.raises(LlrflowError, match="needs statistics of the averaged parameters"):
+        llrflow.compile(load(changes))
+
+
+def test_the_compiled_program_is_of_the_code_that_was_imported(load, tmp_path):
+    file = tmp_path / "counting.py"
+    file.write_text(COUNTING)
+    spec = load({"plugins": [str(file)], "model": {"type": "python", "call": "counting:network"}})
+    program = llrflow.compile(spec)
+
+    def key():
+        return Key(program.spec, program.facts, program.devices, ())
+
+    before = key()
+    file.write_text(COUNTING.replace("+ 1", "+ 5"))
+    assert key() == before
+    file.unlink()
+    assert key() == before
 
 
 def test_the_spec_of_the_page(command, repository, data_dir, tmp_path):

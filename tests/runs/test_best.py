@@ -186,7 +186,11 @@ def unbroken(load, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kills",
-    [pytest.param(10, marks=pytest.mark.long), pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1500)])],
+    [
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(10, marks=pytest.mark.long),
+        pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1500)]),
+    ],
 )
 def test_killed_at_random_moments(unbroken, tiny, write_spec, start, tmp_path, kills):
     """In training, looks, retention and evaluation; a run that ended before it was killed is followed by another."""

@@ -91,8 +91,10 @@ def test_an_evaluation_says_why_it_is_not_of_the_newest_checkpoint(copied, comma
     assert (code, shown["why"], shown["evaluation"]["checkpoint"]) == (0, why, 8)
     shutil.rmtree(copied / "checkpoints" / "12")
     (copied / "checkpoints" / "manifests" / "12.json").unlink()
-    _, out, _ = command("evaluate", copied)
-    assert "step 8 is not the newest: checkpoint 12 is missing" in out.splitlines()
+    for state in ("finished", "interrupted"):
+        (record := RunFolder(copied).existing()).model_copy(update={"state": state}).write(copied / "run.json")
+        _, out, _ = command("evaluate", copied)
+        assert "step 8 is not the newest: checkpoint 12 is missing" in out.splitlines() and record.step == 12
 
 
 def test_best_says_of_how_many(copied, command):

@@ -92,6 +92,7 @@ ON_DATA = {
     "run": fresh(streaming=False),
     "run without cache": fresh(streaming=False, cached=False),
     "run streaming": fresh(streaming=True),
+    "data list": lambda data, command: command("data", "list", "--data-dir", data, "--json"),
     "data show": lambda data, command: command("data", "show", "digits", "--data-dir", data, "--json"),
     "evaluate": evaluate,
     "validate": lambda data, command: command(

@@ -14,7 +14,7 @@ from llrflow.data.schema import Data
 from llrflow.data.writer import write_tfds
 from llrflow.report.compare import compare
 from llrflow.report.page import make_report
-from llrflow.runs.elsewhere import named_data
+from llrflow.runs.elsewhere import class_names, named_data
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.reevaluate import evaluate_elsewhere
 
@@ -140,3 +140,8 @@ def test_data_that_does_not_fit_is_one_line(moved, command):
     code, out, err = command("evaluate", moved, "--on-data", "wide")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert sorted(path.name for path in (moved / "evaluation").iterdir()) == before
+
+
+def test_names_of_classes_prepare_nothing(tmp_path):
+    assert class_names(Data(name="digits", dir=str(tmp_path / "data"))) is None
+    assert not (tmp_path / "data").exists()

@@ -4,8 +4,12 @@ import json
 import os
 import shutil
 import sys
+from unittest.mock import Mock
 
 import pytest
+
+import llrflow
+from llrflow.runs.folder import RunFolder
 
 # Without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH permissions hold for root too; other users never had them.
 AS_A_USER = """
@@ -60,6 +64,26 @@ def as_a_user(start, sealed_off, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sealed", [".", "evaluation", "checkpoints"])
+def test_one_sealed_folder_is_enough(start, finished, tiny, write_spec, tmp_path, sealed):
+    """`chmod a-w` of the run folder alone leaves its lock writable; and what is to be written may lie further in."""
+    folder, spec = shutil.copytree(finished, tmp_path / "run"), write_spec(tmp_path / "spec.yaml", tiny())
+    place = folder / sealed
+    place.chmod(0o555)
+    given = json.dumps(
+        [["run", str(spec), "--out", str(folder), "--json"], ["evaluate", str(folder), "--attacks", "quick"]]
+    )
+    process = start([COMMANDS, given], tmp_path, [sys.executable, "-c", AS_A_USER])
+    out, err = process.communicate(timeout=240)
+    place.chmod(0o755)
+    assert process.returncode == 0, err
+    (code, read, told), (refused, _, error) = json.loads(out)
+    denied = f"{folder}{{}} cannot be written: {os.strerror(13)}"
+    assert (code, told) == (0, [f"{denied.format('')}: what it holds is only read"]) and json.loads(read)["evaluation"]
+    assert refused == 2 and len(error) == 1 and error[0].startswith(f"error: {denied.format(':')}, and what is asked")
+
+
+@pytest.mark.slow
 def test_what_reads_works_and_what_would_write_is_one_line(as_a_user, sealed_off, finished, tiny, write_spec, tmp_path):
     folder, spec = sealed_off[0], write_spec(tmp_path / "spec.yaml", tiny())
     stored = json.loads((finished / "evaluation" / "12.json").read_text())
@@ -86,3 +110,11 @@ def test_what_reads_works_and_what_would_write_is_one_line(as_a_user, sealed_off
     assert tail[0] == 0 and "finished" in tail[1]
     for (code, out, err), line in zip(refused, writing.values(), strict=True):
         assert (code, out, len(err)) == (2, "", 1) and err[0].startswith(f"error: {line}"), err
+
+
+def test_a_process_of_a_group_joins_it_all_the_same(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunFolder, "unwritable", lambda folder: "Permission denied")
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("llrflow.runs.pipeline.session", Mock(side_effect=InterruptedError("joined")))
+    with pytest.raises(InterruptedError, match="joined"):
+        llrflow.run(load(), tmp_path)

@@ -2,12 +2,13 @@
 
 import itertools
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 import llrflow
-from llrflow.base.errors import SpecError
+from llrflow.base.errors import CheckpointError, DataError, SpecError
 from llrflow.components.registry import forget
 from llrflow.data.facts import describe
 from llrflow.program.compile import compile_spec
@@ -145,6 +146,26 @@ def test_a_plugins_error_names_parameter_value_and_lines(tiny, write_spec, comma
     assert (code, out) == (2, "") and err.startswith(f"error: {path}:{at}:5: sweep: trial 1 (k = 3): objective.terms.p")
     assert f"failed at {tmp_path / 'plug.py'}:8: ValueError: too much; fix the plugin" in err and err.count("\n") == 1
     forget(str(tmp_path / "plug.py"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "variants", "place", "says"),
+    [
+        (DataError("/data/info.json", "is damaged", "put it back"), None, "sweep", r" (k = 3): /data/info.json: is"),
+        (SpecError("spec", "train.steps is odd", ""), None, "k", r" (k = 3): train.steps is odd"),
+        (CheckpointError("/runs/a", "is gone", ""), {"base": {}}, "sweep", r" (base, k = 3): /runs/a: is gone"),
+    ],
+)
+def test_an_error_of_a_trial_keeps_its_own_place(raised, variants, place, says, tiny, write_spec, tmp_path):
+    """The parameter's line only where it can be at fault; a file that is damaged by its name."""
+    block = {"parameters": {"k": {"type": "choice", "values": [3], "path": "train.steps"}}, "search": {"type": "grid"}}
+    changes = {"sweep": {**block, "decide_on": "test", **({"variants": variants} if variants else {})}}
+    path = write_spec(tmp_path / "spec.yaml", tiny(), changes)
+    at = next(i for i, line in enumerate(path.read_text().splitlines(), 1) if line.strip() == f"{place}:")
+    spec, raising = llrflow.load_spec(path), Mock(side_effect=raised)
+    with pytest.raises(type(raised)) as error:
+        check_trials(spec, trials_of(spec, describe), raising)
+    assert str(error.value).startswith(f"{path}:{at}:") and f": sweep: trial 0{says}" in str(error.value)
 
 
 def test_looks_know_the_norms_of_all_trials(trials, sweeping):

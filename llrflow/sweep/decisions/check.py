@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from llrflow.base.errors import InputError, SpecError
+from llrflow.base.errors import DataError, InputError, SpecError
 from llrflow.components.traced import numbers
 from llrflow.data.facts import DatasetFacts
 from llrflow.data.schema import Data
@@ -40,11 +40,20 @@ def check_trials(spec: Spec, trials: Iterable[Trial], facts_of: Callable[[Data],
             if sweep.escalate is not None:
                 _check_escalation(trial.spec, preset_attacks(sweep.escalate.attacks), program.classes)
         except InputError as error:
-            # Of a single parameter its place is known; of several any may be at fault.
-            single = [next(iter(trial.parameters))] if len(trial.parameters) == 1 else []
-            got = f"sweep: trial {trial.number} ({shown(trial.parameters)}): {error.got}"
-            where = spec.where(("sweep", *(["parameters", *single] if single else [])))
-            raise type(error)(where, got, error.fix) from error
+            raise _at_trial(spec, trial, error) from error
+
+
+def _at_trial(spec: Spec, trial: Trial, error: InputError) -> InputError:
+    """An error of a trial's spec, which nobody wrote, as one of the sweep's."""
+    # Of a single parameter its place is known; of several, or a variant, any may be at fault, and none where data is.
+    alone = len(trial.parameters) == 1 and trial.variant is None and not isinstance(error, DataError)
+    place = ("sweep", "parameters", next(iter(trial.parameters))) if alone else ("sweep",)
+    source = trial.spec._source
+    nowhere = {"spec", *(map(str, source.origins.values()) if source is not None else ())}
+    own = "" if error.where in nowhere else f"{error.where}: "
+    given = ", ".join(filter(None, (trial.variant, shown(trial.parameters))))
+    got = f"sweep: trial {trial.number}{f' ({given})' if given else ''}: {own}{error.got}"
+    return type(error)(spec.where(place), got, error.fix)
 
 
 def _check_escalation(spec: Spec, attacks: Mapping[str, Any], classes: int) -> None:
