@@ -10,6 +10,7 @@ import numpy as np
 
 from llrflow.base.arrays import NotArrays, read_npz
 from llrflow.base.errors import CheckpointError, line_of
+from llrflow.base.files import open_regular
 from llrflow.base.validation import listing, some
 from llrflow.weights.haiku_file import read_haiku
 from llrflow.weights.safetensors import read_safetensors
@@ -32,7 +33,7 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, np.ndarray]:
         known = listing((*_READERS, *_TORCH))
         raise CheckpointError(str(path), "is of no format that is read", f"give a file that ends in {known}")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             begins = file.read(6)
         if suffix in _READERS:
             found: Any = _READERS[suffix](path)

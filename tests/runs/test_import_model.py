@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -198,7 +200,7 @@ def test_haiku_parameters_as_deepmind_published_them(weights, spec, images, tmp_
     np.testing.assert_allclose(found, logits(weights, images), atol=1e-4)
 
 
-def torch_file(path, held, extra=None, claim=None):
+def torch_file(path, held, extra=None, claim=None, order="little"):
     """A file as `torch.save` writes it, of arrays; `claim` is (offset, size, stride) of each in its storage."""
     fake, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     storages = []
@@ -241,7 +243,7 @@ def torch_file(path, held, extra=None, claim=None):
         Pickler(buffer, 2).dump({"state_dict": floats, "epoch": 3, **(extra or {})})
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("net/data.pkl", buffer.getvalue())
-        archive.writestr("net/byteorder", "little")
+        archive.writestr("net/byteorder", order)
         for storage in storages:
             archive.writestr(f"net/data/{storage.key}", storage.array.tobytes())
 
@@ -309,6 +311,75 @@ def test_damaged_files_are_one_line(file, weights, tmp_path):
             except CheckpointError as error:
                 assert "\n" not in str(error)
     assert read_weights(file)["module.fc.bias"].shape == (10,)
+
+
+def refused(path, says):
+    with pytest.raises(CheckpointError, match=says) as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shape": [9, 9], "data_offsets": [0, 0]}, r"a has 0 bytes, and its shape is \[9, 9\] of F32"),
+        ({"shape": [1]}, r"a has 8 bytes, and its shape is \[1\] of F32"),
+        ({"data_offsets": [4, 12]}, r"its arrays leave a gap or overlap at byte 4"),
+        ({"shape": [3], "data_offsets": [0, 12]}, r"its arrays leave a gap or overlap at byte 8"),
+        ({"dtype": "F8_E4M3"}, r"a is of type 'F8_E4M3', and what is read is BF16, BOOL, F16, F32"),
+    ],
+)
+def test_safetensors_whose_header_is_not_of_its_bytes(change, says, tmp_path):
+    content = safetensors_bytes({n: np.arange(2, dtype=np.float32) for n in "ab"}, {})
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["a"].update(change)
+    text = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    refused(path, says)
+    path.write_bytes(content + b"more")
+    refused(path, r"its arrays have 16 of its 20 bytes")
+
+
+def test_a_torch_file_is_as_it_was_written(weights, tmp_path, monkeypatch):
+    path, array = tmp_path / "a.pt", np.arange(100, dtype=np.float32)
+    torch_file(path, {"a": array})
+    whole = path.read_bytes()
+    path.write_bytes(flip(whole, whole.index(array.tobytes()) + 200))
+    refused(path, r"net/data/0 is damaged: its CRC-32")
+    torch_file(path, {"a": array})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        for name in "xy":
+            archive.writestr(name, bytes(3000))
+    assert len(read_weights(path)["a"]) == 100
+    monkeypatch.setattr("llrflow.weights.torch_file.budget_of", lambda size: 5000)
+    refused(path, r"unpack to more than 5000")
+    torch_file(path, {"a": array}, order="little" * 3)
+    refused(path, r"of another byte order")
+
+
+def test_a_file_is_open_once_however_many_arrays_it_has(tmp_path):
+    many = {f"a{n}": np.full(3, n, np.float32) for n in range(40)}
+    torch_file(tmp_path / "a.pt", many)
+    write(tmp_path / "a.safetensors", many)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    found = [read_weights(tmp_path / name) for name in ("a.pt", "a.safetensors")]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+    assert all((arrays[name] == many[name]).all() for arrays in found for name in many)
+
+
+def test_haiku_names_that_would_hide_each_other_are_refused(tmp_path):
+    content = np.empty(2, object)
+    content[:] = [{"a/~/b": {"w": np.zeros(2)}}, {"a/b": {"w": np.ones(2)}}]
+    np.save(tmp_path / "a.npy", content, allow_pickle=True)
+    refused(tmp_path / "a.npy", r"two of its arrays have the name a/b/w")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])
+def test_a_pipe_is_refused(suffix, tmp_path):
+    os.mkfifo(tmp_path / f"a{suffix}")
+    refused(tmp_path / f"a{suffix}", r"cannot be read: Is no regular file")
 
 
 def write(path, arrays):
