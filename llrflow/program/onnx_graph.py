@@ -25,7 +25,7 @@ _SAME = {
 }  # fmt: skip
 """Primitives that are one operator on the same operands."""
 
-_NOTHING = ("copy", "copy_p", "optimization_barrier", "reduce_precision", "stop_gradient")
+_NOTHING = ("copy", "optimization_barrier", "reduce_precision")
 
 
 class NoRule(Exception):
@@ -107,18 +107,20 @@ class _Graph:
         if inner is not None and name not in ("while", "scan"):
             closed = isinstance(inner, ClosedJaxpr)
             return self.run(inner.jaxpr if closed else inner, inner.consts if closed else (), operands)
-        (out,) = equation.outvars
-        if all(isinstance(operand, np.ndarray) for operand in operands) and _is_fixed(out.aval.shape):
-            with jax.ensure_compile_time_eval():
-                return [np.asarray(equation.primitive.bind(*operands, **params))]
         if name in _NOTHING:
             return operands
+        constant = all(isinstance(operand, np.ndarray) for operand in operands)
+        if constant and all(_is_fixed(out.aval.shape) for out in equation.outvars):
+            with jax.ensure_compile_time_eval():
+                found = equation.primitive.bind(*operands, **params)
+            return [np.asarray(one) for one in (found if equation.primitive.multiple_results else [found])]
         if name in _SAME:
             return [self.add(_SAME[name], operands)]
         rule = getattr(self, f"_{name}", None)
         if rule is None:
             raise NoRule(f"{name}, for which there is no rule")
-        return [rule(*operands, equation=equation, **params)]
+        made = rule(*operands, equation=equation, **params)
+        return made if isinstance(made, list) else [made]
 
     # What follows is a rule each, by the name of its primitive: operands, and the primitive's parameters.
 
@@ -160,7 +162,7 @@ class _Graph:
     def _reshape(self, x: Value, equation: Any, **_: Any) -> str:
         return self._shaped(x, equation.outvars[0].aval.shape)
 
-    _squeeze = _expand_dims = _reshape
+    _squeeze = _reshape
 
     def _broadcast_in_dim(self, x: Value, *_shape: Value, equation: Any, broadcast_dimensions: Any, **_: Any) -> Value:
         (operand, *_more), shape = equation.invars, equation.outvars[0].aval.shape
@@ -181,6 +183,13 @@ class _Graph:
         ends = [limit if isinstance(limit, int) else _FAR for limit in limit_indices]
         axes = range(len(ends))
         return self.add("Slice", [x, *map(_whole, (start_indices, ends, axes, strides or [1] * len(ends)))])
+
+    def _split(self, x: Value, sizes: Sequence[int], axis: int, **_: Any) -> list[Value]:
+        ends = np.cumsum(sizes)
+        return [
+            self.add("Slice", [x, _whole([end - size]), _whole([end]), _whole([axis])])
+            for size, end in zip(sizes, ends, strict=True)
+        ]
 
     def _pad(self, x: Value, value: Value, padding_config: Any, **_: Any) -> str:
         low, high, inner = zip(*padding_config, strict=True)

@@ -10,7 +10,6 @@ read them, and all checkpoints of a run share one program.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -27,10 +26,10 @@ from llrflow.base.arrays import NotArrays, read_npz
 from llrflow.base.errors import CheckpointError, line_of
 from llrflow.base.files import require_local, sha256_file
 from llrflow.method.threat import Threat
-from llrflow.runs.classifier import Classifier, hash_of, parameter_count
+from llrflow.runs.classifier import Classifier, parameter_count
 from llrflow.runs.exports import RECORD, write_export
 from llrflow.runs.folder import RunFolder, Step
-from llrflow.runs.records import Record, RunRecord, written
+from llrflow.runs.records import Record
 from llrflow.runs.sealed import read_record
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -50,7 +49,12 @@ class ExportRecord(Record):
     network_sha256: str
     """As in the certificates of its run."""
     classes: int
+    class_names: tuple[str, ...] | None = None
+    """In their order; None where the checkpoint was not evaluated and the dataset is not prepared here."""
+    certificate: dict[str, Any] | None = None
+    """The evaluation of these very weights with the spec's attacks on its test images; None where there is none."""
     image_shape: tuple[int, int, int]
+    preprocessing: str = "none: float32 pixels in [0, 1], NHWC; the network normalises them itself"
     threat: dict[str, Any]
     """The threat model that it was trained for."""
     epsilon: str
@@ -97,12 +101,13 @@ def export_model(
 
     Gives the folder and its record. Raises as `load_model`, and SpecError when the folder holds other files.
     """
+    from llrflow.runs.export_facts import certificate_of, digests, facts_of
     from llrflow.runs.model import load_model, stored_run
 
     model = load_model(run_dir, step, parameters, trust_plugins)
-    folder = Path(run_dir) / "export" if out is None else Path(out)
+    folder, of = Path(run_dir) / "export" if out is None else Path(out), RunFolder(Path(run_dir))
     require_local(folder)
-    run, _ = stored_run(RunFolder(Path(run_dir)), trust_plugins=trust_plugins)
+    run, _ = stored_run(of, trust_plugins=trust_plugins)
     weights, whole = named_weights(model.variables)
 
     def logits(weights: dict[str, jax.Array], images: jax.Array) -> jax.Array:
@@ -114,7 +119,8 @@ def export_model(
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **weights)
     contents = {PROGRAM: program, WEIGHTS: buffer.getvalue()}
-    record = ExportRecord(**facts_of(model, run, contents), platforms=PLATFORMS, exported_by=jax.__version__)
+    facts = facts_of(model, run, certificate_of(of, model))
+    record = ExportRecord(**facts, platforms=PLATFORMS, exported_by=jax.__version__, files=digests(contents))
     write_export(folder, contents, record)
     return folder, record
 
@@ -127,24 +133,6 @@ def named_weights(variables: Any) -> tuple[dict[str, np.ndarray], Callable[[Mapp
     ]
     weights = dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
     return weights, lambda weights: tree.unflatten([weights[name] for name in names])
-
-
-def facts_of(model: Any, run: RunRecord, contents: Mapping[str, bytes]) -> dict[str, Any]:
-    """What the record of every export says of a model of a run and of the files beside it."""
-    return {
-        "name": model.name,
-        "spec_hash": run.spec_hash,
-        "step": model.step,
-        "parameters": model.parameters,
-        "network": {"type": model.spec.model.registered_as[1], **model.spec.model.model_dump()},
-        "network_sha256": hash_of(model.variables),
-        "classes": model.classes,
-        "image_shape": model.image_shape,
-        "threat": model.threat.model_dump(),
-        "epsilon": written(model.threat.epsilon),
-        "versions": run.versions,
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
-    }
 
 
 def _lowered(logits: Callable[..., jax.Array], weights: dict[str, np.ndarray], image_shape: tuple[int, ...]) -> bytes:

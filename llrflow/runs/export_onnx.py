@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
-from llrflow.base.errors import LlrflowError, SpecError
+from llrflow.base.errors import SpecError, line_of
 from llrflow.base.files import require_local
 from llrflow.program.onnx_graph import OPSET, NoRule, onnx_model
 from llrflow.program.step import network_of, predict
-from llrflow.runs.export import ExportRecord, facts_of, named_weights
+from llrflow.runs.export import ExportRecord, named_weights
+from llrflow.runs.export_facts import IMAGES, certificate_of, digests, facts_of, largest_difference
 from llrflow.runs.exports import write_export
 from llrflow.runs.folder import RunFolder, Step
 from llrflow.runs.model import Model, load_model, stored_run
@@ -25,11 +25,8 @@ from llrflow.runs.records import EvaluationRecord
 
 FILE = "model.onnx"
 
-IMAGES, TOLERANCE = 64, 1e-4
-"""Images that every export is compared on, of uniform noise, and the largest difference allowed, in parts of the
-largest logit."""
-
-PREPROCESSING = "none: float32 pixels in [0, 1], NHWC; the network normalises them itself"
+TOLERANCE = 1e-4
+"""The largest difference of logits that is allowed, in parts of the largest logit."""
 
 
 class OnnxRecord(ExportRecord):
@@ -37,11 +34,6 @@ class OnnxRecord(ExportRecord):
 
     platforms: tuple[str, ...] = ("onnxruntime",)
     opset: int = OPSET
-    preprocessing: str = PREPROCESSING
-    class_names: list[str] | None
-    """As the certificate has them; None where the checkpoint was not evaluated."""
-    certificate: dict[str, Any] | None
-    """Of the checkpoint, with the spec's attacks on its test images; None where it was not evaluated."""
     difference: float
     """The largest of any of onnxruntime's logits to JAX's on 64 images of uniform noise."""
 
@@ -74,21 +66,27 @@ def export_onnx(
     folder = RunFolder(Path(run_dir))
     run, _ = stored_run(folder, trust_plugins=trust_plugins)
     made = _graph_of(model)
-    evaluation = folder.evaluations().get(model.step)
-    if evaluation is not None and evaluation.parameters != model.parameters:
-        evaluation = None  # of other weights
-    names = None if evaluation is None or evaluation.classes is None else evaluation.classes.names
-    facts = facts_of(model, run, {})
-    told = {**facts, "preprocessing": PREPROCESSING, "class_names": names, "certificate": _summary(evaluation)}
+    evaluation = certificate_of(folder, model)
+    facts = facts_of(model, run, evaluation)
+    preprocessing = OnnxRecord.model_fields["preprocessing"].default
+    told = {**facts, "preprocessing": preprocessing, "certificate": _summary(evaluation)}
     onnx.helper.set_model_props(made, {f"llrflow.{key}": _text(value) for key, value in told.items() if key in _TOLD})
     content = made.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes
+        got = f"cannot be read by onnxruntime {onnxruntime.__version__}: {line_of(error)}"
+        raise SpecError("--to onnx", got, "install a newer one, or leave --to out, for StableHLO") from None
+
+    def theirs(images: Any) -> Any:
+        return session.run(None, {"images": images})[0]
+
     record = OnnxRecord(
-        **facts_of(model, run, {FILE: content}),
+        **facts,
         exported_by=f"onnx {onnx.__version__}",
-        class_names=names,
-        certificate=None if evaluation is None else evaluation.model_dump(mode="json"),
-        difference=_difference(model, session),
+        # In batches of several sizes, as the batch is free.
+        difference=largest_difference(model, theirs, TOLERANCE, "--to onnx: onnxruntime's", (1, 20)),
+        files=digests({FILE: content}),
     )
     write_export(Path(out), {FILE: content}, record)
     return Path(out), record
@@ -127,15 +125,3 @@ def _graph_of(model: Model) -> Any:
     except NoRule as error:
         got = f"cannot have this {model.spec.model.registered_as[1]}: it computes {error}"
         raise SpecError("--to onnx", got, "leave --to out, for StableHLO") from None
-
-
-def _difference(model: Model, session: Any) -> float:
-    """The largest difference of onnxruntime's logits to ours. Raises LlrflowError where they are not the same."""
-    images = np.random.default_rng(0).random((IMAGES, *model.image_shape), np.float32)
-    largest, top = 0.0, 1.0
-    for some in (images[:1], images[1:20], images[20:]):  # of several sizes, as the batch is free
-        ours, theirs = np.asarray(model.logits(some)), session.run(None, {"images": some})[0]
-        largest, top = max(largest, float(np.abs(ours - theirs).max())), max(top, float(np.abs(ours).max()))
-    if not largest <= TOLERANCE * top:
-        raise LlrflowError(f"--to onnx: onnxruntime's logits differ by {largest:g} from JAX's; nothing was written")
-    return largest

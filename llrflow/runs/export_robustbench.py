@@ -29,6 +29,9 @@ KEYS = (
 """Of a complete model_info, in its order."""
 
 _DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet2012": "imagenet"}
+_SPLITS = {"cifar10": "test", "cifar100": "test", "imagenet2012": "validation"}
+"""Whose accuracies its tables have."""
+
 _NORMS = {"linf": "Linf", "l2": "L2"}
 
 
@@ -63,7 +66,7 @@ def export_robustbench(
     """Write the model_info of a run's checkpoint into a folder; gives the folder and its record.
 
     Raises as `load_model`; CheckpointError where the checkpoint, with these parameters, was not evaluated on all test
-    images; SpecError where it was evaluated within a threat that RobustBench does not have, or on another dataset.
+    images; SpecError where it was evaluated within a threat, or on a dataset or split, that RobustBench does not have.
     """
     require_local(Path(out))
     folder = RunFolder(Path(run_dir))
@@ -76,7 +79,7 @@ def export_robustbench(
     if evaluation.subset is not None:
         got = f"was evaluated on {evaluation.described}, and RobustBench's accuracies are of all"
         raise CheckpointError(str(folder.path), got, "evaluate without `evaluate.images`")
-    info = model_info(spec, evaluation)
+    info = model_info(spec, evaluation, run.imported is not None)
     content = json.dumps(info, indent=2).encode() + b"\n"
     record = RobustBenchRecord(
         name=spec.name,
@@ -91,11 +94,11 @@ def export_robustbench(
     return Path(out), record
 
 
-def model_info(spec: Spec, evaluation: EvaluationRecord) -> dict[str, Any]:
+def model_info(spec: Spec, evaluation: EvaluationRecord, imported: bool = False) -> dict[str, Any]:
     """What is known of a model, by RobustBench's keys and as they write it: accuracies are texts, in per cent.
 
-    `reported` is the worst case of all attacks, `autoattack_acc` that under AutoAttack where nothing was attacked
-    before it. Raises SpecError.
+    `reported` is the worst case of all attacks, `autoattack_acc` that under AutoAttack's `standard` profile where
+    nothing was attacked before it. What an `imported` model was trained on is not known. Raises SpecError.
     """
     if evaluation.threats or spec.threat.norm not in _NORMS:
         within = "several threats" if evaluation.threats else spec.threat.norm
@@ -103,27 +106,35 @@ def model_info(spec: Spec, evaluation: EvaluationRecord) -> dict[str, Any]:
     if spec.data.name not in _DATASETS:
         got = f"has no place for {spec.data.name}"
         raise SpecError("--to robustbench", got, f"its datasets are {', '.join(_DATASETS)}")
+    if spec.data.test != (split := _SPLITS[spec.data.name]):
+        got = f"was evaluated on {spec.data.test!r}, and RobustBench's accuracies are of {split!r}"
+        raise SpecError("--to robustbench", got, f"evaluate with `data.test: {split}`")
     known: dict[str, Any] = {
         "dataset": _DATASETS[spec.data.name],
         "eps": written(spec.threat.epsilon),
         "clean_acc": _percent(evaluation.nominal.accuracy),
         "reported": _percent(evaluation.worst_case.accuracy),
     }
-    if spec.data.extra is None and spec.model.start is None:
+    if spec.data.extra is None and spec.model.start is None and not imported:
         known["additional_data"] = False
     kind = spec.model.registered_as[1]
     if entries("model")[kind].origin == "llrflow" and kind != "python":
         known["number_forward_passes"] = 1
-    if architecture := _architecture(kind, spec.model):
+    if architecture := _architecture(kind, spec):
         known["architecture"] = architecture
     for position, attack in enumerate(evaluation.attacks.values()):
-        if attack.attack["type"] == "auto_attack" and (position == 0 or not evaluation.cascade):
+        standard = attack.attack["type"] == "auto_attack" and attack.attack.get("profile", "standard") == "standard"
+        if standard and (position == 0 or not evaluation.cascade):
             known["autoattack_acc"] = _percent(attack.accuracy)
     return {key: known[key] for key in KEYS if key in known}
 
 
-def _architecture(kind: str, model: Any) -> str | None:
-    """As RobustBench calls the published networks, where it is one of them."""
+def _architecture(kind: str, spec: Spec) -> str | None:
+    """As RobustBench calls the published networks, where it is one of them: with BatchNorm and their first layers."""
+    model: Any = spec.model
+    stem = "imagenet" if kind == "resnet_v1" and spec.data.name == "imagenet2012" else "cifar"
+    if getattr(model, "norm", None) != "batch" or getattr(model, "stem", None) != stem:
+        return None
     if kind == "wide_resnet":
         return f"WideResNet-{model.depth}-{model.width}"
     if kind in ("preact_resnet", "resnet_v1") and model.width == 64:

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llrflow.base.errors import LlrflowError, SpecError
+from llrflow.base.errors import SpecError
 from llrflow.base.files import require_local
-from llrflow.runs.elsewhere import class_names
-from llrflow.runs.export import ExportRecord, facts_of
+from llrflow.components.registry import entries
+from llrflow.runs.export import ExportRecord
+from llrflow.runs.export_facts import IMAGES, certificate_of, digests, facts_of, largest_difference
 from llrflow.runs.exports import write_export
 from llrflow.runs.folder import RunFolder, Step
 from llrflow.runs.importing import known_layouts
@@ -26,9 +27,11 @@ from llrflow.weights.layout import Layout, Named
 
 WEIGHTS, NETWORK = "model.pt", "network.py"
 
-IMAGES, TOLERANCE = 64, 1e-3
-"""Images that every export is compared on, of uniform noise, and the largest difference allowed, in parts of the
-largest logit."""
+TOLERANCE = 1e-3
+"""The largest difference of logits that is allowed, in parts of the largest logit."""
+
+_UNTOLD = ("activation", "shortcut", "mean", "std")
+"""Fields of a network that neither names nor shapes tell of."""
 
 _OWN = "llrflow"
 """The names of networks without a known layout: as in llrflow, with dots."""
@@ -40,12 +43,14 @@ class TorchRecord(ExportRecord):
     platforms: tuple[str, ...] = ("torch",)
     layout: str
     """What arrays are called by."""
+    untold: dict[str, str | list[float]]
+    """What a network that loads model.pt must have, of which neither names nor shapes tell; empty by our own names,
+    which network.py alone reads."""
     names: dict[str, str]
     """In model.pt, by their names in llrflow."""
-    class_names: tuple[str, ...] | None
-    """In their order; None where the dataset is not prepared here."""
-    certificate: dict[str, Any] | None
-    """Of the checkpoint, with the spec's attacks on its test images; None where it was not evaluated."""
+    preprocessing: str = (
+        "none: float32 pixels in [0, 1], NCHW; network.py normalises them, other readers of model.pt must"
+    )
     difference: float
     """The largest of any logit to llrflow's on 64 images of uniform noise."""
 
@@ -53,7 +58,10 @@ class TorchRecord(ExportRecord):
     def described(self) -> str:
         """What was written, in words."""
         found = f"logits within {self.difference:.1e} of llrflow's on {IMAGES} images"
-        return f"step {self.step} of {self.name}, by the names of {self.layout}, {found}"
+        told = f"step {self.step} of {self.name}, by the names of {self.layout}, {found}"
+        if not self.untold:
+            return told
+        return f"{told}; what loads it must have {', '.join(f'{name} {value}' for name, value in self.untold.items())}"
 
 
 def export_torch(
@@ -79,34 +87,45 @@ def export_torch(
     folder = RunFolder(Path(run_dir))
     run, _ = stored_run(folder, trust_plugins=trust_plugins)
     kind = model.spec.model.registered_as[1]
-    if not hasattr(torch_network.Network, f"_{kind}"):
+    if entries("model")[kind].origin != "llrflow" or not hasattr(torch_network.Network, f"_{kind}"):
         got = f"knows nothing of {kind}, which is no network of llrflow's"
         raise SpecError("--to torch", got, "leave --to out, for StableHLO")
     layout_name, layout = _layout_of(model.spec.model)
     weights, names = _arrays(model, layout)
     tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
     config = {"type": kind, **model.spec.model.model_dump()}
-    difference = _difference(model, torch_network.Network(config, names, tensors).eval(), torch)
+    untold = [name for name in _UNTOLD if layout_name != _OWN and name in type(model.spec.model).model_fields]
+    network = torch_network.Network(config, names, tensors).eval()
+
+    def theirs(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+
+    difference = largest_difference(model, theirs, TOLERANCE, "--to torch: PyTorch's")
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     code = (resources.files("llrflow.weights") / "torch_network.py").read_bytes()
     contents = {WEIGHTS: buffer.getvalue(), NETWORK: code}
-    evaluation = folder.evaluations().get(model.step)
     record = TorchRecord(
-        **facts_of(model, run, contents),
+        **facts_of(model, run, certificate_of(folder, model)),
         exported_by=f"torch {torch.__version__}",
         layout=layout_name,
+        untold={name: _plain(getattr(model.spec.model, name)) for name in untold},
         names=names,
-        class_names=class_names(model.spec.data),
-        certificate=None if evaluation is None else evaluation.model_dump(mode="json"),
         difference=difference,
+        files=digests(contents),
     )
     write_export(Path(out), contents, record)
     return Path(out), record
 
 
 def _layout_of(model: Any) -> tuple[str, Layout]:
-    """The known layout whose fields a network has, but for its activation, which no name tells of; or our own."""
+    """The known layout whose fields a network has, but for its activation, which no name tells of; or our own.
+
+    All that have norm layers to choose have BatchNorm.
+    """
+    if getattr(model, "norm", "batch") != "batch":
+        return _OWN, Layout.model_validate({"names": {}})
     for name, layout in known_layouts().items():
         wanted = {field: value for field, value in layout.fields.items() if field != "activation"}
         fits = all(getattr(model, field, value) == value for field, value in wanted.items())
@@ -126,21 +145,11 @@ def _arrays(model: Model, layout: Layout) -> tuple[dict[str, np.ndarray], dict[s
     return found, names
 
 
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _dotted(layout: Layout, one: Named) -> str:
     """A name for an array that has none in a layout."""
     module = one.module.partition("/~/")[0] if "_ema" in one.module else one.module
     return ".".join([*(part for part in module.split("/") if part != "~"), layout.ending(one)])
-
-
-def _difference(model: Model, network: Any, torch: Any) -> float:
-    """The largest difference of PyTorch's logits to ours. Raises LlrflowError where they are not the same."""
-    images = np.random.default_rng(0).random((IMAGES, *model.image_shape), np.float32)
-    largest, top = 0.0, 1.0
-    for some in np.split(images, 4):
-        ours = np.asarray(model.logits(some))
-        with torch.no_grad():
-            theirs = network(torch.from_numpy(some).permute(0, 3, 1, 2)).numpy()
-        largest, top = max(largest, float(np.abs(ours - theirs).max())), max(top, float(np.abs(ours).max()))
-    if not largest <= TOLERANCE * top:
-        raise LlrflowError(f"--to torch: PyTorch's logits differ by {largest:g} from llrflow's; nothing was written")
-    return largest

@@ -7,10 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from pydantic import ValidationError
 
-from llrflow.base.errors import CheckpointError, DataError, SpecError
+from llrflow.base.errors import CheckpointError, DataError, SpecError, line_of
 from llrflow.base.files import sha256_file, write_atomic
 from llrflow.base.validation import first_problem, some
 from llrflow.components.consent import remember
@@ -34,7 +35,7 @@ from llrflow.weights.read import read_weights
 OWN = "llrflow"
 """The layout of what `llrflow export` writes: `params/MODULE/NAME` and `state/MODULE/NAME`."""
 
-_NORMALISING = (("mean", "std"), ("new_mean", "new_std"), ("_mean", "_std"))
+_NORMALISING = (("mean", "std"), ("new_mean", "new_std"), ("_mean", "_std"), ("mu", "sigma"))
 """What the buffers of a layer that normalises images are called."""
 
 
@@ -182,10 +183,11 @@ def _given(spec: Spec, held: File) -> dict[str, Any]:
     said, given = spec.model.model_fields_set, {}
     for path, array in held.normalising.items():
         field, values = path.partition(".")[2], [float(f"{number:.7g}") for number in np.ravel(array)]
+        own = list(getattr(spec.model, field))
         if field not in said:
             given[path] = values
-        elif not np.allclose(getattr(spec.model, field), values, rtol=1e-4):
-            got = f"= {list(getattr(spec.model, field))}, but {held.path} holds {values}"
+        elif len({len(own), len(values)} - {1}) > 1 or not np.allclose(own, values, rtol=1e-4):
+            got = f"= {own}, but {held.path} holds {values}"
             raise at(spec, path, got, "delete it")
     if held.layout is None:
         return given
@@ -210,19 +212,28 @@ def _untrained(spec: Spec) -> Spec:
 
 
 def _state(program: Program, held: File) -> TrainState:
-    """A state with the file's arrays, which it lets go. Raises CheckpointError where they do not fit."""
+    """A state with the file's arrays, which it lets go.
+
+    Raises CheckpointError where they do not fit, SpecError for a layout that does not suit the network.
+    """
     state = program.abstract_state()
     if held.layout is None:
-        wanted = _ours(state, held.arrays)
-        named = [Named(m, n, np.shape(a), f"{kind}/{m}/{n}", "", None) for kind, m, n, a in wanted]
+        ours = _ours(state, held.arrays)
+        named = [Named(m, n, np.shape(a), f"{kind}/{m}/{n}", "", None) for kind, m, n, a in ours]
     else:
-        named = list(held.layout.named(state.params, state.model_state))
+        named = _named_there(held.layout, held.name, state)
     _check(program, held, named)
     params: Arrays = {}
+    wanted = {**state.params, **state.model_state}
     for one in named:
         assert one.there is not None
         array = held.arrays.pop(one.there)  # so that no more of the file than this is in memory twice
-        whole = array if held.layout is None else held.layout.into(array, one)
+        if array.dtype.kind not in "biuf" and array.dtype != ml_dtypes.bfloat16:
+            raise CheckpointError(str(held.path), f"{one.there} holds {array.dtype}, no numbers", "give intact weights")
+        if held.layout is None:
+            whole = np.asarray(array, wanted[one.module][one.name].dtype)
+        else:
+            whole = held.layout.into(array, one)
         if not np.isfinite(whole).all():
             got = f"{one.there} holds numbers that are not finite"
             raise CheckpointError(str(held.path), got, "give intact weights")
@@ -230,6 +241,22 @@ def _state(program: Program, held: File) -> TrainState:
     statistics = {module: params.pop(module) for module in list(params) if module in state.model_state}
     statistics = completed(statistics, state.model_state)
     return state._replace(params=params, model_state=statistics)
+
+
+def _named_there(layout: Layout, name: str, state: TrainState) -> list[Named]:
+    """The arrays of a state by the names of a layout called `name`. Raises SpecError where it does not suit it."""
+    fix, seen = "correct `names`", {}
+    try:
+        named = list(layout.named(state.params, state.model_state))
+    except ValueError as error:
+        raise SpecError(name, line_of(error), fix) from None
+    for one in named:
+        if one.there in seen:
+            got = f"calls {seen[one.there]} and {one.module}/{one.name} by one name, {one.there}"
+            raise SpecError(name, got, fix)
+        if one.there is not None:
+            seen[one.there] = f"{one.module}/{one.name}"
+    return named
 
 
 def _ours(state: TrainState, arrays: Mapping[str, Any]) -> list[tuple[str, str, str, Any]]:

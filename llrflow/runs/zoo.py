@@ -23,13 +23,13 @@ from urllib.parse import quote
 from pydantic import AfterValidator, Field, ValidationError
 
 from llrflow.base.errors import CheckpointError, DataError, SpecError, line_of
-from llrflow.base.files import open_atomic, open_regular, require_local, sha256_file
+from llrflow.base.files import locked, no_room, open_atomic, open_regular, require_local, sha256_file
 from llrflow.base.memory_size import amount
 from llrflow.base.sealed import unsealed
 from llrflow.base.validation import suggest
 from llrflow.runs.folder import RunFolder
 from llrflow.runs.model import checkpoints_of, chosen_step
-from llrflow.runs.records import Record, written
+from llrflow.runs.records import Record, RunRecord, written
 from llrflow.runs.sealed import first_problem, read_record
 from llrflow.spec.source import read_source
 
@@ -44,14 +44,22 @@ _SECONDS = 30
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What a published run may be called."""
 
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=+-]*")
-"""What each part of a file's path may be: nothing hidden, no `..`, no other root."""
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@=+-]{0,199}")
+"""What each part of a file's path may be: nothing hidden, no `..`, no other root, no longer than file systems take."""
 
 
 def _inside(path: str) -> str:
-    if not all(map(_PART.fullmatch, path.split("/"))):
+    if len(path) > 1000 or not all(map(_PART.fullmatch, path.split("/"))):
         raise ValueError("is no path inside of a run folder")
     return path
+
+
+def _no_folder(files: dict[str, ZooFile]) -> dict[str, ZooFile]:
+    for path in files:
+        for end in (at for at, letter in enumerate(path) if letter == "/"):
+            if path[:end] in files:
+                raise ValueError(f"lists {path[:end]} both as a file and as a folder")
+    return files
 
 
 class ZooFile(Record):
@@ -76,7 +84,7 @@ class ZooRun(Record):
     """Accuracies of its own evaluation; None where the checkpoint was not evaluated."""
     plugins: list[str]
     """What its spec names; they are not published with it."""
-    files: dict[Annotated[str, AfterValidator(_inside)], ZooFile]
+    files: Annotated[dict[Annotated[str, AfterValidator(_inside)], ZooFile], AfterValidator(_no_folder)]
 
     @property
     def bytes(self) -> int:
@@ -124,6 +132,19 @@ def get(source: str, name: str, out: Path) -> ZooRun:
         got = f"lists {amount(run.bytes)} of {name}, more than {amount(_LARGEST_RUN)}"
         raise DataError(source, got, "copy that folder by hand, if you want it")
     partial = out.with_name(f".{out.name}.part")
+    try:
+        _complete(source, name, run, partial)
+        partial.rename(out)
+    except OSError as error:
+        if no_room(error):
+            raise
+        got = f"cannot be written: {error.strerror or line_of(error)}"
+        raise DataError(error.filename or str(out), got, "choose another --out") from None
+    return run
+
+
+def _complete(source: str, name: str, run: ZooRun, partial: Path) -> None:
+    """Fetch what is not there yet of a run, and remove all else. Raises DataError, OSError."""
     for path, file in run.files.items():
         target = partial / path
         if target.is_file() and target.stat().st_size == file.bytes and sha256_file(target) == file.sha256:
@@ -137,15 +158,14 @@ def get(source: str, name: str, out: Path) -> ZooRun:
         RunFolder(partial).existing()
     except CheckpointError as error:
         raise DataError(f"{source}/{name}", f"is no run: {error.got}", "name another") from None
-    partial.rename(out)
-    return run
 
 
 def add(run_dir: Path, zoo: Path, name: str | None = None) -> str:
     """Publish a finished run in a folder, under its spec's name unless another is given; an equal name is replaced.
 
-    Its checkpoint is the one that `load_model` takes; the name is returned. Raises CheckpointError for a run that is
-    not finished or damaged, SpecError for a name that cannot be a folder, or is that of something else there.
+    Its checkpoint is the one that `load_model` takes; the name is returned. Others who add at the same time wait, and
+    what a killed `add` of this run left is replaced. Raises CheckpointError for a run that is not finished, damaged or
+    has another spec.yaml than it wrote, SpecError for a name that cannot be a folder, or is that of something else.
     """
     require_local(zoo)
     folder = RunFolder(run_dir)
@@ -156,16 +176,27 @@ def add(run_dir: Path, zoo: Path, name: str | None = None) -> str:
     step = chosen_step(folder, checkpoints).step
     if problem := checkpoints.problem(step):
         raise CheckpointError(str(run_dir), f"has a damaged checkpoint {step}: {problem}", "train it again")
+    if problem := folder.spec_problem(record):
+        raise CheckpointError(str(run_dir), problem, "put back the spec.yaml that it wrote")
     spec = read_source(folder.spec).data  # which imports nothing
     name = name or str(spec["name"])
     if not _NAME.fullmatch(name):
         raise SpecError("--name", f"{name!r} cannot be a folder of a zoo", "use letters, digits, `.`, `_` and `-`")
+    zoo.mkdir(parents=True, exist_ok=True)
+    with locked(zoo / ".lock"):
+        _publish(folder, record, spec, step, zoo, name)
+    return name
+
+
+def _publish(folder: RunFolder, record: RunRecord, spec: Any, step: int, zoo: Path, name: str) -> None:
+    """Copy a run into a zoo and list it there; the caller holds the zoo's lock. Raises SpecError, CheckpointError."""
     try:
         before = read_record(ZooIndex, zoo / INDEX, "remove it, and add the runs again").runs
     except FileNotFoundError:
         before = {}
-    if (zoo / name).exists() and name not in before:
+    if (zoo / name).exists() and name not in before and not _is_of(zoo / name, record):
         raise SpecError(str(zoo / name), "is there already, and no run of this zoo", "give the run another --name")
+    run_dir = folder.path
     paths = [path for path in (run_dir / part for part in ("run.json", "spec.yaml", "metrics.jsonl")) if path.exists()]
     paths += [run_dir / "checkpoints/manifests" / f"{step}.json", *sorted(run_dir.glob("evaluation/*.json"))]
     paths += sorted(path for path in (run_dir / "checkpoints" / str(step)).rglob("*") if path.is_file())
@@ -192,7 +223,15 @@ def add(run_dir: Path, zoo: Path, name: str | None = None) -> str:
         files=files,
     )
     ZooIndex(runs={**before, name: made}).write(zoo / INDEX)
-    return name
+
+
+def _is_of(folder: Path, record: RunRecord) -> bool:
+    """Whether a folder holds a run of the same spec."""
+    try:
+        found = RunFolder(folder).record()
+    except CheckpointError:
+        return False
+    return found is not None and found.spec_hash == record.spec_hash
 
 
 def _fetch(source: str, path: str, file: ZooFile, target: Path) -> None:
@@ -219,12 +258,12 @@ def _chunks(source: str, path: str) -> Iterator[bytes]:
                 yield chunk
     except urllib.error.HTTPError as error:
         raise DataError(where, f"cannot be read: {error.code} {error.reason}", "check the address") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError, RuntimeError) as error:  # the last of `~nobody`
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or line_of(error)
         raise DataError(where, f"cannot be read: {reason}", "check the address, or name a folder") from None
 
 
 def _opened(source: str, path: str) -> Any:
-    if re.match("https?://", source):
+    if re.match("https?://", source, re.IGNORECASE):
         return urllib.request.urlopen(f"{source.rstrip('/')}/{quote(path)}", timeout=_SECONDS)
     return open_regular(Path(source).expanduser() / path)

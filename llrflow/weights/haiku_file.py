@@ -9,7 +9,7 @@ import numpy as np
 
 from llrflow.base.arrays import NotArrays
 from llrflow.base.errors import line_of
-from llrflow.base.files import read_regular
+from llrflow.base.files import open_regular, read_regular
 from llrflow.data.unpickle import NAMES, Array, Dtype, UnsafePickle, unpickle
 
 _LARGEST = 2**33
@@ -47,10 +47,10 @@ _NAMES = {**NAMES, **_HAIKU, **_RECONSTRUCT, ("numpy", "dtype"): _Any}
 def read_haiku(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a file by `MODULE/NAME`, without the `~` that Haiku puts between a module's name and its parts'.
 
-    Raises NotArrays where it holds anything else.
+    Raises NotArrays where it holds anything else, or two arrays of one name.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             _, _, dtype = read(file)
@@ -58,7 +58,12 @@ def read_haiku(path: Path) -> dict[str, np.ndarray]:
         if not dtype.hasobject:
             raise NotArrays("is a single array")
         held = unpickle(read_regular(path, _LARGEST)[start:], _NAMES)
-        return dict(_flat(held, ()))
+        arrays: dict[str, np.ndarray] = {}
+        for name, array in _flat(held, ()):
+            if name in arrays:
+                raise NotArrays(f"two of its arrays have the name {name}")
+            arrays[name] = array
+        return arrays
     except NotArrays:
         raise
     except UnsafePickle as error:

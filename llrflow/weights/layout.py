@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
+from llrflow.base.validation import invalid
 from llrflow.models.network import STATISTICS
 
 _TORCH = {
@@ -33,7 +35,7 @@ class Flattened(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    flattened: tuple[int, int, int] = Field(strict=False)
+    flattened: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(strict=False)
     """(C, H, W) of the features."""
 
 
@@ -68,8 +70,26 @@ class Layout(BaseModel):
     ignores: tuple[str, ...] = Field((), strict=False)
     """Patterns, `*` for any text, of what is there and no part of the network."""
 
+    @field_validator("names")
+    @classmethod
+    def _fields_are_known(cls, names: dict[str, str | Flattened]) -> dict[str, str | Flattened]:
+        for ours, there in names.items():
+            name, known = there.name if isinstance(there, Flattened) else there, re.findall(r"\{(\w+)\}", ours)
+            for field in known:
+                if not field.isidentifier():
+                    raise invalid("names", f"{ours}: {{{field}}} is no field; begin its name with a letter")
+            for field in _FIELD.finditer(name):
+                if field[1] not in known:
+                    raise invalid(
+                        "names", f"{ours}: {name} has {{{field[1]}}}, which {ours} has not; write {{x}} on both sides"
+                    )
+        return names
+
     def named(self, params: Tree, state: Tree) -> Iterator[Named]:
-        """The arrays of a network as they are there; of moving statistics the average."""
+        """The arrays of a network as they are there; of moving statistics the average.
+
+        Raises ValueError where `names` do not suit this network: `{x+1}` of no number, features of another size.
+        """
         for module, held in {**params, **state}.items():
             for name, array in held.items():
                 base, _, last = module.rpartition("/~/")
@@ -87,6 +107,11 @@ class Layout(BaseModel):
         if (found := self._found(base)) is None:
             return Named(module, name, shape, None, leaf, None)
         one = Named(module, name, shape, None, leaf, found[1])
+        if one.flattened and leaf == "w" and (len(shape) != 2 or math.prod(one.flattened) != shape[0]):
+            features = " x ".join(map(str, one.flattened))
+            raise ValueError(
+                f"{module}/w is {list(shape)}, and flattened features {features} are {math.prod(one.flattened)}"
+            )
         return one._replace(there=f"{found[0]}{'/' if self.style == 'haiku' else '.'}{self.ending(one)}")
 
     def ending(self, one: Named) -> str:
@@ -148,4 +173,6 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 def _filled(field: re.Match[str], match: re.Match[str]) -> str:
     text = match[field[1]]
+    if field[2] is not None and not text.isdecimal():
+        raise ValueError(f"{field[0]} for {match[0]}: {text!r} is no number")
     return text if field[2] is None else str(int(text) + int(field[2]))

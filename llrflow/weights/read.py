@@ -10,6 +10,7 @@ import numpy as np
 
 from llrflow.base.arrays import NotArrays, read_npz
 from llrflow.base.errors import CheckpointError, line_of
+from llrflow.base.files import open_regular
 from llrflow.base.validation import listing, some
 from llrflow.weights.haiku_file import read_haiku
 from llrflow.weights.safetensors import read_safetensors
@@ -25,14 +26,15 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, np.ndarray]:
     """The arrays of a file by the names they have there, views of it where they can be.
 
     NumPy's .npz; .npy of Haiku's parameters; .safetensors; what `torch.save` writes. Of a checkpoint that holds several
-    dicts of arrays `key` chooses. Raises CheckpointError where it cannot be read, or would have to be run.
+    dicts of arrays `key` chooses; without it one of the usual names is taken, or those of the file itself where they
+    are more than any dict in it has. Raises CheckpointError where it cannot be read, or would have to be run.
     """
     suffix = path.suffix.lower()
     if suffix not in _READERS and suffix not in _TORCH:
         known = listing((*_READERS, *_TORCH))
         raise CheckpointError(str(path), "is of no format that is read", f"give a file that ends in {known}")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             begins = file.read(6)
         if suffix in _READERS:
             found: Any = _READERS[suffix](path)
@@ -59,11 +61,14 @@ def _chosen(path: Path, found: Any, key: str | None) -> dict[str, np.ndarray]:
             raise CheckpointError("--key", f"{path} holds no arrays under {key!r}", f"choose from {listing(dicts)}")
         return dicts[key]
     usual = [name for name in _USUAL if name in dicts]
-    if len(usual) == 1 or "" in dicts or len(dicts) == 1:
-        return dicts[usual[0] if len(usual) == 1 else "" if "" in dicts else next(iter(dicts))]
+    if len(usual) == 1:
+        return dicts[usual[0]]
     if not dicts:
         raise CheckpointError(str(path), "holds no arrays by name", "save the state_dict of the network")
-    raise CheckpointError(str(path), some("holds arrays under ", sorted(dicts)), "choose with --key")
+    first, *others = sorted(dicts.values(), key=len, reverse=True)
+    if not others or (first is dicts.get("") and len(first) > len(others[0])):  # a network beside buffers of its own
+        return first
+    raise CheckpointError(str(path), some("holds arrays under ", sorted(filter(None, dicts))), "choose with --key")
 
 
 def _arrays(held: Mapping[Any, Any]) -> dict[str, np.ndarray]:

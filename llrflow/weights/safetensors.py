@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from llrflow.base.arrays import NotArrays
 from llrflow.base.errors import line_of
 from llrflow.base.files import open_regular
+from llrflow.base.validation import listing
 
 _TYPES = {
     "F64": np.float64,
@@ -31,28 +34,43 @@ _LARGEST_HEADER = 10**8
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name, views of it that cannot be written to. Raises NotArrays."""
+    """The arrays of a file by name, views of it that cannot be written to. Raises NotArrays.
+
+    As the format has it, arrays fill the file: what lies between them, or in two of them, is refused.
+    """
     try:
         with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _LARGEST_HEADER:
                 raise NotArrays(f"its header has {length} bytes")
             header = json.loads(file.read(length))
+            empty = file.seek(0, 2) <= 8 + length  # which cannot be mapped
+            whole = np.zeros(0, np.uint8) if empty else np.memmap(file, np.uint8, "r", 8 + length)
         header.pop("__metadata__", None)
-        return {name: _array(path, 8 + length, **entry) for name, entry in header.items()}
+        arrays = {name: _array(whole, name, **entry) for name, entry in header.items()}
+        at = 0
+        for begin, end in sorted(entry["data_offsets"] for entry in header.values()):
+            if begin != at:
+                raise NotArrays(f"its arrays leave a gap or overlap at byte {begin}")
+            at = end
+        if at != len(whole):
+            raise NotArrays(f"its arrays have {at} of its {len(whole)} bytes")
+        return arrays
     except NotArrays:
         raise
     except Exception as error:  # of whatever the header says
         raise NotArrays(line_of(error)) from None
 
 
-def _array(path: Path, start: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> np.ndarray:
+def _array(whole: np.ndarray, name: str, dtype: Any, shape: list[int], data_offsets: tuple[int, int]) -> np.ndarray:
+    if dtype not in _TYPES:
+        raise NotArrays(f"{name} is of type {dtype!r}, and what is read is {listing(_TYPES)}")
     kind, (begin, end) = np.dtype(_TYPES[dtype]), data_offsets
     if not all(type(n) is int and n >= 0 for n in (begin, *shape)):
         raise NotArrays(f"holds an array of shape {shape} at byte {begin}")
-    if begin == end:
-        return np.zeros(shape, kind)
-    return np.memmap(path, np.uint8, "r", start + begin, (end - begin,)).view(kind).reshape(shape)
+    if end - begin != math.prod(shape) * kind.itemsize:
+        raise NotArrays(f"{name} has {end - begin} bytes, and its shape is {shape} of {dtype}")
+    return whole[begin:end].view(kind).reshape(shape)
 
 
 def safetensors_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,12 @@ def read_torch(path: Path) -> Any:
             if pickles[0].file_size > _LARGEST_PICKLE:
                 raise NotArrays(f"its data.pkl has {pickles[0].file_size} bytes, more than {_LARGEST_PICKLE}")
             folder = pickles[0].filename.removesuffix("data.pkl")
-            if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-                raise NotArrays("was written on a machine of another byte order")
-            budget = budget_of(path.stat().st_size)
+            for info in archive.infolist():
+                if info.filename == f"{folder}byteorder" and (info.file_size > 16 or archive.read(info) != b"little"):
+                    raise NotArrays("was written on a machine of another byte order")
+            whole = np.memmap(file, np.uint8, "r")
+            if sum(info.file_size for info in archive.infolist()) > budget_of(len(whole)):
+                raise NotArrays(f"its {len(whole)} bytes unpack to more than {budget_of(len(whole))}")
             storages: dict[str, _Storage] = {}
 
             def storage(pid: Any) -> _Storage:
@@ -102,7 +106,7 @@ def read_torch(path: Path) -> Any:
                     raise UnsafePickle("refers to something else than a storage")
                 if key not in storages:
                     info = archive.getinfo(f"{folder}data/{key}")
-                    storages[key] = _Storage(_numbers(path, file, archive, info, dtype, count, budget))
+                    storages[key] = _Storage(_numbers(whole, archive, info, dtype, count))
                 found = storages[key]
                 if found.values.dtype != dtype:
                     raise ValueError(f"storage {key} is of two types")
@@ -118,22 +122,18 @@ def read_torch(path: Path) -> Any:
 
 
 def _numbers(
-    path: Path,
-    file: Any,
-    archive: zipfile.ZipFile,
-    info: zipfile.ZipInfo,
-    dtype: np.dtype,
-    count: int,
-    budget: int,
+    whole: np.ndarray, archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: np.dtype, count: int
 ) -> np.ndarray:
-    """The numbers of a storage: a part of the file, unless it is compressed."""
-    if count * dtype.itemsize > info.file_size or info.file_size > budget:
+    """The numbers of a storage: a part of the file, unless it is compressed. Raises ValueError where it is damaged."""
+    if count * dtype.itemsize > info.file_size:
         raise ValueError(f"{info.filename} has {info.file_size} bytes, and {count} {dtype} are announced")
     if count == 0:
         return np.zeros(0, dtype)
     if info.compress_type != zipfile.ZIP_STORED:
         return np.frombuffer(archive.read(info), dtype, count)
-    file.seek(info.header_offset + 26)
-    name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    name, extra = (int(n) for n in whole[info.header_offset + 26 : info.header_offset + 30].view("<u2"))
     begin = info.header_offset + 30 + name + extra
-    return np.memmap(path, np.uint8, "r", begin, (count * dtype.itemsize,)).view(dtype)
+    content = whole[begin : begin + info.file_size]
+    if zlib.crc32(content.data) != info.CRC or len(content) != info.file_size:
+        raise ValueError(f"{info.filename} is damaged: its CRC-32 is not the one that the file has for it")
+    return content[: count * dtype.itemsize].view(dtype)

@@ -65,9 +65,29 @@ def test_onnxruntime_computes_a_network_for_any_number_of_images(kind):
         np.testing.assert_allclose(theirs, ours[some], rtol=1e-5, atol=1e-5)
 
 
-def test_what_has_no_rule_is_named():
-    with pytest.raises(NoRule, match="sort, for which"):
-        onnx_model(lambda weights, x: jnp.sort(x.mean((1, 2))), {}, (4, 4, 3))
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("sort", jnp.sort),
+        ("top_k", lambda h: jax.lax.top_k(h, 2)[0]),
+        ("scan", lambda h: jax.lax.scan(lambda c, _: (c * h, None), h, length=2)[0]),
+        ("while", lambda h: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, h)),
+    ],
+)
+def test_what_has_no_rule_is_named(name, function):
+    with pytest.raises(NoRule, match=f"{name}, for which"):
+        onnx_model(lambda weights, x: function(x.mean((1, 2))), {}, (4, 4, 3))
+
+
+def test_what_has_several_results():
+    def logits(weights, x):
+        a, b = jnp.split(x.mean((1, 2)), [1], axis=1)
+        c, d = jax.lax.optimization_barrier((a, b))
+        return c * d + jax.lax.top_k(weights["w"], 2)[0]
+
+    weights, x = {"w": np.array([1.0, 3.0, 2.0], np.float32)}, np.random.default_rng(0).random((5, 4, 4, 3), np.float32)
+    (theirs,) = session_of(onnx_model(logits, weights, (4, 4, 3))).run(None, {"images": x})
+    np.testing.assert_allclose(theirs, logits(weights, x), rtol=1e-5)
 
 
 def test_a_run_is_exported_with_what_it_is(finished, command, tmp_path):
@@ -88,6 +108,22 @@ def test_logits_that_differ_are_refused(finished, tmp_path, monkeypatch):
     with pytest.raises(LlrflowError, match="nothing was written"):
         export_to("onnx", finished, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_certificate_of_other_weights_is_not_told(copied, rewrite, tmp_path, monkeypatch):
+    _, record = export_to("stablehlo", copied, tmp_path / "own")
+    assert record.certificate["n"] == 360 and record.class_names == tuple(map(str, range(10)))
+    rewrite(copied / "evaluation/12.json", network_sha256="0" * 64)
+    for form in ("stablehlo", "onnx"):
+        assert export_to(form, copied, tmp_path / form)[1].certificate is None
+
+    def broken(*_, **__):
+        raise RuntimeError("opset 99\nis not known")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
+    with pytest.raises(SpecError, match=r"cannot be read by onnxruntime \S+: opset 99.*; install a newer") as caught:
+        export_to("onnx", copied, tmp_path / "none")
+    assert "\n" not in str(caught.value)
 
 
 def moved(model):
@@ -123,6 +159,16 @@ def test_robustbench_is_told_what_is_known_and_nothing_else(finished, tmp_path):
     after = before.model_copy(update={"attacks": {"other": others[0], "aa": auto}})
     assert model_info(wide, before) == {**known, "autoattack_acc": f"{100 * auto.accuracy:.2f}"}
     assert model_info(wide, after) == known  # what the others had left is no accuracy under AutoAttack
+    random = auto.model_copy(update={"attack": {"type": "auto_attack", "profile": "rand"}})
+    assert model_info(wide, before.model_copy(update={"attacks": {"aa": random}})) == known
+    trained = {key: value for key, value in known.items() if key != "additional_data"}
+    assert model_info(wide, evaluation, imported=True) == trained
+    for field, value in (("norm", "group"), ("stem", "imagenet")):
+        other = wide.model_copy(update={"model": wide.model.model_copy(update={field: value})})
+        assert "architecture" not in model_info(other, evaluation)
+    part = wide.model_copy(update={"data": wide.data.model_copy(update={"test": "test[:1000]"})})
+    with pytest.raises(SpecError, match=r"evaluated on 'test\[:1000\]', and RobustBench's accuracies are of 'test'"):
+        model_info(part, evaluation)
 
 
 def test_robustbench_wants_all_test_images(copied, rewrite, tmp_path):

@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from llrflow.runs.export import export_model
 from llrflow.runs.importing import import_model, known_layouts
 from llrflow.runs.reevaluate import evaluate_run
 from llrflow.weights.layout import Layout
-from llrflow.weights.read import read_weights
+from llrflow.weights.read import _chosen, read_weights
 from llrflow.weights.safetensors import safetensors_bytes
 
 MODEL = {"type": "wide_resnet", "depth": 10, "width": 1, "mean": [0.5], "std": [0.25]}
@@ -154,6 +156,15 @@ def test_our_own_export_comes_back(run, spec, images, tmp_path):
     assert record.imported.layout == "llrflow"
     both = (llrflow.load_model(f).logits(images) for f in (run, tmp_path / "back"))
     np.testing.assert_array_equal(*both)
+    held = read_weights(folder / "weights.npz")
+    np.savez(tmp_path / "double.npz", **{n: a.astype(np.float64) for n, a in held.items()})
+    import_model(tmp_path / "double.npz", spec, tmp_path / "double", changes=fields)
+    again = llrflow.load_model(tmp_path / "double")
+    assert {a.dtype for a in jax.tree.leaves(again.params)} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(again.logits(images), llrflow.load_model(run).logits(images))
+    np.savez(tmp_path / "text.npz", **{**held, "params/logits/b": held["params/logits/b"].astype(str)})
+    with pytest.raises(CheckpointError, match=r"params/logits/b holds <U32, no numbers"):
+        import_model(tmp_path / "text.npz", spec, tmp_path / "text", changes=fields)
 
 
 def haiku_file(path, weights):
@@ -198,7 +209,7 @@ def test_haiku_parameters_as_deepmind_published_them(weights, spec, images, tmp_
     np.testing.assert_allclose(found, logits(weights, images), atol=1e-4)
 
 
-def torch_file(path, held, extra=None, claim=None):
+def torch_file(path, held, extra=None, claim=None, order="little"):
     """A file as `torch.save` writes it, of arrays; `claim` is (offset, size, stride) of each in its storage."""
     fake, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     storages = []
@@ -241,7 +252,7 @@ def torch_file(path, held, extra=None, claim=None):
         Pickler(buffer, 2).dump({"state_dict": floats, "epoch": 3, **(extra or {})})
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("net/data.pkl", buffer.getvalue())
-        archive.writestr("net/byteorder", "little")
+        archive.writestr("net/byteorder", order)
         for storage in storages:
             archive.writestr(f"net/data/{storage.key}", storage.array.tobytes())
 
@@ -311,6 +322,89 @@ def test_damaged_files_are_one_line(file, weights, tmp_path):
     assert read_weights(file)["module.fc.bias"].shape == (10,)
 
 
+def refused(path, says):
+    with pytest.raises(CheckpointError, match=says) as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shape": [9, 9], "data_offsets": [0, 0]}, r"a has 0 bytes, and its shape is \[9, 9\] of F32"),
+        ({"shape": [1]}, r"a has 8 bytes, and its shape is \[1\] of F32"),
+        ({"data_offsets": [4, 12]}, r"its arrays leave a gap or overlap at byte 4"),
+        ({"shape": [3], "data_offsets": [0, 12]}, r"its arrays leave a gap or overlap at byte 8"),
+        ({"dtype": "F8_E4M3"}, r"a is of type 'F8_E4M3', and what is read is BF16, BOOL, F16, F32"),
+    ],
+)
+def test_safetensors_whose_header_is_not_of_its_bytes(change, says, tmp_path):
+    content = safetensors_bytes({n: np.arange(2, dtype=np.float32) for n in "ab"}, {})
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["a"].update(change)
+    text = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    refused(path, says)
+    path.write_bytes(content + b"more")
+    refused(path, r"its arrays have 16 of its 20 bytes")
+
+
+def test_a_torch_file_is_as_it_was_written(weights, tmp_path, monkeypatch):
+    path, array = tmp_path / "a.pt", np.arange(100, dtype=np.float32)
+    torch_file(path, {"a": array})
+    whole = path.read_bytes()
+    path.write_bytes(flip(whole, whole.index(array.tobytes()) + 200))
+    refused(path, r"net/data/0 is damaged: its CRC-32")
+    torch_file(path, {"a": array})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        for name in "xy":
+            archive.writestr(name, bytes(3000))
+    assert len(read_weights(path)["a"]) == 100
+    monkeypatch.setattr("llrflow.weights.torch_file.budget_of", lambda size: 5000)
+    refused(path, r"unpack to more than 5000")
+    torch_file(path, {"a": array}, order="little" * 3)
+    refused(path, r"of another byte order")
+
+
+def test_a_file_is_open_once_however_many_arrays_it_has(tmp_path):
+    many = {f"a{n}": np.full(3, n, np.float32) for n in range(40)}
+    torch_file(tmp_path / "a.pt", many)
+    write(tmp_path / "a.safetensors", many)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    found = [read_weights(tmp_path / name) for name in ("a.pt", "a.safetensors")]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+    assert all((arrays[name] == many[name]).all() for arrays in found for name in many)
+
+
+def test_haiku_names_that_would_hide_each_other_are_refused(tmp_path):
+    content = np.empty(2, object)
+    content[:] = [{"a/~/b": {"w": np.zeros(2)}}, {"a/b": {"w": np.ones(2)}}]
+    np.save(tmp_path / "a.npy", content, allow_pickle=True)
+    refused(tmp_path / "a.npy", r"two of its arrays have the name a/b/w")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])
+def test_a_pipe_is_refused(suffix, tmp_path):
+    os.mkfifo(tmp_path / f"a{suffix}")
+    refused(tmp_path / f"a{suffix}", r"cannot be read: Is no regular file")
+
+
+def test_of_a_checkpoint_the_network_is_taken_or_asked_for(tmp_path):
+    nets = {f"net{n}": {"w": np.zeros(n + 1, np.float32), "b": np.zeros(1, np.float32)} for n in range(2)}
+    step = {"step": np.zeros(1, np.float32)}
+    for held in ({"model": nets["net0"], "net": nets["net1"], **step}, {"backbone": nets["net0"], **step}, nets):
+        with pytest.raises(
+            CheckpointError, match=r"holds arrays under (model, net|backbone|net0, net1); choose with --key"
+        ):
+            _chosen(tmp_path / "a.pt", held, None)
+        assert _chosen(tmp_path / "a.pt", held, next(iter(held))) == nets["net0"]
+    whole = {**nets["net1"], **step, "extra": step}
+    assert _chosen(tmp_path / "a.pt", whole, None).keys() == {"w", "b", "step"}
+    assert _chosen(tmp_path / "a.pt", {"model": nets["net1"], **step}, None) == nets["net1"]
+
+
 def write(path, arrays):
     path.write_bytes(safetensors_bytes(arrays, {}))
     return path
@@ -342,10 +436,15 @@ def test_what_a_file_does_not_tell_the_spec_must(file, weights, spec, tmp_path, 
     asked = write_spec(tmp_path / "bare.yaml", tiny(), bare)
     with pytest.raises(SpecError, match=r"bare.yaml:\d+:\d+: model.mean is not told by .*\[0\] and \[1\] for nothing"):
         import_model(file, asked, tmp_path / "run")
-    own = {"model.normalize.mean": np.array([0.5]), "model.normalize.std": np.array([0.25])}
-    held = {f"model.{n}": a for n, a in weights.items()} | {n: a.astype(np.float32) for n, a in own.items()}
-    record = import_model(write(tmp_path / "n.safetensors", held), asked, tmp_path / "normalised")
-    assert record.imported.set["model.mean"] == [0.5] and record.imported.set["model.std"] == [0.25]
+    for names in (("mu", "sigma"), ("mean", "std")):
+        own = {f"model.normalize.{name}": np.array([value]) for name, value in zip(names, (0.5, 0.25), strict=True)}
+        held = {f"model.{n}": a for n, a in weights.items()} | {n: a.astype(np.float32) for n, a in own.items()}
+        record = import_model(write(tmp_path / "n.safetensors", held), asked, tmp_path / names[0])
+        assert record.imported.set["model.mean"] == [0.5] and record.imported.set["model.std"] == [0.25]
+    three = held | {"model.normalize.mean": np.full(3, 0.5, np.float32)}
+    with pytest.raises(SpecError, match=r"model.mean = \[0.5, 0.5\], but .* holds \[0.5, 0.5, 0.5\]; delete it"):
+        path = write(tmp_path / "three.safetensors", three)
+        import_model(path, spec, tmp_path / "run", changes={"model.mean": [0.5, 0.5]})
     with pytest.raises(SpecError, match=r"model.std = \[2.0\], but .*n.safetensors holds \[0.25\]; delete it"):
         import_model(tmp_path / "n.safetensors", spec, tmp_path / "run", changes={"model.std": [2.0]})
 
@@ -373,9 +472,18 @@ def test_a_map_names_what_is_not_known(tiny, write_spec, images, tmp_path):
     h = jax.nn.relu(h + c[:, 0, 0, 0][:, None, None]).reshape(len(images), -1)
     right = jax.nn.relu(h @ w.T + w[:, 0]) @ v.T + v[:, 0]
     np.testing.assert_allclose(llrflow.load_model(tmp_path / "run").logits(images), right, rtol=1e-4, atol=1e-4)
-    (tmp_path / "map.yaml").write_text("names: {conv2_d: feature.0}\nmodles: [cnn]\n")
-    with pytest.raises(SpecError, match=r"map.yaml:2:1: modles"):
-        import_model(path, spec, tmp_path / "other", mapping=tmp_path / "map.yaml")
+    for wrong, says in (
+        ("names: {conv2_d: feature.0}\nmodles: [cnn]\n", r"map.yaml:2:1: modles"),
+        ("names: {linear: last, linear_1: last}", r"calls linear/b and linear_1/b by one name, last.bias"),
+        ("names: {'{m}': 'l{m+1}'}", r"map.yaml: \{m\+1\} for .*: '.*' is no number; correct `names`"),
+        ("names: {'linear_{n}': 'last.{m}'}", r"map.yaml:1:\d+: names .*last.\{m\} has \{m\}, which"),
+        ("names: {'lin{1}': last}", r"map.yaml:1:\d+: names .*\{1\} is no field"),
+        ("names: {linear: {name: first, flattened: [3, 8, 7]}}", r"flattened features 3 x 8 x 7 are 168; correct"),
+        ("names: {linear: {name: first, flattened: [-3, -8, 8]}}", r"map.yaml:1:\d+: names.linear"),
+    ):
+        (tmp_path / "map.yaml").write_text(wrong)
+        with pytest.raises(SpecError, match=says):
+            import_model(path, spec, tmp_path / "other", mapping=tmp_path / "map.yaml")
 
 
 def test_a_layout_reads_both_ways():

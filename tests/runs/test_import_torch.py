@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.base.errors import CheckpointError
+from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.runs.exports import export_to
 from llrflow.runs.importing import import_model
 
@@ -275,7 +275,10 @@ NETWORKS = {
         {"type": "resnet_v1", "depth": 18, "width": 4, **PLAIN},
         32,
     ),
-    "preact": (PreAct, {"type": "preact_resnet", "width": 4, **PLAIN}, 32),
+    "preact": (PreAct, {"type": "preact_resnet", "width": 4, "shortcut": "activated", **PLAIN}, 32),
+    "preact final raw": (
+        lambda: PreAct(True, True), {"type": "preact_resnet", "width": 4, "shortcut": "raw", **PLAIN}, 32
+    ),
     "preact raw": (
         lambda: PreAct(False, True), {"type": "preact_resnet", "width": 4, "shortcut": "raw", **PLAIN}, 32
     ),
@@ -411,6 +414,11 @@ def test_out_again_they_are_what_came_in(name, imported, tmp_path):
     x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(network_py(folder)(x), net(x), rtol=1e-5, atol=1e-5)
+    shortcut = ", shortcut activated" if name == "preact" else ""
+    assert (
+        f"must have activation {'relu' if name == 'preact' else 'gelu'}{shortcut}, mean [0.0], std [1.0]"
+        in record.described
+    )
     assert record.difference < 1e-4 and json.loads((folder / "model.json").read_text())["layout"] == record.layout
 
 
@@ -449,6 +457,22 @@ def test_every_network_goes_out(model, side, spec_of, tmp_path):
         theirs = net(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     ours = np.asarray(program.logits_fn(*Held.variables)(images))
     np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3 * np.abs(ours).max())
+
+
+def test_what_other_programs_would_compute_otherwise_has_our_names(imported, spec_of, tmp_path, monkeypatch):
+    import types
+
+    from llrflow.runs import export_torch
+
+    model = {"type": "wide_resnet", "depth": 10, "width": 1, "padding": "torch"}
+    for norm, layout in (("batch", "RobustBench WideResNet"), ("group", "llrflow"), ("none", "llrflow")):
+        block = llrflow.load_spec(spec_of({**model, "norm": norm}, 32)).model
+        assert export_torch._layout_of(block)[0] == layout
+    _, run = imported("convnext")
+    other = {"convnext": types.SimpleNamespace(origin="plugin")}
+    monkeypatch.setattr(export_torch, "entries", lambda group: other)
+    with pytest.raises(SpecError, match="knows nothing of convnext, which is no network of llrflow's"):
+        export_to("torch", run, tmp_path / "out")
 
 
 def test_attacked_here_they_fool_there(imported, spec_of, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import llrflow
-from llrflow.base.errors import DataError, InputError
+from llrflow.base.errors import CheckpointError, DataError, InputError
 from llrflow.runs.zoo import INDEX, add, get, read_index
 
 
@@ -58,6 +58,9 @@ def test_a_run_from_a_folder_and_from_a_server_is_the_run_that_was_published(fin
     assert not any(path.startswith("checkpoints/8") for path in run.files)
     with pytest.raises(DataError, match="exists already"):
         get(served, "tiny", out)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file.*: cannot be written: Not a directory; choose another --out"):
+        get(str(zoo), "tiny", tmp_path / "file/got")
 
 
 def test_what_was_fetched_is_not_fetched_again_and_a_wrong_file_is_refused(zoo, tmp_path):
@@ -77,6 +80,10 @@ WRONG = {
     "is no path inside": lambda index: index["runs"]["tiny"]["files"].update({"../out": index_file()}),
     "is no path  inside": lambda index: index["runs"]["tiny"]["files"].update({"/tmp/out": index_file()}),
     "is no path inside ": lambda index: index["runs"]["tiny"]["files"].update({".hidden": index_file()}),
+    "is no  path inside": lambda index: index["runs"]["tiny"]["files"].update({"a" * 300: index_file()}),
+    "lists run.json both as a file and as a folder": lambda index: index["runs"]["tiny"]["files"].update(
+        {"run.json/x": index_file()}
+    ),
     "more than 16 GiB": lambda index: index["runs"]["tiny"]["files"].update({"big": index_file(2**40)}),
     "String should match pattern": lambda index: index["runs"].update({"../x": index["runs"]["tiny"]}),
     "is no run: ": lambda index: index["runs"]["tiny"].update(files={}),
@@ -110,17 +117,41 @@ def test_what_is_no_run_of_the_zoo_is_not_replaced(finished, tmp_path, command):
     ):
         code, _, err = command("zoo", "add", finished, "--to", tmp_path / "zoo", "--name", name)
         assert code == 2 and says in err and err.count("\n") == 1, err
-    assert [path.name for path in (tmp_path / "zoo").rglob("*")] == ["mine", "kept"]
+    assert sorted(path.name for path in (tmp_path / "zoo").rglob("*")) == [".lock", "kept", "mine"]
     for _ in range(2):  # an equal name is replaced
         assert add(finished, tmp_path / "zoo", "other") == "other"
-    assert sorted(path.name for path in (tmp_path / "zoo").iterdir()) == ["mine", "other", "zoo.json"]
+    (tmp_path / "zoo" / INDEX).unlink()  # as if it had been killed before it wrote it
+    assert add(finished, tmp_path / "zoo", "other") == "other"
+    assert sorted(path.name for path in (tmp_path / "zoo").iterdir()) == [".lock", "mine", "other", "zoo.json"]
+
+
+def test_a_run_with_another_spec_than_it_had_is_not_published(copied, tmp_path):
+    with (copied / "spec.yaml").open("a") as file:
+        file.write("# better\n")
+    with pytest.raises(CheckpointError, match=r"spec.yaml was edited after the run.*; put back the spec.yaml"):
+        add(copied, tmp_path / "zoo")
+
+
+def test_runs_that_are_added_at_the_same_time_are_all_listed(finished, tmp_path):
+    threads = [threading.Thread(target=add, args=(finished, tmp_path / "zoo", f"run{n}")) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read_index(str(tmp_path / "zoo")).runs.keys() == {f"run{n}" for n in range(4)}
 
 
 def test_addresses_that_are_none(zoo, served, tmp_path, command):
     (zoo / INDEX).write_text((zoo / INDEX).read_text().replace("tiny", "tinier", 1))
     with pytest.raises(DataError, match="is damaged: it is not what was written"):
         read_index(str(zoo))
-    for source, says in ((f"{served}/none", "404"), ("http://127.0.0.1:9", "refused"), (tmp_path, "No such file")):
+    for source, says in (
+        (f"{served}/none", "404"),
+        ("http://127.0.0.1:9", "refused"),
+        (tmp_path, "No such file"),
+        ("~nobody-has-this-name/zoo", "home directory"),
+        ("HTTP://127.0.0.1:9", "refused"),
+    ):
         code, _, err = command("zoo", "list", "--from", source)
         assert code == 2 and says in err and err.count("\n") == 1, err
 
