@@ -4,6 +4,7 @@ Never a traceback, a hang, or another number without a word.
 """
 
 import json
+import math
 import os
 import random
 import re
@@ -96,7 +97,9 @@ def difference(before, after, at=""):
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = enumerate(zip(before, after, strict=True))
         return next(filter(None, (difference(*pair, f"{at}[{i}]") for i, pair in pairs)), None)
-    return None if before == after else f"{at}: {before!r:.200} became {after!r:.200}"
+    gone = after in (None, {})  # which is seen, and is no other number
+    near = isinstance(before, float) and isinstance(after, float) and math.isclose(before, after, rel_tol=1e-6)
+    return None if gone or near or before == after else f"{at}: {before!r:.200} became {after!r:.200}"
 
 
 def notes(out, err):
@@ -107,7 +110,7 @@ def notes(out, err):
     if isinstance(result, list):  # `runs`, `data list`
         found += [row["error"] for row in result if row.get("error")]
     if isinstance(result, dict):
-        found += result.get("missing", [])
+        found += [*result.get("missing", []), *result.get("unchecked", [])]
         found += [
             made["unpaired"] for made in result.get("evaluations", []) if isinstance(made, dict) and made["unpaired"]
         ]

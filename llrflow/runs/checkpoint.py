@@ -86,8 +86,13 @@ class Checkpoints:
                     f"holds {path} as {saved.get(path, 'nothing')}, the spec wants {wanted.get(path, 'nothing')}",
                     "use the spec that made the checkpoint",
                 )
-        with self._manager() as manager:
-            restored = manager.restore(step, args=self._ocp.args.StandardRestore(target._asdict()))
+        try:
+            with self._manager() as manager:
+                restored = manager.restore(step, args=self._ocp.args.StandardRestore(target._asdict()))
+        except RecursionError:  # Orbax reads the metadata of all steps
+            others = listing(other for other in self.steps() if self.problem(other))
+            got = f"holds damaged checkpoints that keep step {step} from being read: {others}"
+            raise CheckpointError(str(self.directory), got, "remove those") from None
         return TrainState(**jax.tree.map(np.asarray, restored))
 
     def keep_statistics(self, step: int, model_state: Any, images: int) -> None:
@@ -174,7 +179,10 @@ class Checkpoints:
 
     def _manifest(self, step: int) -> dict[str, Any]:
         """Raises OSError and ValueError where there is none as it was written."""
-        sealed = json.loads(read_regular(self._manifests / f"{step}.json"))
+        try:
+            sealed = json.loads(read_regular(self._manifests / f"{step}.json"))
+        except RecursionError:
+            raise ValueError("the manifest is nested too deeply") from None
         if not isinstance(sealed, dict) or sealed.get("sha256") != digest_of(sealed.get("manifest")):
             raise ValueError("the manifest has changed")
         return sealed["manifest"]

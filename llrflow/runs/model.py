@@ -133,13 +133,13 @@ def chosen_step(folder: RunFolder, checkpoints: Checkpoints, step: Step | None =
         return ChosenStep(step)
     problems: list[str] = []
     newest = checkpoints.newest_intact(problems.append)
+    record = folder.existing()
+    if not problems and newest is not None and newest < record.step:  # run.json can only be behind
+        problems.append(f"checkpoint {record.step} is missing")
     for problem in problems:
         say(problem)
     if newest is None:
         raise CheckpointError(str(checkpoints.directory), "has no intact checkpoint", "train the run again")
-    record = folder.existing()
-    if not problems and newest < record.step:  # run.json can only be behind
-        problems = [f"checkpoint {record.step} is missing"]
     return ChosenStep(newest, f"step {newest} is not the newest: {'; '.join(problems)}" if problems else None)
 
 

@@ -93,8 +93,18 @@ def test_an_evaluation_says_why_it_is_not_of_the_newest_checkpoint(copied, comma
     (copied / "checkpoints" / "manifests" / "12.json").unlink()
     for state in ("finished", "interrupted"):
         (record := RunFolder(copied).existing()).model_copy(update={"state": state}).write(copied / "run.json")
-        _, out, _ = command("evaluate", copied)
+        _, out, err = command("evaluate", copied)
         assert "step 8 is not the newest: checkpoint 12 is missing" in out.splitlines() and record.step == 12
+        assert "checkpoint 12 is missing" in err.splitlines()  # which what prints no `why` says too
+
+
+def test_json_that_is_nested_too_deeply_is_a_damaged_checkpoint(copied):
+    (copied / "checkpoints" / "manifests" / "8.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="no readable manifest"):
+        llrflow.load_model(copied, step=8)
+    (copied / "checkpoints" / "4" / "_CHECKPOINT_METADATA").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"keep step 12 from being read: 4, 8; remove those"):
+        llrflow.load_model(copied)
 
 
 def test_best_says_of_how_many(copied, command):
