@@ -23,7 +23,7 @@ from llrflow.runs.exports import write_export
 from llrflow.runs.folder import RunFolder, Step
 from llrflow.runs.importing import known_layouts
 from llrflow.runs.model import Model, load_model, stored_run
-from llrflow.weights.layout import Layout, Named
+from llrflow.weights.layout import DOTTED, OWN, Layout
 
 WEIGHTS, NETWORK = "model.pt", "network.py"
 
@@ -32,9 +32,6 @@ TOLERANCE = 1e-3
 
 _UNTOLD = ("activation", "shortcut", "mean", "std")
 """Fields of a network that neither names nor shapes tell of."""
-
-_OWN = "llrflow"
-"""The names of networks without a known layout: as in llrflow, with dots."""
 
 
 class TorchRecord(ExportRecord):
@@ -94,7 +91,7 @@ def export_torch(
     weights, names = _arrays(model, layout)
     tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
     config = {"type": kind, **model.spec.model.model_dump()}
-    untold = [name for name in _UNTOLD if layout_name != _OWN and name in type(model.spec.model).model_fields]
+    untold = [name for name in _UNTOLD if layout_name != OWN and name in type(model.spec.model).model_fields]
     network = torch_network.Network(config, names, tensors).eval()
 
     def theirs(images: np.ndarray) -> np.ndarray:
@@ -125,13 +122,13 @@ def _layout_of(model: Any) -> tuple[str, Layout]:
     All that have norm layers to choose have BatchNorm.
     """
     if getattr(model, "norm", "batch") != "batch":
-        return _OWN, Layout.model_validate({"names": {}})
+        return OWN, DOTTED
     for name, layout in known_layouts().items():
         wanted = {field: value for field, value in layout.fields.items() if field != "activation"}
         fits = all(getattr(model, field, value) == value for field, value in wanted.items())
         if model.registered_as[1] in layout.models and layout.style == "torch" and fits:
             return name, layout
-    return _OWN, Layout.model_validate({"names": {}})
+    return OWN, DOTTED
 
 
 def _arrays(model: Model, layout: Layout) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -139,17 +136,10 @@ def _arrays(model: Model, layout: Layout) -> tuple[dict[str, np.ndarray], dict[s
     params, state = model.variables
     trees, found, names = {**params, **state}, {}, {}
     for one in layout.named(params, state):
-        there = one.there or _dotted(layout, one)
-        found[there] = np.array(layout.out_of(np.asarray(trees[one.module][one.name]), one), order="C")
-        names[f"{one.module}/{one.name}"] = there
+        found[one.there] = np.array(layout.out_of(np.asarray(trees[one.module][one.name]), one), order="C")
+        names[f"{one.module}/{one.name}"] = one.there
     return found, names
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _dotted(layout: Layout, one: Named) -> str:
-    """A name for an array that has none in a layout."""
-    module = one.module.partition("/~/")[0] if "_ema" in one.module else one.module
-    return ".".join([*(part for part in module.split("/") if part != "~"), layout.ending(one)])

@@ -29,11 +29,8 @@ from llrflow.spec.load import at, load_spec
 from llrflow.spec.resolve import resolve, spec_hash
 from llrflow.spec.schema import OptimizerEntry, Spec
 from llrflow.spec.source import read_source
-from llrflow.weights.layout import Layout, Named
+from llrflow.weights.layout import DOTTED, OWN, Layout, Named
 from llrflow.weights.read import read_weights
-
-OWN = "llrflow"
-"""The layout of what `llrflow export` writes: `params/MODULE/NAME` and `state/MODULE/NAME`."""
 
 _NORMALISING = (("mean", "std"), ("new_mean", "new_std"), ("_mean", "_std"), ("mu", "sigma"))
 """What the buffers of a layer that normalises images are called."""
@@ -138,8 +135,7 @@ def _named(path: Path, spec: Spec, mapping: str | Path | None, key: str | None) 
             found.append((score, File(path, kept, normalising, layout, name)))
     best = max(found, key=lambda one: one[0], default=None)
     if best is None or (best[0][1] == 0 and mapping is None):
-        known = f"is of no layout known for {spec.model.registered_as[1]}" + some(": it holds ", list(arrays))
-        raise CheckpointError(str(path), known, "say with --map what its arrays are called")
+        return File(path, arrays, {}, DOTTED, OWN)  # as `export --to torch` has it, or of no layout that is known
     return best[1]
 
 
@@ -226,7 +222,6 @@ def _state(program: Program, held: File) -> TrainState:
     params: Arrays = {}
     wanted = {**state.params, **state.model_state}
     for one in named:
-        assert one.there is not None
         array = held.arrays.pop(one.there)  # so that no more of the file than this is in memory twice
         if array.dtype.kind not in "biuf" and array.dtype != ml_dtypes.bfloat16:
             raise CheckpointError(str(held.path), f"{one.there} holds {array.dtype}, no numbers", "give intact weights")
@@ -254,8 +249,7 @@ def _named_there(layout: Layout, name: str, state: TrainState) -> list[Named]:
         if one.there in seen:
             got = f"calls {seen[one.there]} and {one.module}/{one.name} by one name, {one.there}"
             raise SpecError(name, got, fix)
-        if one.there is not None:
-            seen[one.there] = f"{one.module}/{one.name}"
+        seen[one.there] = f"{one.module}/{one.name}"
     return named
 
 
@@ -269,20 +263,21 @@ def _ours(state: TrainState, arrays: Mapping[str, Any]) -> list[tuple[str, str, 
 def _check(program: Program, held: File, named: list[Named]) -> None:
     """Raise CheckpointError with the arrays that have another shape, are missing, or are no part of the network."""
     layout, arrays = held.layout, held.arrays
-    shapes = {one.there: one.shape if layout is None else layout.shape_there(one) for one in named if one.there}
+    shapes = {one.there: one.shape if layout is None else layout.shape_there(one) for one in named}
     wrong = [
         f"{name} is {list(arrays[name].shape)}, wanted {list(shape)}"
         for name, shape in shapes.items()
         if name in arrays and arrays[name].shape != shape
     ]
-    nameless = [f"{one.module}/{one.name} {list(one.shape)}" for one in named if one.there is None]
     missing = [f"{name} {list(shape)}" for name, shape in shapes.items() if name not in arrays]
     foreign = [f"{name} {list(array.shape)}" for name, array in arrays.items() if name not in shapes]
+    if layout is DOTTED and not shapes.keys() & arrays.keys():
+        got = f"is of no layout known for {program.spec.model.registered_as[1]}" + some(": it holds ", list(arrays))
+        raise CheckpointError(str(held.path), got, "say with --map what its arrays are called")
     problems = [
         some("", wrong, "; "),
         some("missing: ", missing),
         some("not in this network: ", foreign),
-        some("without a name there: ", nameless),
     ]
     if any(problems):
         got = f"does not fit {program.spec.model.registered_as[1]} by the names of {held.name}: "

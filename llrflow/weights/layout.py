@@ -23,6 +23,9 @@ _TORCH = {
 }
 """PyTorch's names of what Haiku's modules hold."""
 
+OWN = "llrflow"
+"""Our own names: `params/MODULE/NAME` and `state/MODULE/NAME` in what `llrflow export` writes, `DOTTED` for PyTorch."""
+
 _FIELD = re.compile(r"\{(\w+)([+-]\d+)?\}")
 
 Tree = Mapping[str, Mapping[str, Any]]
@@ -45,8 +48,8 @@ class Named(NamedTuple):
     module: str
     name: str
     shape: tuple[int, ...]
-    there: str | None
-    """None where the layout has no name for it."""
+    there: str
+    """By the layout, or as in llrflow where that has no name for it."""
     leaf: str
     """`w`, `b`, `scale` ...; empty where the array itself, not its module, has a name there."""
     flattened: tuple[int, int, int] | None
@@ -104,19 +107,14 @@ class Layout(BaseModel):
     def _named(self, module: str, name: str, shape: tuple[int, ...], base: str, leaf: str) -> Named:
         if (found := self._found(f"{module}/{name}")) is not None:
             return Named(module, name, shape, found[0], "", None)
-        if (found := self._found(base)) is None:
-            return Named(module, name, shape, None, leaf, None)
-        one = Named(module, name, shape, None, leaf, found[1])
-        if one.flattened and leaf == "w" and (len(shape) != 2 or math.prod(one.flattened) != shape[0]):
-            features = " x ".join(map(str, one.flattened))
-            raise ValueError(
-                f"{module}/w is {list(shape)}, and flattened features {features} are {math.prod(one.flattened)}"
-            )
-        return one._replace(there=f"{found[0]}{'/' if self.style == 'haiku' else '.'}{self.ending(one)}")
-
-    def ending(self, one: Named) -> str:
-        """The last part of an array's name there."""
-        return one.leaf if self.style == "haiku" else _TORCH.get(one.leaf, one.leaf)
+        there, flattened = self._found(base) or (base, None)
+        if flattened and leaf == "w" and (len(shape) != 2 or math.prod(flattened) != shape[0]):
+            features = f"{' x '.join(map(str, flattened))} are {math.prod(flattened)}"
+            raise ValueError(f"{module}/w is {list(shape)}, and flattened features {features}")
+        if self.style == "haiku":
+            return Named(module, name, shape, f"{there}/{leaf}", leaf, flattened)
+        parts = [part for part in there.split("/") if part != "~"]
+        return Named(module, name, shape, ".".join([*parts, _TORCH.get(leaf, leaf)]), leaf, flattened)
 
     def _found(self, ours: str) -> tuple[str, tuple[int, int, int] | None] | None:
         """The name there of a module or an array of ours."""
@@ -160,6 +158,10 @@ class Layout(BaseModel):
                 array = array.reshape(len(array), *one.flattened)
             array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
         return np.ascontiguousarray(array.reshape(one.shape), np.float32)
+
+
+DOTTED = Layout.model_validate({"names": {}})
+"""The names of networks without a known layout: as in llrflow, with dots."""
 
 
 def _regex(pattern: str) -> re.Pattern[str]:

@@ -457,6 +457,10 @@ def test_every_network_goes_out(model, side, spec_of, tmp_path):
         theirs = net(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     ours = np.asarray(program.logits_fn(*Held.variables)(images))
     np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-3 * np.abs(ours).max())
+    torch.save(tensors, tmp_path / "model.pt")
+    said = spec_of({**model, "mean": list(block.mean), "std": list(block.std)}, side)
+    import_model(tmp_path / "model.pt", said, tmp_path / "back")
+    np.testing.assert_allclose(llrflow.load_model(tmp_path / "back").logits(images), ours, rtol=1e-5)
 
 
 def test_what_other_programs_would_compute_otherwise_has_our_names(imported, spec_of, tmp_path, monkeypatch):
