@@ -134,7 +134,7 @@ def _named(path: Path, spec: Spec, mapping: str | Path | None, key: str | None) 
             score = (sum(there) / max(1, len(there)), sum(there))
             found.append((score, File(path, kept, normalising, layout, name)))
     best = max(found, key=lambda one: one[0], default=None)
-    if best is None or (best[0][1] == 0 and mapping is None):
+    if best is None or (best[0][0] < 0.5 and mapping is None):
         return File(path, arrays, {}, DOTTED, OWN)  # as `export --to torch` has it, or of no layout that is known
     return best[1]
 
