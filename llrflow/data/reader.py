@@ -15,7 +15,7 @@ import numpy as np
 from llrflow.base.errors import DataError, line_of
 from llrflow.base.validation import listing, suggest
 from llrflow.data.catalog import Prepared, find
-from llrflow.data.metadata import INFO_FILE, check_metadata, content_of
+from llrflow.data.metadata import INFO_FILE, check_metadata, content_of, damaged
 from llrflow.data.schema import Data
 
 if TYPE_CHECKING:
@@ -129,7 +129,11 @@ class Records:
         self.dataset, self.split = dataset, split
         # Not TFDS's own data source: it takes three times as long for an example, half as long as decoding it.
         known: Any = dataset.builder.info.splits
-        self._source: Any = ArrayRecordDataSource(known[split].file_instructions)
+        files = known[split].file_instructions
+        for file in (Path(instruction.filename) for instruction in files):
+            if file.exists() and not file.is_file():  # a pipe would be waited for
+                raise damaged(file, "is no regular file")
+        self._source: Any = ArrayRecordDataSource(files)
         self._parse = messages.Example.FromString
 
     def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
