@@ -50,7 +50,6 @@ def check_metadata(directory: Path) -> None:
         if name in (INFO_FILE, FEATURES_FILE):
             read_metadata(directory, name)
         try:
-            read_regular(directory / name)  # a pipe would be waited for
             found = sha256_file(directory / name)
         except OSError as error:
             raise damaged(directory / name, f"cannot be read: {line_of(error)}") from None
