@@ -25,7 +25,7 @@ _SAME = {
 }  # fmt: skip
 """Primitives that are one operator on the same operands."""
 
-_NOTHING = ("copy", "optimization_barrier", "reduce_precision")
+_NOTHING = ("copy", "optimization_barrier", "reduce_precision", "stop_gradient")
 
 
 class NoRule(Exception):

@@ -67,8 +67,9 @@ def run(spec: Spec, out: str | Path | None = None, fresh: bool = False, quiet: b
     """
     require_trackers(spec.train.trackers, "train.trackers", spec)
     folder = folder_of(spec, out)
-    alone = jax.process_count() == 1  # others of a group wait for this one to join
-    if alone and not fresh and (why := folder.unwritable()) is not None:
+    # The processes of a group wait for each other; `process_count` would start JAX's backend before devices are chosen.
+    grouped = jax.distributed.is_initialized()
+    if not grouped and not fresh and (why := folder.unwritable()) is not None:
         return Run(folder.path, *stored_result(spec, folder, why))
     with session(spec, out, fresh, quiet) as opened, opened.shown() as shower:
         opened.train()

@@ -114,7 +114,7 @@ def test_what_reads_works_and_what_would_write_is_one_line(as_a_user, sealed_off
 
 def test_a_process_of_a_group_joins_it_all_the_same(load, tmp_path, monkeypatch):
     monkeypatch.setattr(RunFolder, "unwritable", lambda folder: "Permission denied")
-    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("llrflow.runs.pipeline.session", Mock(side_effect=InterruptedError("joined")))
     with pytest.raises(InterruptedError, match="joined"):
         llrflow.run(load(), tmp_path)
