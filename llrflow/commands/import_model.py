@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llrflow.commands.options import json_option, overrides
+from llrflow.commands.options import json_option, set_option
 from llrflow.commands.printing import echo, print_json
 
 
@@ -21,14 +21,7 @@ from llrflow.commands.printing import echo, print_json
     "--map", "mapping", metavar="FILE", type=click.Path(path_type=Path), help="YAML: what arrays are called there."
 )
 @click.option("--key", metavar="NAME", help="Which dict of arrays of a checkpoint; default its state_dict.")
-@click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="PATH=VALUE",
-    callback=overrides,
-    help="Change one value of the spec; repeatable.",
-)
+@set_option
 @json_option
 def import_model(
     file: Path, spec: Path, out: Path, mapping: Path | None, key: str | None, changes: dict[str, Any], as_json: bool

@@ -24,9 +24,9 @@ def overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     return found
 
 
-def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """SPEC, --on and --set, as every command on a spec takes them."""
-    command = click.option(
+def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--set, as every command that takes a spec has it."""
+    return click.option(
         "--set",
         "changes",
         multiple=True,
@@ -34,6 +34,11 @@ def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
         callback=overrides,
         help="Change one value of the spec; repeatable.",
     )(command)
+
+
+def spec_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """SPEC, --on and --set, as every command on a spec takes them."""
+    command = set_option(command)
     command = click.option(
         "--on",
         type=click.Path(path_type=Path),

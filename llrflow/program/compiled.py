@@ -47,9 +47,8 @@ class Key:
     def __init__(self, spec: Spec, facts: DatasetFacts, devices: Devices, names: tuple[str, ...]) -> None:
         self.spec, self.facts, self.devices, self.names = spec, facts, devices, names
         described = (facts.classes, facts.image_shape, facts.varies)
-        code = [
-            *map(imported_identity, spec.plugin_paths())
-        ]  # a plugin may have changed since a program of the same words was compiled
+        # A plugin may have changed since a program of the same words was compiled.
+        code = list(map(imported_identity, spec.plugin_paths()))
         self.text = json.dumps([static_parts(spec), code, names, described, [str(d) for d in devices.all]])
 
     def __eq__(self, other: object) -> bool:

@@ -6,7 +6,6 @@ model.json         RobustBenchRecord
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from llrflow.base.errors import CheckpointError, SpecError
 from llrflow.base.files import require_local
 from llrflow.components.registry import entries
+from llrflow.runs.export_facts import digests
 from llrflow.runs.exports import write_export
 from llrflow.runs.folder import RunFolder, Step
 from llrflow.runs.model import checkpoints_of, chosen_step, stored_run
@@ -88,7 +88,7 @@ def export_robustbench(
         network_sha256=evaluation.network_sha256,
         evaluation=evaluation.identity,
         left_out=[key for key in KEYS if key not in info],
-        files={FILE: hashlib.sha256(content).hexdigest()},
+        files=digests({FILE: content}),
     )
     write_export(Path(out), {FILE: content}, record)
     return Path(out), record
